@@ -1,0 +1,35 @@
+#include "activation/op.h"
+
+#include "core/check.h"
+#include "core/isa.h"
+#include "core/module.h"
+#include "core/scratch.h"
+
+namespace warpformer {
+
+void gelu(const Tensor& x, const std::optional<Tensor>& bias, const Tensor& out, bool tanh_form,
+          int threads) {
+  CHECK_TENSORS(x, bias, out);
+  CHECK(x.floating() && x.ndim > 0, x);
+  CHECK(out.floating() && out.same_shape(x), out, x);
+  if (bias)
+    CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == x.dim(-1), bias, x);
+  CHECK(threads > 0, threads);
+  CHECK_CPU(x);
+  if (x.numel() == 0) return;
+
+  GeluParams p{rows(x)};
+  if (bias) p.bias = rows(*bias);
+  p.out = rows(out);
+  p.tanh_form = tanh_form;
+  p.threads = threads;
+  p.scratch = scratch_floats((1 + threads) * p.x.n);
+  CPU_KERNEL(gelu)(p);
+}
+
+void bind_activation(py::module_& m) {
+  m.def("gelu", &gelu, py::arg("x"), py::arg("bias"), py::arg("out"), py::arg("tanh_form"),
+        py::arg("threads"), nogil());
+}
+
+}  // namespace warpformer

@@ -1,0 +1,14 @@
+#include "core/cuda/runtime.h"
+
+#include <cuda_runtime_api.h>
+
+namespace warpformer::cuda {
+
+int runtime_version() { return CUDART_VERSION; }
+
+int driver_version() {
+  int version = 0;
+  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
+}  // namespace warpformer::cuda

@@ -1,0 +1,102 @@
+// The f32 matrix product that linear and attention share: one register tile at a time.
+//
+//              panel 0    panel 1          B: panels of 16 columns, row k of a panel is 16 floats
+//            +----------+----------+
+//     a[0]   |  acc     |  acc     |       A: up to kTileRows rows of at most kDepth floats, kStride
+//     ...    |          |          |          apart, so that every address is one base + constants
+//     a[11]  |          |          |
+//            +----------+----------+       C: rows of floats, `c_row` apart
+//
+// AVX-512 holds 12 x 2 panels in 24 of its 32 registers, AVX2 6 x 1 (two registers a panel) in 12 of
+// 16. Every element is one chain of fused multiply-adds over k in ascending order, whatever the
+// number of rows beside it: the same row gives the same bits in every batch.
+#pragma once
+
+namespace warpformer {
+
+constexpr int kPanel = 16;            // columns of a packed panel, on every ISA
+constexpr int kDepth = 256;           // longest stretch of k that one tile of A holds
+constexpr int kStride = kDepth + 16;  // 17 cache lines: neighbouring rows fall into different sets
+constexpr int kMaxTileRows = 12, kMaxTileColumns = 2 * kPanel;
+
+}  // namespace warpformer
+
+#if defined(WF_ISA)
+#include "core/simd.h"
+
+namespace warpformer::cpu::WF_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12, kTilePanels = 2;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6, kTilePanels = 1;
+#else
+constexpr int kTileRows = 4, kTilePanels = 1;
+#endif
+constexpr int kTileColumns = kTilePanels * kPanel;
+
+/// Where the panels of B lie, in floats.
+struct Panels {
+  const float* data;
+  int64_t panel;  // from one panel to the next
+  int64_t row;    // from one k to the next
+};
+
+template <int kRows, int kPanels>
+void gemm_tile(const float* a, Panels b, int64_t depth, float* c, int64_t c_row, bool add) {
+  constexpr int kVecs = kPanel / Vec::kWidth * kPanels, kPerPanel = kPanel / Vec::kWidth;
+  Vec acc[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < kVecs; ++j)
+      acc[i][j] = add ? load(c + i * c_row + j * Vec::kWidth) : set(0.0f);
+  const float* panel[kPanels];
+#pragma GCC unroll 16
+  for (int j = 0; j < kPanels; ++j) panel[j] = b.data + j * b.panel;
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec row[kVecs];
+#pragma GCC unroll 16
+    for (int j = 0; j < kVecs; ++j)
+      row[j] = load(panel[j / kPerPanel] + j % kPerPanel * Vec::kWidth);
+#pragma GCC unroll 16
+    for (int j = 0; j < kPanels; ++j) panel[j] += b.row;
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Vec x = set(a[i * kStride + k]);
+#pragma GCC unroll 16
+      for (int j = 0; j < kVecs; ++j) acc[i][j] = fma(x, row[j], acc[i][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < kVecs; ++j) store(c + i * c_row + j * Vec::kWidth, acc[i][j]);
+}
+
+template <int kRows = kTileRows>
+void gemm_rows(int rows, int panels, const float* a, Panels b, int64_t depth, float* c,
+               int64_t c_row, bool add) {
+  if (rows == kRows) {
+    if (panels == kTilePanels) {
+      gemm_tile<kRows, kTilePanels>(a, b, depth, c, c_row, add);
+    } else {
+      gemm_tile<kRows, 1>(a, b, depth, c, c_row, add);
+    }
+  } else if constexpr (kRows > 1) {
+    gemm_rows<kRows - 1>(rows, panels, a, b, depth, c, c_row, add);
+  }
+}
+
+/// C[rows, 16 * panels] (+)= A[rows, depth] B, rows <= kTileRows, depth <= kDepth.
+inline void gemm(int rows, int64_t panels, const float* a, Panels b, int64_t depth, float* c,
+                 int64_t c_row, bool add) {
+  for (int64_t p = 0; p < panels; p += kTilePanels) {
+    const int now = panels - p < kTilePanels ? 1 : kTilePanels;
+    gemm_rows(rows, now, a, {b.data + p * b.panel, b.panel, b.row}, depth, c + p * kPanel, c_row,
+              add);
+  }
+}
+
+}  // namespace warpformer::cpu::WF_ISA
+#endif

@@ -1,0 +1,74 @@
+// Row ops (softmax, norms, elementwise) see a tensor as rows of n elements with any strides: the
+// last dimension, or the one given, is the row, the others are collapsed where memory allows.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.h"
+
+namespace warpformer {
+
+struct Rows {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t n = 0;     // elements of a row, `step` elements of memory apart
+  int64_t step = 0;
+  int64_t count = 0;  // rows
+  int ndim = 0;       // outer dimensions, the first one slowest
+  int64_t shape[7] = {};
+  int64_t stride[7] = {};
+};
+
+struct Tensor;
+/// View of `t` as rows along dimension `dim` (negative from the end). `t` has at least one.
+Rows rows(const Tensor& t, int dim = -1);
+
+}  // namespace warpformer
+
+#if defined(WF_ISA)
+#include "core/simd.h"
+
+namespace warpformer::cpu::WF_ISA {
+
+/// Offset of row `r`, in elements.
+inline int64_t row_offset(const Rows& rows, int64_t r) {
+  if (rows.ndim == 1) return r * rows.stride[0];
+  int64_t offset = 0;
+  for (int i = rows.ndim - 1; i >= 0; --i) {
+    offset += r % rows.shape[i] * rows.stride[i];
+    r /= rows.shape[i];
+  }
+  return offset;
+}
+
+/// dst[0..n) = elements [begin, begin + n) of row r, as floats. T is the type rows.dtype names.
+template <class T>
+inline void read_span(const Rows& rows, int64_t r, int64_t begin, int64_t n, float* dst) {
+  const T* src = static_cast<const T*>(rows.data) + row_offset(rows, r) + begin * rows.step;
+  if (rows.step == 1) {
+    for_lanes(n, [&](int64_t i, auto k) { store(dst + i, load(src + i, k), k); });
+  } else {
+    for (int64_t i = 0; i < n; ++i) dst[i] = to_float(src[i * rows.step]);
+  }
+}
+/// Elements [begin, begin + n) of row r = src[0..n), rounded to T.
+template <class T>
+inline void write_span(const float* src, const Rows& rows, int64_t r, int64_t begin, int64_t n) {
+  T* dst = static_cast<T*>(rows.data) + row_offset(rows, r) + begin * rows.step;
+  if (rows.step == 1) {
+    for_lanes(n, [&](int64_t i, auto k) { store(dst + i, load(src + i, k), k); });
+  } else {
+    for (int64_t i = 0; i < n; ++i) dst[i * rows.step] = from_float<T>(src[i]);
+  }
+}
+template <class T>
+inline void read_row(const Rows& rows, int64_t r, float* dst) {
+  read_span<T>(rows, r, 0, rows.n, dst);
+}
+template <class T>
+inline void write_row(const float* src, const Rows& rows, int64_t r) {
+  write_span<T>(src, rows, r, 0, rows.n);
+}
+
+}  // namespace warpformer::cpu::WF_ISA
+#endif

@@ -1,0 +1,349 @@
+// Vec: a register of floats, and the few operations the CPU kernels are written in. One section per
+// register width; kernels say Vec and are compiled once per ISA (WF_ISA names the namespace).
+//
+//   load(p) load(p, n)      f32, bf16 or f16 in memory, the first n lanes and 0 in the others
+//   store(p, v) store(p, v, n)     rounds to nearest even
+//   fma(a, b, c) = a * b + c       one rounding where the CPU has FMA
+//
+// Only C headers and plain functions here: what the linker could merge across ISAs would put AVX
+// code into files that must run everywhere.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "core/types.h"
+
+#define WF_INLINE inline __attribute__((always_inline))
+
+namespace warpformer::cpu::WF_ISA {
+
+WF_INLINE uint32_t bits_of(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
+WF_INLINE float float_of(uint32_t u) {
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
+#if defined(__AVX512F__)
+
+struct Vec {
+  static constexpr int kWidth = 16;
+  __m512 v;
+};
+WF_INLINE Vec set(float f) { return {_mm512_set1_ps(f)}; }
+WF_INLINE Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+WF_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+WF_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+WF_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+WF_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// max and min return their second operand where either is NaN, as the instructions do.
+WF_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+WF_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+WF_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+WF_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+WF_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+/// a * 2^n for integral n.
+WF_INLINE Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+/// Lane by lane: a < b ? yes : no.
+WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
+}
+WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
+  const __m512i bit = _mm512_set1_epi32(INT32_MIN);  // 0xCA: sign where the bit is set
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign.v),
+                                                        _mm512_castps_si512(magnitude.v), 0xCA))};
+}
+WF_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+WF_INLINE float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+WF_INLINE __mmask16 lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+WF_INLINE Vec widen(__m256i half) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+WF_INLINE __m256i narrow(Vec v) {
+  const __m512i u = _mm512_castps_si512(v.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd);
+  const __m512i nan = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));  // quiet, never infinity
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, nan), 16));
+}
+WF_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+WF_INLINE Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(lanes(n), p)}; }
+WF_INLINE Vec load(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
+WF_INLINE Vec load(const bf16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(lanes(n), p)); }
+WF_INLINE Vec load(const f16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+WF_INLINE Vec load(const f16* p, int64_t n) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p))};
+}
+WF_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v.v); }
+WF_INLINE void store(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), v.v); }
+WF_INLINE void store(bf16* p, Vec v) { _mm256_storeu_si256((__m256i*)p, narrow(v)); }
+WF_INLINE void store(bf16* p, Vec v, int64_t n) { _mm256_mask_storeu_epi16(p, lanes(n), narrow(v)); }
+WF_INLINE void store(f16* p, Vec v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
+WF_INLINE void store(f16* p, Vec v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, lanes(n), _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#else
+
+#if defined(__AVX2__)
+
+struct Vec {
+  static constexpr int kWidth = 8;
+  __m256 v;
+};
+WF_INLINE Vec set(float f) { return {_mm256_set1_ps(f)}; }
+WF_INLINE Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+WF_INLINE Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+WF_INLINE Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+WF_INLINE Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+WF_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+WF_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+WF_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+WF_INLINE Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+WF_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+WF_INLINE Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
+WF_INLINE Vec scale_by_power(Vec a, Vec n) {
+  // Two factors, because 2^n alone is out of range where the result is a denormal or near infinity.
+  const __m256i i = _mm256_cvtps_epi32(n.v);
+  const __m256i half = _mm256_srai_epi32(i, 1);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256i p = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+  const __m256i q = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(i, half), bias), 23);
+  return {_mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(p)), _mm256_castsi256_ps(q))};
+}
+WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+  return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
+WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_or_ps(_mm256_and_ps(bit, sign.v), _mm256_andnot_ps(bit, magnitude.v))};
+}
+WF_INLINE float sum(Vec a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+WF_INLINE float max_lane(Vec a) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+WF_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+WF_INLINE Vec load(const bf16* p) {
+  const __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(u, 16))};
+}
+WF_INLINE Vec load(const f16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
+WF_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v.v); }
+WF_INLINE void store(bf16* p, Vec v) {
+  const __m256i u = _mm256_castps_si256(v.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd);
+  const __m256i nan = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+  const __m256 is_nan = _mm256_cmp_ps(v.v, v.v, _CMP_UNORD_Q);
+  const __m256i word = _mm256_srli_epi32(
+      _mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan)), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(word, word), 0x08);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+}
+WF_INLINE void store(f16* p, Vec v) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#else  // any CPU: one lane
+
+struct Vec {
+  static constexpr int kWidth = 1;
+  float v;
+};
+WF_INLINE Vec set(float f) { return {f}; }
+WF_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+WF_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+WF_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+WF_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+WF_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+WF_INLINE Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
+WF_INLINE Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
+WF_INLINE Vec abs(Vec a) { return {fabsf(a.v)}; }
+WF_INLINE Vec round(Vec a) { return {rintf(a.v)}; }
+WF_INLINE Vec sqrt(Vec a) { return {sqrtf(a.v)}; }
+WF_INLINE Vec scale_by_power(Vec a, Vec n) {
+  // Not ldexpf: that is a call, and ten times slower.
+  const int32_t i = n.v == n.v ? static_cast<int32_t>(n.v) : 0;
+  const int32_t half = i >> 1;
+  return {a.v * float_of(static_cast<uint32_t>(half + 127) << 23) *
+          float_of(static_cast<uint32_t>(i - half + 127) << 23)};
+}
+WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return a.v < b.v ? yes : no; }
+WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) { return {copysignf(magnitude.v, sign.v)}; }
+WF_INLINE float sum(Vec a) { return a.v; }
+WF_INLINE float max_lane(Vec a) { return a.v; }
+WF_INLINE Vec load(const float* p) { return {*p}; }
+WF_INLINE Vec load(const bf16* p) { return {float_of(static_cast<uint32_t>(p->bits) << 16)}; }
+WF_INLINE Vec load(const f16* p) {
+  const uint32_t sign = (p->bits & 0x8000u) << 16, rest = p->bits & 0x7FFFu;
+  if (rest >= 0x7C00u) return {float_of(sign | 0x7F800000u | (rest & 0x3FFu) << 13)};
+  const float magnitude = rest < 0x400u ? static_cast<float>(rest) * 0x1p-24f
+                                        : float_of((rest << 13) + (112u << 23));
+  return {sign ? -magnitude : magnitude};
+}
+WF_INLINE void store(float* p, Vec v) { *p = v.v; }
+WF_INLINE void store(bf16* p, Vec v) {
+  const uint32_t u = bits_of(v.v);
+  const uint32_t rounded = v.v == v.v ? u + 0x7FFFu + (u >> 16 & 1u) : u | 0x400000u;
+  p->bits = static_cast<uint16_t>(rounded >> 16);
+}
+WF_INLINE void store(f16* p, Vec v) {
+  const uint32_t u = bits_of(v.v), sign = u >> 16 & 0x8000u, rest = u & 0x7FFFFFFFu;
+  uint32_t half;
+  if (rest > 0x7F800000u) {
+    half = 0x7E00u | (rest >> 13 & 0x3FFu);
+  } else if (rest >= 0x477FF000u) {  // rounds to 65536 or more
+    half = 0x7C00u;
+  } else if (rest < 0x38800000u) {  // a denormal half: the float adder rounds it into place
+    half = bits_of(float_of(rest) + 0.5f) - bits_of(0.5f);
+  } else {
+    half = (rest + 0xFFFu + (rest >> 13 & 1u) - (112u << 23)) >> 13;
+  }
+  p->bits = static_cast<uint16_t>(sign | half);
+}
+
+#endif
+
+template <class T>
+WF_INLINE Vec load(const T* p, int64_t n) {
+  T lanes[Vec::kWidth] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T>
+WF_INLINE void store(T* p, Vec v, int64_t n) {
+  T lanes[Vec::kWidth];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+#endif  // register width
+
+/// One element, for strided access.
+template <class T>
+WF_INLINE float to_float(T value) {
+  float lane;
+  store(&lane, load(&value, 1), 1);
+  return lane;
+}
+template <class T>
+WF_INLINE T from_float(float f) {
+  T value;
+  store(&value, set(f), 1);
+  return value;
+}
+
+/// How many lanes of a register are in use: all of them, known to the compiler, or the first n.
+struct Full {};
+struct Tail {
+  int64_t n;
+};
+template <class T>
+WF_INLINE Vec load(const T* p, Full) {
+  return load(p);
+}
+template <class T>
+WF_INLINE Vec load(const T* p, Tail tail) {
+  return load(p, tail.n);
+}
+/// As load, with `other` in the lanes past the end.
+WF_INLINE Vec load_or(const float* p, Full, float) { return load(p); }
+WF_INLINE Vec load_or(const float* p, Tail tail, float other) {
+  float lanes[Vec::kWidth];
+  store(lanes, set(other));
+  memcpy(lanes, p, static_cast<size_t>(tail.n) * sizeof(float));
+  return load(lanes);
+}
+template <class T>
+WF_INLINE void store(T* p, Vec v, Full) {
+  store(p, v);
+}
+template <class T>
+WF_INLINE void store(T* p, Vec v, Tail tail) {
+  store(p, v, tail.n);
+}
+
+/// Calls f(i, lanes) over [0, n), register by register: f(i, Full) for whole ones, f(i, Tail) last.
+template <class F>
+WF_INLINE void for_lanes(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + Vec::kWidth <= n; i += Vec::kWidth) f(i, Full{});
+  if (i < n) f(i, Tail{n - i});
+}
+
+// exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2 in two parts; e^r by a minimax polynomial on
+// |r| <= ln(2) / 2, relative error 2e-9 before rounding.
+WF_INLINE Vec exp(Vec x) {
+  const Vec bounded = min(set(89.0f), max(set(-104.0f), x));  // NaN stays: it is the second operand
+  const Vec n = round(bounded * set(1.44269504f));
+  const Vec r = fma(n, set(2.12194440e-4f), fma(n, set(-0.693359375f), bounded));
+  Vec p = set(0.00139561f);
+  p = fma(p, r, set(0.00837513f));
+  p = fma(p, r, set(0.04166608f));
+  p = fma(p, r, set(0.16666415f));
+  p = fma(p, r, set(0.50000002f));
+  p = fma(p, r, set(1.0f));
+  p = fma(p, r, set(1.0f));
+  return scale_by_power(p, n);
+}
+
+// tanh(x): x + x^3 P(x^2) where |x| < 0.625, else 1 - 2 / (e^2|x| + 1).
+WF_INLINE Vec tanh(Vec x) {
+  const Vec a = abs(x), square = x * x;
+  Vec p = set(0.00229894f);
+  p = fma(p, square, set(-0.00835001f));
+  p = fma(p, square, set(0.021771f));
+  p = fma(p, square, set(-0.05395955f));
+  p = fma(p, square, set(0.13333305f));
+  p = fma(p, square, set(-0.33333333f));
+  const Vec small = fma(p * square, x, x);
+  const Vec large = set(1.0f) - set(2.0f) / (exp(a + a) + set(1.0f));
+  return where_less(a, set(0.625f), small, copy_sign(large, x));
+}
+
+// gelu(x) = x Phi(x) = max(x, 0) - |x| Phi(-|x|): no cancellation on either side.
+// Phi(-a) = exp(-a^2 / 2 + R(a)), R a minimax polynomial on [0, 6] (beyond, the term is below 6e-9).
+WF_INLINE Vec gelu(Vec x) {
+  const Vec a = min(set(40.0f), abs(x)), bounded = min(set(6.0f), a);
+  Vec r = set(-1.1437697899907562e-08f);
+  r = fma(r, bounded, set(3.704290065797977e-07f));
+  r = fma(r, bounded, set(-5.116186002851464e-06f));
+  r = fma(r, bounded, set(3.7966681266976520e-05f));
+  r = fma(r, bounded, set(-0.00013960911019239575f));
+  r = fma(r, bounded, set(-0.000119863121653907f));
+  r = fma(r, bounded, set(0.004975737072527409f));
+  r = fma(r, bounded, set(-0.03647442162036896f));
+  r = fma(r, bounded, set(0.1817442923784256f));
+  r = fma(r, bounded, set(-0.7978944182395935f));
+  r = fma(r, bounded, set(-0.6931465864181519f));
+  const Vec tail = exp(fma(a * a, set(-0.5f), r));
+  return max(set(0.0f), x) - a * tail;
+}
+
+// The tanh form: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
+WF_INLINE Vec gelu_tanh(Vec x) {
+  const Vec u2 = x * fma(x * x, set(2 * 0.7978845608f * 0.044715f), set(2 * 0.7978845608f));
+  return x / (set(1.0f) + exp(set(0.0f) - u2));
+}
+
+}  // namespace warpformer::cpu::WF_ISA

@@ -1,0 +1,80 @@
+#include "linear/op.h"
+
+#include "core/check.h"
+#include "core/isa.h"
+#include "core/module.h"
+#include "core/scratch.h"
+
+namespace warpformer {
+namespace {
+
+constexpr const char* kActivations[] = {"none", "relu", "gelu", "gelu_tanh", "tanh"};
+
+bool is_activation(const std::string& name, Activation& activation) {
+  for (int i = 0; i < 5; ++i) {
+    if (name != kActivations[i]) continue;
+    activation = static_cast<Activation>(i);
+    return true;
+  }
+  return false;
+}
+
+int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+}  // namespace
+
+void pack_linear(const Tensor& weight, const Tensor& packed, int threads) {
+  CHECK_TENSORS(weight, packed);
+  CHECK(weight.floating() && weight.ndim == 2, weight);
+  CHECK(packed.dtype == DType::f32 && packed.ndim == 3 && packed.contiguous(), packed);
+  CHECK(packed.dim(0) == panels(weight.dim(0)) && packed.dim(1) == weight.dim(1) &&
+            packed.dim(2) == kPanel,
+        packed, weight);
+  CHECK(threads > 0, threads);
+  CHECK_CPU(weight);
+  if (packed.numel() == 0) return;
+
+  PackLinearParams p{rows(weight), packed.ptr<float>(), threads};
+  p.scratch = scratch_floats(threads * kPanel * weight.dim(1));
+  CPU_KERNEL(pack_linear)(p);
+}
+
+void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+            const std::optional<Tensor>& residual, const Tensor& out,
+            const std::string& activation, int threads) {
+  CHECK_TENSORS(x, weight, bias, residual, out);
+  CHECK(x.floating() && x.ndim > 0, x);
+  CHECK(weight.dtype == DType::f32 && weight.ndim == 3 && weight.contiguous() &&
+            weight.dim(2) == kPanel,
+        weight);
+  CHECK(x.dim(-1) == weight.dim(1), x, weight);
+  CHECK(out.floating() && out.ndim == x.ndim && panels(out.dim(-1)) == weight.dim(0), out, x,
+        weight);
+  for (int i = 0; i + 1 < x.ndim; ++i) CHECK(out.dim(i) == x.dim(i), out, x);
+  if (bias)
+    CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == out.dim(-1), bias, out);
+  if (residual) CHECK(residual->floating() && residual->same_shape(out), residual, out);
+  CHECK(threads > 0, threads);
+  CHECK_CPU(x);
+  LinearParams p{rows(x)};
+  CHECK(is_activation(activation, p.activation), activation);
+  if (out.numel() == 0) return;
+
+  if (bias) p.bias = rows(*bias);
+  if (residual) p.residual = rows(*residual);
+  p.out = rows(out);
+  p.weight = weight.ptr<float>();
+  p.block_rows = linear_block_rows(x.dim(-1));
+  p.threads = threads;
+  p.scratch = scratch_floats(weight.dim(0) * kPanel + threads * linear_scratch(x.dim(-1)));
+  CPU_KERNEL(linear)(p);
+}
+
+void bind_linear(py::module_& m) {
+  m.def("pack_linear", &pack_linear, py::arg("weight"), py::arg("packed"), py::arg("threads"),
+        nogil());
+  m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
+        py::arg("out"), py::arg("activation"), py::arg("threads"), nogil());
+}
+
+}  // namespace warpformer

@@ -1,0 +1,51 @@
+// The extension module: InputError, the ISA in use, and every op of the list in CMakeLists.txt.
+#include "core/check.h"
+#include "core/isa.h"
+#include "core/module.h"
+
+namespace warpformer {
+
+#define WF_OP(name) void bind_##name(py::module_& m);
+#include "ops.inc"
+#undef WF_OP
+
+namespace {
+
+/// InputError is a ValueError and a RuntimeError, so that code written for torch's errors catches it.
+py::object input_error() {
+  static py::handle type;  // lives as long as the interpreter
+  if (!type) {
+    const py::tuple bases = py::make_tuple(py::handle(PyExc_ValueError), py::handle(PyExc_RuntimeError));
+    type = PyErr_NewExceptionWithDoc("warpformer.InputError",
+                                     "An argument has a shape, dtype or device the op cannot take.",
+                                     bases.ptr(), nullptr);
+    if (!type) throw py::error_already_set();
+  }
+  return py::reinterpret_borrow<py::object>(type);
+}
+
+}  // namespace
+}  // namespace warpformer
+
+PYBIND11_MODULE(_C, m) {
+  using namespace warpformer;
+  m.attr("InputError") = input_error();
+  py::register_local_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const InputError& error) {
+      PyErr_SetString(input_error().ptr(), error.what());
+    }
+  });
+
+  m.attr("__version__") = WARPFORMER_VERSION;
+  m.attr("cuda_architectures") = WARPFORMER_CUDA_ARCHITECTURES;
+  m.def("isa", [] { return isa_name(current_isa()); });
+  m.def("best_isa", [] { return isa_name(best_isa()); });
+  m.def("set_isa", &set_isa, py::arg("name"));
+  current_isa();  // an unknown WARPFORMER_ISA fails the import, not a call later
+
+#define WF_OP(name) bind_##name(m);
+#include "ops.inc"
+#undef WF_OP
+}

@@ -1,0 +1,19 @@
+"""Functional ops: one kernel call each. The docstrings are the contract."""
+
+from warpformer.ops.embedding_sum import embedding_sum
+from warpformer.ops.gelu import gelu
+from warpformer.ops.layer_norm import layer_norm
+from warpformer.ops.linear import linear, pack_linear, unpack_linear
+from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
+from warpformer.ops.softmax import softmax
+
+__all__ = [
+    "embedding_sum",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "pack_linear",
+    "scaled_dot_product_attention",
+    "softmax",
+    "unpack_linear",
+]
