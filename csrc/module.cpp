@@ -1,9 +1,16 @@
 // The extension module: InputError, the ISA in use, and every op of the list in CMakeLists.txt.
-#include "core/check.h"
-#include "core/isa.h"
 #include "core/module.h"
 
+#include "core/check.h"
+#include "core/cuda/runtime.h"
+#include "core/isa.h"
+
 namespace warpformer {
+
+#ifndef WARPFORMER_CUDA
+int cuda::runtime_version() { return 0; }
+int cuda::driver_version() { return 0; }
+#endif
 
 #define WF_OP(name) void bind_##name(py::module_& m);
 #include "ops.inc"
@@ -11,11 +18,13 @@ namespace warpformer {
 
 namespace {
 
-/// InputError is a ValueError and a RuntimeError, so that code written for torch's errors catches it.
+/// InputError is a ValueError and a RuntimeError, so that code written for torch's errors catches
+/// it.
 py::object input_error() {
   static py::handle type;  // lives as long as the interpreter
   if (!type) {
-    const py::tuple bases = py::make_tuple(py::handle(PyExc_ValueError), py::handle(PyExc_RuntimeError));
+    const py::tuple bases =
+        py::make_tuple(py::handle(PyExc_ValueError), py::handle(PyExc_RuntimeError));
     type = PyErr_NewExceptionWithDoc("warpformer.InputError",
                                      "An argument has a shape, dtype or device the op cannot take.",
                                      bases.ptr(), nullptr);
@@ -40,6 +49,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.attr("__version__") = WARPFORMER_VERSION;
   m.attr("cuda_architectures") = WARPFORMER_CUDA_ARCHITECTURES;
+  m.def("cuda_runtime_version", &cuda::runtime_version);
+  m.def("cuda_driver_version", &cuda::driver_version);
   m.def("isa", [] { return isa_name(current_isa()); });
   m.def("best_isa", [] { return isa_name(best_isa()); });
   m.def("set_isa", &set_isa, py::arg("name"));

@@ -1,11 +1,11 @@
 // A task is one head of one sequence and a block of 192 queries. It goes through the keys in blocks of
 // 256, so that the scores never exceed a tile in L1:
 //
-//   q block --* scale, pack--> q tiles
+//   q block --pack--> q tiles
 //   for a block of keys:        k --transpose--> k panels [keys / 16][D][16]         (L2)
 //                               v --copy-------> v panels [Dv / 16][keys][16]        (L2)
 //     for each tile of q:       S = q k^T            [rows of a tile, 256]           (L1)
-//                               S + mask, row maximum m, P = exp(S - m), l += sum P
+//                               S * scale + mask, row maximum m, P = exp(S - m), l += sum P
 //                               o = o * exp(m_old - m) + P v                         (L2)
 //   out = o / l
 #include "attention/op.h"
@@ -15,10 +15,20 @@
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
+/// Keys summed in one chain of P v; shorter chains round less.
+constexpr int64_t kChain = 128;
+
 int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/// The softmax so far of one row of queries.
+struct RowState {
+  float high;   // largest score
+  float total;  // sum of exp(score - high)
+};
+
 struct Workspace {
-  float *k, *v, *q, *scores, *bias, *row, *out, *high, *total;
+  float *k, *v, *q, *scores, *bias, *row, *out;
+  RowState* state;
   Workspace(const AttentionParams& p, int thread) {
     const int64_t stretches = p.width ? (p.width + kDepth - 1) / kDepth : 1;
     k = p.scratch + thread * attention_scratch(p.width, p.value_width);
@@ -28,8 +38,7 @@ struct Workspace {
     bias = scores + kMaxTileRows * kStride;
     row = bias + kStride;
     out = row + padded(p.width);
-    high = out + kBlockQueries * padded(p.value_width);
-    total = high + kBlockQueries;
+    state = reinterpret_cast<RowState*>(out + kBlockQueries * padded(p.value_width));
   }
 };
 
@@ -54,18 +63,13 @@ Rows head_rows(const Heads& t, DType dtype, int64_t sequence, int64_t head, int6
 }
 
 template <class T>
-void pack_queries(const Rows& q, int64_t first, int64_t count, float scale, float* tiles) {
+void pack_queries(const Rows& q, int64_t first, int64_t count, float* tiles) {
   const int64_t stretches = q.n ? (q.n + kDepth - 1) / kDepth : 1;
   for (int64_t i = 0; i < count; ++i) {
     float* tile = tiles + i / kTileRows * stretches * kTileRows * kStride;
-    for (int64_t s = 0; s * kDepth < q.n; ++s) {
-      float* to = tile + (s * kTileRows + i % kTileRows) * kStride;
-      const int64_t n = at_most(kDepth, q.n - s * kDepth);
-      read_span<T>(q, first + i, s * kDepth, n, to);
-      for_lanes(n, [&](int64_t j, auto lanes) {
-        store(to + j, load(to + j, lanes) * set(scale), lanes);
-      });
-    }
+    for (int64_t s = 0; s * kDepth < q.n; ++s)
+      read_span<T>(q, first + i, s * kDepth, at_most(kDepth, q.n - s * kDepth),
+                   tile + (s * kTileRows + i % kTileRows) * kStride);
   }
 }
 
@@ -93,28 +97,30 @@ bool pack_values(const Rows& v, int64_t first, int64_t count, float* panels) {
   return sum(zero) == 0.0f;
 }
 
-/// s = s + mask, but -inf where the mask is, even if s is NaN.
-void mask_scores(const Rows& mask, int64_t row, int64_t first_key, int64_t n, float* bias,
-                 float* s) {
-  if (mask.dtype == DType::boolean) {
+/// s = scale * s + mask, but -inf where the mask is, even if s is NaN.
+void mask_scores(const Rows& mask, int64_t row, int64_t first_key, int64_t n, float scale,
+                 float* bias, float* s) {
+  if (!mask.data) {
+    for_lanes(n, [&](int64_t j, auto k) { store(s + j, load(s + j, k) * set(scale), k); });
+  } else if (mask.dtype == DType::boolean) {
     const bool* keep =
         static_cast<const bool*>(mask.data) + row * mask.stride[0] + first_key * mask.step;
-    for (int64_t j = 0; j < n; ++j)
-      if (!keep[j * mask.step]) s[j] = -INFINITY;
-    return;
+    for (int64_t j = 0; j < n; ++j) s[j] = keep[j * mask.step] ? s[j] * scale : -INFINITY;
+  } else {
+    by_float(mask.dtype,
+             [&](auto t) { read_span<decltype(t)>(mask, row, first_key, n, bias); });
+    for_lanes(n, [&](int64_t j, auto k) {
+      const Vec b = load(bias + j, k);
+      const Vec masked = fma(load(s + j, k), set(scale), b);
+      store(s + j, where_less(b, set(-__FLT_MAX__), b, masked), k);
+    });
   }
-  by_float(mask.dtype,
-           [&](auto t) { read_span<decltype(t)>(mask, row, first_key, n, bias); });
-  for_lanes(n, [&](int64_t j, auto k) {
-    const Vec b = load(bias + j, k);
-    store(s + j, where_less(b, set(-__FLT_MAX__), b, load(s + j, k) + b), k);
-  });
 }
 
-/// One step of the online softmax: scores become exp(score - maximum so far), the output and the
-/// sum so far are rescaled to that maximum.
-void update_row(float* s, int64_t n, float& high, float& total, float* out, int64_t width) {
-  Vec top = set(high);
+/// One step of the online softmax: s becomes exp(s - high), the sum and the output so far are rescaled
+/// to the new high.
+void update_row(float* s, int64_t n, RowState& state, float* out, int64_t width) {
+  Vec top = set(state.high);
   for_lanes(n, [&](int64_t j, auto k) { top = max(top, load_or(s + j, k, -INFINITY)); });
   const float highest = max_lane(top);
   const Vec shift = set(highest == -INFINITY ? 0.0f : highest);
@@ -124,13 +130,13 @@ void update_row(float* s, int64_t n, float& high, float& total, float* out, int6
     store(s + j, e, k);
     added = added + e;
   });
-  float rescale;
-  store(&rescale, exp(set(high) - shift), 1);
-  total = total * rescale + sum(added);
-  if (rescale != 1.0f)
+  float rescale[Vec::kWidth];
+  store(rescale, exp(set(state.high) - shift));
+  state.total = state.total * rescale[0] + sum(added);
+  if (rescale[0] != 1.0f)
     for (int64_t d = 0; d < width; d += Vec::kWidth)
-      store(out + d, load(out + d) * set(rescale));
-  high = highest;
+      store(out + d, load(out + d) * set(rescale[0]));
+  state.high = highest;
 }
 
 /// out += P v without 0 * inf and 0 * NaN: what a row does not see stays out of it.
@@ -155,8 +161,8 @@ void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t c
   const int64_t width = p.width, value_width = padded(p.value_width);
   const int64_t stretches = width ? (width + kDepth - 1) / kDepth : 1;
   for (int64_t i = 0; i < count * value_width; ++i) w.out[i] = 0.0f;
-  for (int64_t i = 0; i < count; ++i) w.high[i] = -INFINITY, w.total[i] = 0.0f;
-  pack_queries<T>(task.q, first, count, p.scale, w.q);
+  for (int64_t i = 0; i < count; ++i) w.state[i] = {-INFINITY, 0.0f};
+  pack_queries<T>(task.q, first, count, w.q);
 
   const int64_t keys = p.causal ? at_most(task.k.count, first + count) : task.k.count;
   for (int64_t key = 0; key < keys; key += kBlockKeys) {
@@ -175,16 +181,17 @@ void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t c
       for (int64_t r = 0; r < rows; ++r) {
         float* s = w.scores + r * kStride;
         const int64_t query = first + i + r;
-        if (task.mask.data) mask_scores(task.mask, query, key, n, w.bias, s);
+        mask_scores(task.mask, query, key, n, p.scale, w.bias, s);
         if (p.causal)
           for (int64_t j = query + 1 > key ? query + 1 - key : 0; j < n; ++j) s[j] = -INFINITY;
-        update_row(s, n, w.high[i + r], w.total[i + r], w.out + (i + r) * value_width,
-                   value_width);
+        update_row(s, n, w.state[i + r], w.out + (i + r) * value_width, value_width);
       }
       float* out = w.out + i * value_width;
       if (finite) {
-        gemm(static_cast<int>(rows), value_width / kPanel, w.scores,
-             {w.v, kBlockKeys * kPanel, kPanel}, n, out, value_width, true);
+        for (int64_t j = 0; j < n; j += kChain)
+          gemm(static_cast<int>(rows), value_width / kPanel, w.scores + j,
+               {w.v + j * kPanel, kBlockKeys * kPanel, kPanel}, at_most(kChain, n - j), out,
+               value_width, true);
       } else {
         add_visible_values(w.scores, rows, n, w.v, value_width, out);
       }
@@ -192,7 +199,7 @@ void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t c
   }
   for (int64_t i = 0; i < count; ++i) {
     float* out = w.out + i * value_width;
-    const Vec factor = set(w.total[i] == 0.0f ? 0.0f : 1.0f / w.total[i]);
+    const Vec factor = set(w.state[i].total == 0.0f ? 0.0f : 1.0f / w.state[i].total);
     for (int64_t d = 0; d < value_width; d += Vec::kWidth) store(out + d, load(out + d) * factor);
     write_row<T>(out, task.out, first + i);
   }

@@ -8,8 +8,8 @@
 //            +----------+----------+       C: rows of floats, `c_row` apart
 //
 // AVX-512 holds 12 x 2 panels in 24 of its 32 registers, AVX2 6 x 1 (two registers a panel) in 12 of
-// 16. Every element is one chain of fused multiply-adds over k in ascending order, whatever the
-// number of rows beside it: the same row gives the same bits in every batch.
+// 16. Every element is one chain of fused multiply-adds over k in ascending order, added to what C
+// holds at the end, whatever the number of rows beside it: a row gives the same bits in every batch.
 #pragma once
 
 namespace warpformer {
@@ -31,7 +31,7 @@ constexpr int kTileRows = 12, kTilePanels = 2;
 #elif defined(__AVX2__)
 constexpr int kTileRows = 6, kTilePanels = 1;
 #else
-constexpr int kTileRows = 4, kTilePanels = 1;
+constexpr int kTileRows = 2, kTilePanels = 1;
 #endif
 constexpr int kTileColumns = kTilePanels * kPanel;
 
@@ -49,8 +49,7 @@ void gemm_tile(const float* a, Panels b, int64_t depth, float* c, int64_t c_row,
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
-    for (int j = 0; j < kVecs; ++j)
-      acc[i][j] = add ? load(c + i * c_row + j * Vec::kWidth) : set(0.0f);
+    for (int j = 0; j < kVecs; ++j) acc[i][j] = set(0.0f);
   const float* panel[kPanels];
 #pragma GCC unroll 16
   for (int j = 0; j < kPanels; ++j) panel[j] = b.data + j * b.panel;
@@ -71,7 +70,10 @@ void gemm_tile(const float* a, Panels b, int64_t depth, float* c, int64_t c_row,
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
-    for (int j = 0; j < kVecs; ++j) store(c + i * c_row + j * Vec::kWidth, acc[i][j]);
+    for (int j = 0; j < kVecs; ++j) {
+      float* to = c + i * c_row + j * Vec::kWidth;
+      store(to, add ? load(to) + acc[i][j] : acc[i][j]);
+    }
 }
 
 template <int kRows = kTileRows>

@@ -23,17 +23,6 @@
 
 namespace warpformer::cpu::WF_ISA {
 
-WF_INLINE uint32_t bits_of(float f) {
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  return u;
-}
-WF_INLINE float float_of(uint32_t u) {
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
-}
-
 #if defined(__AVX512F__)
 
 struct Vec {
@@ -46,12 +35,11 @@ WF_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 WF_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 WF_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 WF_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-// max and min return their second operand where either is NaN, as the instructions do.
+// max and min of every section return their second operand where either is NaN, as the instructions do.
 WF_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 WF_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 WF_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
 WF_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-WF_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 /// a * 2^n for integral n.
 WF_INLINE Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 /// Lane by lane: a < b ? yes : no.
@@ -115,7 +103,6 @@ WF_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 WF_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 WF_INLINE Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 WF_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-WF_INLINE Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
 WF_INLINE Vec scale_by_power(Vec a, Vec n) {
   // Two factors, because 2^n alone is out of range where the result is a denormal or near infinity.
   const __m256i i = _mm256_cvtps_epi32(n.v);
@@ -164,13 +151,16 @@ WF_INLINE void store(f16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-#else  // any CPU: one lane
+#else  // any CPU: four lanes in the compiler's portable vectors (SSE2, NEON, ...)
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
 
 struct Vec {
-  static constexpr int kWidth = 1;
-  float v;
+  static constexpr int kWidth = 4;
+  Float4 v;
 };
-WF_INLINE Vec set(float f) { return {f}; }
+WF_INLINE Vec set(float f) { return {Float4{f, f, f, f}}; }
 WF_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 WF_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 WF_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
@@ -178,37 +168,48 @@ WF_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 WF_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 WF_INLINE Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 WF_INLINE Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
-WF_INLINE Vec abs(Vec a) { return {fabsf(a.v)}; }
-WF_INLINE Vec round(Vec a) { return {rintf(a.v)}; }
-WF_INLINE Vec sqrt(Vec a) { return {sqrtf(a.v)}; }
+WF_INLINE Vec abs(Vec a) { return {(Float4)((Int4)a.v & INT32_MAX)}; }
+/// |a| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
+WF_INLINE Vec round(Vec a) { return {(a.v + 0x1.8p23f) - 0x1.8p23f}; }
 WF_INLINE Vec scale_by_power(Vec a, Vec n) {
-  // Not ldexpf: that is a call, and ten times slower.
-  const int32_t i = n.v == n.v ? static_cast<int32_t>(n.v) : 0;
-  const int32_t half = i >> 1;
-  return {a.v * float_of(static_cast<uint32_t>(half + 127) << 23) *
-          float_of(static_cast<uint32_t>(i - half + 127) << 23)};
+  const Int4 i = __builtin_convertvector(n.v, Int4), half = i >> 1;
+  return {a.v * (Float4)((half + 127) << 23) * (Float4)((i - half + 127) << 23)};
 }
-WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return a.v < b.v ? yes : no; }
-WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) { return {copysignf(magnitude.v, sign.v)}; }
-WF_INLINE float sum(Vec a) { return a.v; }
-WF_INLINE float max_lane(Vec a) { return a.v; }
-WF_INLINE Vec load(const float* p) { return {*p}; }
-WF_INLINE Vec load(const bf16* p) { return {float_of(static_cast<uint32_t>(p->bits) << 16)}; }
-WF_INLINE Vec load(const f16* p) {
-  const uint32_t sign = (p->bits & 0x8000u) << 16, rest = p->bits & 0x7FFFu;
-  if (rest >= 0x7C00u) return {float_of(sign | 0x7F800000u | (rest & 0x3FFu) << 13)};
+WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return {a.v < b.v ? yes.v : no.v}; }
+WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
+  return {(Float4)(((Int4)magnitude.v & INT32_MAX) | ((Int4)sign.v & INT32_MIN))};
+}
+WF_INLINE float sum(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+WF_INLINE float max_lane(Vec a) {
+  const float low = a.v[0] > a.v[2] ? a.v[0] : a.v[2], high = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
+  return low > high ? low : high;
+}
+
+WF_INLINE uint32_t bits_of(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
+WF_INLINE float float_of(uint32_t u) {
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+WF_INLINE float widen(bf16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
+WF_INLINE float widen(f16 value) {
+  const uint32_t sign = (value.bits & 0x8000u) << 16, rest = value.bits & 0x7FFFu;
+  if (rest >= 0x7C00u) return float_of(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
   const float magnitude = rest < 0x400u ? static_cast<float>(rest) * 0x1p-24f
                                         : float_of((rest << 13) + (112u << 23));
-  return {sign ? -magnitude : magnitude};
+  return sign ? -magnitude : magnitude;
 }
-WF_INLINE void store(float* p, Vec v) { *p = v.v; }
-WF_INLINE void store(bf16* p, Vec v) {
-  const uint32_t u = bits_of(v.v);
-  const uint32_t rounded = v.v == v.v ? u + 0x7FFFu + (u >> 16 & 1u) : u | 0x400000u;
-  p->bits = static_cast<uint16_t>(rounded >> 16);
+WF_INLINE void narrow(float f, bf16* to) {
+  const uint32_t u = bits_of(f);
+  const uint32_t rounded = f == f ? u + 0x7FFFu + (u >> 16 & 1u) : u | 0x400000u;
+  to->bits = static_cast<uint16_t>(rounded >> 16);
 }
-WF_INLINE void store(f16* p, Vec v) {
-  const uint32_t u = bits_of(v.v), sign = u >> 16 & 0x8000u, rest = u & 0x7FFFFFFFu;
+WF_INLINE void narrow(float f, f16* to) {
+  const uint32_t u = bits_of(f), sign = u >> 16 & 0x8000u, rest = u & 0x7FFFFFFFu;
   uint32_t half;
   if (rest > 0x7F800000u) {
     half = 0x7E00u | (rest >> 13 & 0x3FFu);
@@ -219,7 +220,21 @@ WF_INLINE void store(f16* p, Vec v) {
   } else {
     half = (rest + 0xFFFu + (rest >> 13 & 1u) - (112u << 23)) >> 13;
   }
-  p->bits = static_cast<uint16_t>(sign | half);
+  to->bits = static_cast<uint16_t>(sign | half);
+}
+WF_INLINE Vec load(const float* p) {
+  Vec v;
+  memcpy(&v.v, p, sizeof v.v);
+  return v;
+}
+WF_INLINE void store(float* p, Vec v) { memcpy(p, &v.v, sizeof v.v); }
+template <class Half>
+WF_INLINE Vec load(const Half* p) {
+  return {Float4{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}};
+}
+template <class Half>
+WF_INLINE void store(Half* p, Vec v) {
+  for (int i = 0; i < 4; ++i) narrow(v.v[i], p + i);
 }
 
 #endif

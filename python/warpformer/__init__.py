@@ -2,7 +2,30 @@
 
 import torch  # noqa: F401  first: the kernels run on the OpenMP threads that it loads
 
-from warpformer import ops
+from warpformer import nn, ops
 from warpformer._C import InputError, __version__
+from warpformer.embeddings import SentenceEncoder
+from warpformer.load import load
+from warpformer.models._config import CheckpointError
 
-__all__ = ["InputError", "__version__", "ops"]
+__all__ = ["CheckpointError", "InputError", "SentenceEncoder", "__version__", "info", "load", "nn", "ops"]
+
+
+def info() -> dict[str, object]:
+    """What runs here: version, ISA, threads, torch, and the CUDA this was built with and the driver serves."""
+    from warpformer import _C
+
+    return {
+        "warpformer": __version__,
+        "torch": torch.__version__,
+        "isa": _C.isa(),
+        "best_isa": _C.best_isa(),
+        "threads": torch.get_num_threads(),
+        "cuda": cuda_version(_C.cuda_runtime_version()),
+        "cuda_architectures": _C.cuda_architectures or None,
+        "cuda_driver": cuda_version(_C.cuda_driver_version()),
+    }
+
+
+def cuda_version(number: int) -> str | None:
+    return f"{number // 1000}.{number % 1000 // 10}" if number else None

@@ -1,6 +1,6 @@
-#include "core/cuda/runtime.h"
-
 #include <cuda_runtime_api.h>
+
+#include "core/cuda/runtime.h"
 
 namespace warpformer::cuda {
 

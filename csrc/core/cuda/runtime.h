@@ -5,7 +5,7 @@ namespace warpformer::cuda {
 
 /// Of the toolkit this was built with; 0 for a build without CUDA.
 int runtime_version();
-/// The newest CUDA the installed driver serves; 0 where there is none.
+/// The newest CUDA the installed driver serves; 0 without a driver or for a build without CUDA.
 int driver_version();
 
 }  // namespace warpformer::cuda

@@ -1,0 +1,91 @@
+# Written by `python -m tests.test_stubs`.
+from __future__ import annotations
+
+import collections.abc
+
+import numpy
+import torch
+
+__all__: list[str] = [
+    "InputError",
+    "best_isa",
+    "cuda_architectures",
+    "cuda_driver_version",
+    "cuda_runtime_version",
+    "embedding_sum",
+    "gelu",
+    "isa",
+    "layer_norm",
+    "linear",
+    "pack_linear",
+    "roofline",
+    "scaled_dot_product_attention",
+    "set_isa",
+    "softmax",
+]
+
+def best_isa() -> str: ...
+def cuda_driver_version() -> int: ...
+def cuda_runtime_version() -> int: ...
+def embedding_sum(
+    indices: collections.abc.Sequence[torch.Tensor | numpy.ndarray],
+    tables: collections.abc.Sequence[torch.Tensor | numpy.ndarray],
+    out: torch.Tensor | numpy.ndarray,
+    threads: int,
+) -> None: ...
+def gelu(
+    x: torch.Tensor | numpy.ndarray,
+    bias: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    tanh_form: bool,
+    threads: int,
+) -> None: ...
+def isa() -> str: ...
+def layer_norm(
+    x: torch.Tensor | numpy.ndarray,
+    residual: torch.Tensor | numpy.ndarray | None,
+    weight: torch.Tensor | numpy.ndarray | None,
+    bias: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    eps: float,
+    threads: int,
+) -> None: ...
+def linear(
+    x: torch.Tensor | numpy.ndarray,
+    weight: torch.Tensor | numpy.ndarray,
+    bias: torch.Tensor | numpy.ndarray | None,
+    residual: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    activation: str,
+    threads: int,
+) -> None: ...
+def pack_linear(
+    weight: torch.Tensor | numpy.ndarray, packed: torch.Tensor | numpy.ndarray, threads: int
+) -> None: ...
+def roofline(limit: str, rounds: int, memory: torch.Tensor | numpy.ndarray, threads: int) -> float: ...
+def scaled_dot_product_attention(
+    query: torch.Tensor | numpy.ndarray,
+    key: torch.Tensor | numpy.ndarray,
+    value: torch.Tensor | numpy.ndarray,
+    mask: torch.Tensor | numpy.ndarray | None,
+    cu_seqlens_q: torch.Tensor | numpy.ndarray | None,
+    cu_seqlens_k: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    scale: float,
+    causal: bool,
+    threads: int,
+) -> None: ...
+def set_isa(name: str) -> None: ...
+def softmax(
+    x: torch.Tensor | numpy.ndarray,
+    mask: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    dim: int,
+    scale: float,
+    threads: int,
+) -> None: ...
+
+__version__: str
+cuda_architectures: str
+
+class InputError(ValueError, RuntimeError): ...

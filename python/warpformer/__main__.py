@@ -1,0 +1,3 @@
+from warpformer.cli import main
+
+main()

