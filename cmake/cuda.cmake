@@ -1,28 +1,37 @@
-# Whether to build CUDA kernels, and for which GPUs: sets CUDA_ARCHITECTURE_NAMES ("" without CUDA).
+# Whether to build the CUDA kernels, and for which GPUs: sets CUDA_ARCHITECTURE_NAMES ("" without CUDA).
 set(CUDA_ARCHITECTURE_NAMES "")
 set(BUILD_CUDA ${WARPFORMER_CUDA})
+if(NOT BUILD_CUDA STREQUAL "OFF")
+  find_program(NVCC NAMES $ENV{CUDACXX} nvcc PATHS /usr/local/cuda/bin)
+endif()
 if(BUILD_CUDA STREQUAL "AUTO")
-  find_program(NVCC nvcc PATHS /usr/local/cuda/bin)
   file(GLOB GPUS /dev/nvidia[0-9]*)
   if(NVCC AND GPUS)
     set(BUILD_CUDA ON)
   else()
     set(BUILD_CUDA OFF)
   endif()
+elseif(BUILD_CUDA STREQUAL "ON" AND NOT NVCC)
+  message(FATAL_ERROR "WARPFORMER_CUDA=ON needs nvcc, which is neither $CUDACXX, on PATH nor in /usr/local/cuda/bin")
 endif()
 message(STATUS "CUDA kernels: ${BUILD_CUDA} (WARPFORMER_CUDA=${WARPFORMER_CUDA})")
 
 if(BUILD_CUDA)
+  if(NOT DEFINED CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_COMPILER ${NVCC})
+  endif()
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    # Ampere, Hopper, and PTX that newer chips compile for themselves.
+    # Ampere (and its PTX, which newer chips compile for themselves) and Hopper.
     set(CMAKE_CUDA_ARCHITECTURES 80 90a-real)
   endif()
   enable_language(CUDA)
-  set(CMAKE_CUDA_STANDARD 17)
   list(TRANSFORM OPS REPLACE "(.+)" "csrc/\\1/*.cu" OUTPUT_VARIABLE CUDA_PATTERNS)
   file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS csrc/core/cuda/*.cu ${CUDA_PATTERNS})
   target_sources(_C PRIVATE ${CUDA_SOURCES})
   target_compile_definitions(_C PRIVATE WARPFORMER_CUDA)
-  set_target_properties(_C PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  # The static runtime: the module imports on a machine with no CUDA library and no driver.
+  set_target_properties(_C PROPERTIES CUDA_STANDARD 17 CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}"
+                        CUDA_RUNTIME_LIBRARY Static)
   list(JOIN CMAKE_CUDA_ARCHITECTURES " " CUDA_ARCHITECTURE_NAMES)
+  string(REPLACE "-real" "" CUDA_ARCHITECTURE_NAMES "${CUDA_ARCHITECTURE_NAMES}")
 endif()

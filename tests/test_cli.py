@@ -53,7 +53,9 @@ def test_embed_to_a_file(run, tmp_path, expected, name):
     if name == "out.npy":
         found = np.load(output)
     else:
-        found = np.array([json.loads(line)["embedding"] for line in output.read_text().splitlines()], np.float32)
+        found = np.array(
+            [json.loads(line)["embedding"] for line in output.read_text().splitlines()], np.float32
+        )
     assert np.array_equal(found, expected)
     assert sorted(os.listdir(tmp_path)) == sorted([name, "text"])
 

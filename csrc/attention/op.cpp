@@ -9,7 +9,8 @@ namespace warpformer {
 namespace {
 
 Heads heads(const Tensor& t) {
-  Heads h{t.data};
+  const int64_t size = t.dtype == DType::boolean ? 1 : t.dtype == DType::f32 ? 4 : 2;
+  Heads h{t.ptr<char>(), t.dtype, size};
   for (int i = 0; i < 4; ++i) h.stride[i] = t.stride[i];
   return h;
 }
@@ -58,8 +59,6 @@ void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const 
 
   AttentionParams p{heads(query), heads(key), heads(value), heads(out)};
   if (mask) p.mask = heads(*mask);
-  p.dtype = query.dtype;
-  p.mask_dtype = mask ? mask->dtype : DType::f32;
   p.cu_seqlens_q = cu_seqlens_q ? cu_seqlens_q->ptr<int32_t>() : nullptr;
   p.cu_seqlens_k = cu_seqlens_k ? cu_seqlens_k->ptr<int32_t>() : nullptr;
   p.sequences = cu_seqlens_q ? cu_seqlens_q->dim(0) - 1 : query.dim(0);

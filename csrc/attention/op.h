@@ -22,15 +22,16 @@ namespace warpformer {
 constexpr int64_t kBlockKeys = kDepth;  // the depth of one product P V
 constexpr int64_t kBlockQueries = 16 * kMaxTileRows;
 
-/// Memory of [batch, head, row, column] by strides in elements.
+/// A [batch, head, row, column] operand; data is null where it is not given. Strides are in elements.
 struct Heads {
-  void* data = nullptr;
+  char* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t size = 0;  // bytes of an element
   int64_t stride[4] = {};
 };
 
 struct AttentionParams {
   Heads q, k, v, out, mask;
-  DType dtype, mask_dtype;
   const int32_t* cu_seqlens_q;  // null where sequences are not packed
   const int32_t* cu_seqlens_k;
   int64_t sequences, heads, kv_heads, queries, keys, width, value_width;

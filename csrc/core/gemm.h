@@ -8,8 +8,9 @@
 //            +----------+----------+       C: rows of floats, `c_row` apart
 //
 // AVX-512 holds 12 x 2 panels in 24 of its 32 registers, AVX2 6 x 1 (two registers a panel) in 12 of
-// 16. Every element is one chain of fused multiply-adds over k in ascending order, added to what C
-// holds at the end, whatever the number of rows beside it: a row gives the same bits in every batch.
+// 16. Every element is summed in chains of fused multiply-adds over k in ascending order, which are
+// added to C one after the other, whatever the number of rows beside it: a row gives the same bits in
+// every batch.
 #pragma once
 
 namespace warpformer {
@@ -42,38 +43,47 @@ struct Panels {
   int64_t row;    // from one k to the next
 };
 
+/// Products summed in one chain before they are added to C, of `depth` in all: rounding grows with the
+/// length of the chains and with their number.
+WF_INLINE int64_t chain(int64_t depth) { return depth <= 64 ? 16 : 32; }
+
 template <int kRows, int kPanels>
 void gemm_tile(const float* a, Panels b, int64_t depth, float* c, int64_t c_row, bool add) {
-  constexpr int kVecs = kPanel / Vec::kWidth * kPanels, kPerPanel = kPanel / Vec::kWidth;
-  Vec acc[kRows][kVecs];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 16
-    for (int j = 0; j < kVecs; ++j) acc[i][j] = set(0.0f);
+  constexpr int kPerPanel = kPanel / Vec::kWidth, kVecs = kPerPanel * kPanels;
   const float* panel[kPanels];
 #pragma GCC unroll 16
   for (int j = 0; j < kPanels; ++j) panel[j] = b.data + j * b.panel;
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec row[kVecs];
+  int64_t k = 0;
+  do {
+    Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
-    for (int j = 0; j < kVecs; ++j)
-      row[j] = load(panel[j / kPerPanel] + j % kPerPanel * Vec::kWidth);
+    for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
-    for (int j = 0; j < kPanels; ++j) panel[j] += b.row;
+      for (int j = 0; j < kVecs; ++j) acc[i][j] = set(0.0f);
+    const int64_t end = k + chain(depth) < depth ? k + chain(depth) : depth;
+    for (; k < end; ++k) {
+      Vec row[kVecs];
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const Vec x = set(a[i * kStride + k]);
+      for (int j = 0; j < kVecs; ++j)
+        row[j] = load(panel[j / kPerPanel] + j % kPerPanel * Vec::kWidth);
 #pragma GCC unroll 16
-      for (int j = 0; j < kVecs; ++j) acc[i][j] = fma(x, row[j], acc[i][j]);
+      for (int j = 0; j < kPanels; ++j) panel[j] += b.row;
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const Vec x = set(a[i * kStride + k]);
+#pragma GCC unroll 16
+        for (int j = 0; j < kVecs; ++j) acc[i][j] = fma(x, row[j], acc[i][j]);
+      }
     }
-  }
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i)
+    for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
-    for (int j = 0; j < kVecs; ++j) {
-      float* to = c + i * c_row + j * Vec::kWidth;
-      store(to, add ? load(to) + acc[i][j] : acc[i][j]);
-    }
+      for (int j = 0; j < kVecs; ++j) {
+        float* to = c + i * c_row + j * Vec::kWidth;
+        store(to, add ? load(to) + acc[i][j] : acc[i][j]);
+      }
+    add = true;
+  } while (k < depth);
 }
 
 template <int kRows = kTileRows>

@@ -9,6 +9,8 @@ namespace py = pybind11;
 namespace warpformer {
 namespace {
 
+py::handle torch_tensor, numpy_array;  // the types, once their modules have been imported
+
 DType dtype_named(std::string_view name) {
   if (name == "float32") return DType::f32;
   if (name == "float16") return DType::f16;
@@ -53,6 +55,15 @@ void set_dims(Tensor& t, py::handle shape, py::handle stride, int64_t stride_uni
   }
 }
 
+/// Subclasses that interpret operations themselves (FakeTensor, DTensor) have no memory that is theirs, yet
+/// some give an address.
+bool has_own_dispatch(py::handle object) {
+  static const py::handle plain =
+      py::object(torch_tensor.attr("__torch_dispatch__")).release();
+  const py::handle type = py::type::handle_of(object);
+  return !type.is(torch_tensor) && !py::object(type.attr("__torch_dispatch__")).is(plain);
+}
+
 Tensor view_torch(py::handle object) {
   Tensor t;
   set_dims(t, object.attr("shape"), object.attr("stride")(), 1);
@@ -64,11 +75,12 @@ Tensor view_torch(py::handle object) {
     if (!device.attr("index").is_none()) t.device.index = device.attr("index").cast<int>();
     if (t.device.type == DeviceType::unsupported) return t;
   }
+  if (has_own_dispatch(object)) return t;
   try {
     t.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<uintptr_t>());
   } catch (py::error_already_set& error) {
-    // A FakeTensor, a functorch wrapper, a sparse tensor: no memory to read. CHECK_TENSORS says so
-    // with the tensor's name; anything else (KeyboardInterrupt) goes on.
+    // A functorch wrapper: no memory to read. CHECK_TENSORS says so with the tensor's name; anything
+    // else (KeyboardInterrupt) goes on.
     if (!error.matches(PyExc_RuntimeError)) throw;
   }
   return t;
@@ -105,7 +117,6 @@ bool is_a(py::handle object, py::handle& type, const char* module, const char* n
 }  // namespace
 
 Tensor view(py::handle object) {
-  static py::handle torch_tensor, numpy_array;
   if (is_a(object, torch_tensor, "torch", "Tensor")) return view_torch(object);
   if (is_a(object, numpy_array, "numpy", "ndarray")) return view_numpy(object);
   throw py::type_error("expected a torch.Tensor or a numpy.ndarray, got " +

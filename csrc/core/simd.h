@@ -284,10 +284,14 @@ WF_INLINE Vec load(const T* p, Tail tail) {
 /// As load, with `other` in the lanes past the end.
 WF_INLINE Vec load_or(const float* p, Full, float) { return load(p); }
 WF_INLINE Vec load_or(const float* p, Tail tail, float other) {
+#if defined(__AVX512F__)
+  return {_mm512_mask_loadu_ps(_mm512_set1_ps(other), lanes(tail.n), p)};
+#else
   float lanes[Vec::kWidth];
   store(lanes, set(other));
-  memcpy(lanes, p, static_cast<size_t>(tail.n) * sizeof(float));
+  for (int64_t i = 0; i < tail.n; ++i) lanes[i] = p[i];
   return load(lanes);
+#endif
 }
 template <class T>
 WF_INLINE void store(T* p, Vec v, Full) {
@@ -305,6 +309,20 @@ WF_INLINE void for_lanes(int64_t n, const F& f) {
   for (; i + Vec::kWidth <= n; i += Vec::kWidth) f(i, Full{});
   if (i < n) f(i, Tail{n - i});
 }
+
+/// A sum of registers in two levels, because a long chain of additions rounds more.
+struct Sum {
+  Vec low = set(0.0f), high = set(0.0f);
+  int count = 0;
+  WF_INLINE void add(Vec v) {
+    low = low + v;
+    if (++count < 16) return;
+    high = high + low;
+    low = set(0.0f);
+    count = 0;
+  }
+  WF_INLINE float total() const { return sum(high + low); }
+};
 
 // exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2 in two parts; e^r by a minimax polynomial on
 // |r| <= ln(2) / 2, relative error 2e-9 before rounding.
@@ -340,23 +358,25 @@ WF_INLINE Vec tanh(Vec x) {
 // Phi(-a) = exp(-a^2 / 2 + R(a)), R a minimax polynomial on [0, 6] (beyond, the term is below 6e-9).
 WF_INLINE Vec gelu(Vec x) {
   const Vec a = min(set(40.0f), abs(x)), bounded = min(set(6.0f), a);
-  Vec r = set(-1.1437697899907562e-08f);
-  r = fma(r, bounded, set(3.704290065797977e-07f));
-  r = fma(r, bounded, set(-5.116186002851464e-06f));
-  r = fma(r, bounded, set(3.7966681266976520e-05f));
-  r = fma(r, bounded, set(-0.00013960911019239575f));
-  r = fma(r, bounded, set(-0.000119863121653907f));
-  r = fma(r, bounded, set(0.004975737072527409f));
-  r = fma(r, bounded, set(-0.03647442162036896f));
-  r = fma(r, bounded, set(0.1817442923784256f));
-  r = fma(r, bounded, set(-0.7978944182395935f));
-  r = fma(r, bounded, set(-0.6931465864181519f));
+  Vec r = set(2.15554752e-09f);
+  r = fma(r, bounded, set(-7.8046682e-08f));
+  r = fma(r, bounded, set(1.25290649e-06f));
+  r = fma(r, bounded, set(-1.16735937e-05f));
+  r = fma(r, bounded, set(6.8002606e-05f));
+  r = fma(r, bounded, set(-0.000227484052f));
+  r = fma(r, bounded, set(4.50198058e-05f));
+  r = fma(r, bounded, set(0.00478125457f));
+  r = fma(r, bounded, set(-0.0363367349f));
+  r = fma(r, bounded, set(0.181690589f));
+  r = fma(r, bounded, set(-0.797884643f));
+  r = fma(r, bounded, set(-0.693147182f));
   const Vec tail = exp(fma(a * a, set(-0.5f), r));
   return max(set(0.0f), x) - a * tail;
 }
 
 // The tanh form: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
-WF_INLINE Vec gelu_tanh(Vec x) {
+WF_INLINE Vec gelu_tanh(Vec v) {
+  const Vec x = max(set(-40.0f), v);  // below, the result is 0; -inf / inf would not be
   const Vec u2 = x * fma(x * x, set(2 * 0.7978845608f * 0.044715f), set(2 * 0.7978845608f));
   return x / (set(1.0f) + exp(set(0.0f) - u2));
 }

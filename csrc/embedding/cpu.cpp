@@ -1,5 +1,4 @@
-// rows of the tables --> sum in a buffer of floats --> out row
-#include "core/dispatch.h"
+// rows of the tables --sum--> out row; rows that are not contiguous floats pass through a buffer of floats
 #include "core/parallel.h"
 #include "embedding/op.h"
 
@@ -11,16 +10,14 @@ void embedding_sum(const EmbeddingSumParams& p) {
     float* total = p.scratch + 2 * n * t;
     float* term = total + n;
     for (int64_t r = begin; r < end; ++r) {
+      float* out = row_out(p.out, r, total);
       for (int i = 0; i < p.tables; ++i) {
-        by_float(p.table[i].dtype, [&](auto type) {
-          read_row<decltype(type)>(p.table[i], p.index[i][r], i ? term : total);
-        });
-        if (i == 0) continue;
+        const float* row = row_in(p.table[i], p.index[i][r], term);
         for_lanes(n, [&](int64_t j, auto k) {
-          store(total + j, load(total + j, k) + load(term + j, k), k);
+          store(out + j, i ? load(out + j, k) + load(row + j, k) : load(row + j, k), k);
         });
       }
-      by_float(p.out.dtype, [&](auto type) { write_row<decltype(type)>(total, p.out, r); });
+      finish_row(p.out, r, out);
     }
   });
 }

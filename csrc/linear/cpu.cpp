@@ -1,11 +1,11 @@
 // A thread takes a run of rows of x (or, where they are few, a run of columns of the weight) and goes
 // through it in blocks that fit its L2:
 //
-//   x rows --pack--> block [tiles][stretches of k][rows of a tile][kStride]     (L2)
-//   for two panels of W:                                                        (L2, then L1)
-//     for each tile of the block:   tile of C += A B, stretch by stretch        (registers)
-//                                   + bias, activation, + residual --> out
-#include "core/dispatch.h"
+//   for a block of columns and of rows:
+//     for a block of k:            x --pack--> tiles [rows / tile][stretches of k][tile][kStride]
+//       for two panels of W:       (from L3 or memory once, then from L1)
+//         for each tile of rows:   tile of C += A B                                 (registers)
+//     C row + bias, activation, + residual --> out row
 #include "core/parallel.h"
 #include "linear/op.h"
 
@@ -14,14 +14,16 @@ namespace {
 
 int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <class T>
-void pack_rows(const Rows& x, int64_t begin, int64_t count, float* block) {
-  const int64_t stretches = linear_stretches(x.n);
+/// Stretches of kDepth that [0, depth) has; one even where it is empty, so that C is written as 0.
+int64_t stretches(int64_t depth) { return depth ? (depth + kDepth - 1) / kDepth : 1; }
+
+void pack_rows(const Rows& x, int64_t begin, int64_t count, int64_t k, int64_t depth,
+               float* block) {
   for (int64_t i = 0; i < count; ++i) {
-    float* tile = block + i / kTileRows * stretches * kTileRows * kStride;
-    for (int64_t s = 0; s * kDepth < x.n; ++s)
-      read_span<T>(x, begin + i, s * kDepth, at_most(kDepth, x.n - s * kDepth),
-                   tile + (s * kTileRows + i % kTileRows) * kStride);
+    float* tile = block + i / kTileRows * stretches(depth) * kTileRows * kStride;
+    for (int64_t s = 0; s * kDepth < depth; ++s)
+      read_span(x, begin + i, k + s * kDepth, at_most(kDepth, depth - s * kDepth),
+                tile + (s * kTileRows + i % kTileRows) * kStride);
   }
 }
 
@@ -51,40 +53,53 @@ Range part(int64_t n, int64_t unit, int64_t t, int64_t parts) {
   return {at_most(n, units * t / parts * unit), at_most(n, units * (t + 1) / parts * unit)};
 }
 
-void finish_tile(const LinearParams& p, const float* bias, int64_t row, int64_t rows,
-                 int64_t column, float* c, float* residual) {
-  const int64_t columns = at_most(kTileColumns, p.out.n - column);
-  for (int64_t i = 0; i < rows; ++i) {
-    float* y = c + i * kTileColumns;
-    activate(y, bias + column, columns, p.activation);
-    if (p.residual.data) {
-      by_float(p.residual.dtype, [&](auto t) {
-        read_span<decltype(t)>(p.residual, row + i, column, columns, residual);
-      });
-      for_lanes(columns, [&](int64_t j, auto k) {
-        store(y + j, load(y + j, k) + load(residual + j, k), k);
-      });
-    }
-    by_float(p.out.dtype,
-             [&](auto t) { write_span<decltype(t)>(y, p.out, row + i, column, columns); });
+/// C[rows, kResultStride] (+)= x[row.., k..] W^T for the panels of a block.
+void multiply(const LinearParams& p, const float* tiles, int64_t rows, int64_t k, Range panels,
+              float* c) {
+  const int64_t depth = at_most(kBlockDepth, p.x.n - k);
+  for (int64_t panel = panels.begin; panel < panels.end; panel += kTilePanels) {
+    const float* weight = p.weight + (panel * p.x.n + k) * kPanel;
+    for (int64_t s = 0; s < stretches(depth); ++s)
+      for (int64_t i = 0; i < rows; i += kTileRows)
+        gemm(static_cast<int>(at_most(kTileRows, rows - i)),
+             at_most(kTilePanels, panels.end - panel),
+             tiles + (i * stretches(depth) + s * kTileRows) * kStride,
+             {weight + s * kDepth * kPanel, p.x.n * kPanel, kPanel},
+             at_most(kDepth, depth - s * kDepth),
+             c + i * kResultStride + (panel - panels.begin) * kPanel, kResultStride, k + s > 0);
   }
 }
 
-void multiply_block(const LinearParams& p, const float* bias, int64_t row, int64_t rows,
-                    Range panels, const float* block, float* c) {
-  const int64_t depth = p.x.n, stretches = linear_stretches(depth);
-  for (int64_t panel = panels.begin; panel < panels.end; panel += kTilePanels) {
-    const int64_t now = at_most(kTilePanels, panels.end - panel);
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      const int64_t tile_rows = at_most(kTileRows, rows - i);
-      for (int64_t s = 0; s < stretches; ++s) {
-        const float* weight = p.weight + (panel * depth + s * kDepth) * kPanel;
-        gemm(static_cast<int>(tile_rows), now, block + (i * stretches + s * kTileRows) * kStride,
-             {weight, depth * kPanel, kPanel}, at_most(kDepth, depth - s * kDepth), c,
-             kTileColumns, s > 0);
+/// out[row, column..] = act(c + bias) + residual
+void finish(const LinearParams& p, const float* bias, int64_t row, int64_t column, int64_t columns,
+            float* c, float* residual) {
+  activate(c, bias + column, columns, p.activation);
+  if (p.residual.data) {
+    read_span(p.residual, row, column, columns, residual);
+    for_lanes(columns, [&](int64_t j, auto k) {
+      store(c + j, load(c + j, k) + load(residual + j, k), k);
+    });
+  }
+  write_span(c, p.out, row, column, columns);
+}
+
+/// The rows and panels of one thread.
+void multiply_part(const LinearParams& p, const float* bias, Range rows, Range panels,
+                   float* scratch) {
+  float* c = scratch + kBlockRows * kBlockStretches * kStride;
+  float* residual = c + kBlockRows * kResultStride;
+  for (int64_t panel = panels.begin; panel < panels.end; panel += kBlockColumns / kPanel) {
+    const Range block{panel, at_most(panels.end, panel + kBlockColumns / kPanel)};
+    const int64_t column = panel * kPanel;
+    const int64_t columns = at_most(kBlockColumns, at_most(p.out.n, block.end * kPanel) - column);
+    for (int64_t row = rows.begin; row < rows.end; row += kBlockRows) {
+      const int64_t count = at_most(kBlockRows, rows.end - row);
+      for (int64_t k = 0; k == 0 || k < p.x.n; k += kBlockDepth) {
+        pack_rows(p.x, row, count, k, at_most(kBlockDepth, p.x.n - k), scratch);
+        multiply(p, scratch, count, k, block, c);
       }
-      finish_tile(p, bias, row + i, tile_rows, panel * kPanel, c,
-                  c + kMaxTileRows * kMaxTileColumns);
+      for (int64_t i = 0; i < count; ++i)
+        finish(p, bias, row + i, column, columns, c + i * kResultStride, residual);
     }
   }
 }
@@ -100,9 +115,7 @@ void pack_linear(const PackLinearParams& p) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t used = at_most(kPanel, columns - panel * kPanel);
       for (int64_t j = 0; j < used; ++j)
-        by_float(p.weight.dtype, [&](auto type) {
-          read_row<decltype(type)>(p.weight, panel * kPanel + j, rows + j * depth);
-        });
+        read_span(p.weight, panel * kPanel + j, 0, depth, rows + j * depth);
       float* to = p.packed + panel * depth * kPanel;
       for (int64_t k = 0; k < depth; ++k)
         for (int64_t j = 0; j < kPanel; ++j)
@@ -115,25 +128,19 @@ void linear(const LinearParams& p) {
   const int64_t rows = p.x.count, panels = (p.out.n + kPanel - 1) / kPanel;
   float* bias = p.scratch;
   for (int64_t j = 0; j < panels * kPanel; ++j) bias[j] = 0.0f;
-  if (p.bias.data)
-    by_float(p.bias.dtype, [&](auto t) { read_row<decltype(t)>(p.bias, 0, bias); });
+  if (p.bias.data) read_span(p.bias, 0, 0, p.bias.n, bias);
 
   const bool by_rows = rows >= 2 * kTileRows * p.threads;
-  const int64_t cost = rows * p.x.n * p.out.n;
-  const int64_t grain = 1 + (int64_t{1} << 18) / (1 + cost / p.threads);
-  parallel_for(p.threads, grain, p.threads, [&](int t, int64_t begin, int64_t end) {
-    float* block = bias + panels * kPanel + t * linear_scratch(p.x.n);
-    float* c = block + p.block_rows * linear_stretches(p.x.n) * kStride;
-    const Range mine = by_rows ? Range{part(rows, kTileRows, begin, p.threads).begin,
-                                       part(rows, kTileRows, end - 1, p.threads).end}
-                               : Range{0, rows};
-    const Range columns = by_rows ? Range{0, panels}
-                                  : Range{part(panels, kTilePanels, begin, p.threads).begin,
-                                          part(panels, kTilePanels, end - 1, p.threads).end};
-    for (int64_t row = mine.begin; row < mine.end; row += p.block_rows) {
-      const int64_t count = at_most(p.block_rows, mine.end - row);
-      by_float(p.x.dtype, [&](auto x) { pack_rows<decltype(x)>(p.x, row, count, block); });
-      multiply_block(p, bias, row, count, columns, block, c);
+  // A thread is worth waking for some 2^18 multiply-adds.
+  const int64_t work = rows * p.x.n * p.out.n >> 18;
+  const int parts = static_cast<int>(work < 1 ? 1 : at_most(work, p.threads));
+  parallel(parts, [&](int t) {
+    float* scratch = bias + panels * kPanel + t * kLinearScratch;
+    const Range all_rows{0, rows}, all_panels{0, panels};
+    if (by_rows) {
+      multiply_part(p, bias, part(rows, kTileRows, t, parts), all_panels, scratch);
+    } else {
+      multiply_part(p, bias, all_rows, part(panels, kTilePanels, t, parts), scratch);
     }
   });
 }

@@ -64,9 +64,8 @@ void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   if (residual) p.residual = rows(*residual);
   p.out = rows(out);
   p.weight = weight.ptr<float>();
-  p.block_rows = linear_block_rows(x.dim(-1));
   p.threads = threads;
-  p.scratch = scratch_floats(weight.dim(0) * kPanel + threads * linear_scratch(x.dim(-1)));
+  p.scratch = scratch_floats(weight.dim(0) * kPanel + threads * kLinearScratch);
   CPU_KERNEL(linear)(p);
 }
 

@@ -20,27 +20,23 @@ namespace warpformer {
 
 enum class Activation : int { none, relu, gelu, gelu_tanh, tanh };
 
+// A block is what a thread works on at a time: as packed rows of x it takes 0.4 MiB at most, as result
+// as much, so that both stay in a megabyte of L2 beside the two panels of the weight in use.
+constexpr int64_t kBlockRows = 8 * kMaxTileRows, kBlockDepth = 4 * kDepth, kBlockColumns = 1536;
+constexpr int64_t kBlockStretches = kBlockDepth / kDepth;
+constexpr int64_t kResultStride = kBlockColumns + 16;  // rows of a tile fall into different L1 sets
+
 struct LinearParams {
   Rows x, bias, residual, out;  // data is null where bias or residual is not given
   const float* weight;
   Activation activation;
-  int64_t block_rows;  // rows of x that a thread packs at a time
   int threads;
-  float* scratch;  // bias [panels, 16], then linear_scratch floats for each thread
+  float* scratch;  // bias [16 * panels], then kLinearScratch floats for each thread
 };
 
-/// A quarter MiB of rows: they stay in L2 beside the panels of the weight. A multiple of every tile.
-inline int64_t linear_block_rows(int64_t depth) {
-  const int64_t rows = (int64_t{1} << 16) / (depth + 1) / kMaxTileRows * kMaxTileRows;
-  return rows < kMaxTileRows ? kMaxTileRows : rows > 240 ? 240 : rows;
-}
-/// Stretches of k; one even where K is 0, so that the product is written as 0.
-inline int64_t linear_stretches(int64_t depth) { return depth ? (depth + kDepth - 1) / kDepth : 1; }
-/// Floats of a thread: the packed block, a tile of the result, and a row of the residual.
-inline int64_t linear_scratch(int64_t depth) {
-  return linear_block_rows(depth) * linear_stretches(depth) * kStride +
-         (kMaxTileRows + 1) * kMaxTileColumns;
-}
+/// Floats of a thread: packed block of x, block of the result, a row of the residual.
+constexpr int64_t kLinearScratch =
+    kBlockRows * kBlockStretches * kStride + (kBlockRows + 1) * kResultStride;
 
 struct PackLinearParams {
   Rows weight;

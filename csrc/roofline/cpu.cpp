@@ -42,7 +42,7 @@ constexpr int kLanes = 4;
   "vpmaddwd " WF_R(14) ", " WF_R(15) ", " WF_R(15) "\n"    \
   "vpaddd " WF_R(15) ", " WF_R(i) ", " WF_R(i) "\n"
 
-// About 0.75 as f32, 0.75 twice as bf16, small non-zero numbers as int8: sums stay finite, nothing is 0.
+// About 0.75 as f32, 0.75 twice as bf16, small numbers as int8: sums stay finite, nothing is 0.
 constexpr uint32_t kOperand = 0x3f403f40;
 
 #define WF_REPEAT(line)                                                                          \

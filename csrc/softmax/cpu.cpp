@@ -1,68 +1,66 @@
-// Each row is read once into a buffer of floats, turned into exponentials there, and written once:
+// Each row is read once, turned into exponentials where it will be written, and scaled there; rows that
+// are not contiguous floats pass through a buffer of floats:
 //
-//   x row --scale, mask--> buffer --max; exp, sum; * 1/sum--> buffer --> out row
-#include "core/dispatch.h"
+//   x row --scale, mask--> z --max; exp, sum--> out row --* 1/sum--> out row
 #include "core/parallel.h"
 #include "softmax/op.h"
 
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
-void scale_row(float* z, int64_t n, float scale) {
-  for_lanes(n, [&](int64_t i, auto k) { store(z + i, load(z + i, k) * set(scale), k); });
+/// z = scale * x
+void scale_row(const float* x, int64_t n, float scale, float* z) {
+  for_lanes(n, [&](int64_t i, auto k) { store(z + i, load(x + i, k) * set(scale), k); });
 }
 
-/// z = scale * z + mask, but -inf where the mask is, even if z is NaN.
-void mask_row(const Rows& mask, int64_t r, float scale, float* bias, float* z) {
+/// z = scale * x + mask, but -inf where the mask is, even if x is NaN.
+void mask_row(const float* x, const Rows& mask, int64_t r, float scale, float* z) {
   if (mask.dtype == DType::boolean) {
     const bool* keep = static_cast<const bool*>(mask.data) + row_offset(mask, r);
-    for (int64_t i = 0; i < mask.n; ++i)
-      z[i] = keep[i * mask.step] ? z[i] * scale : -INFINITY;
+    for (int64_t i = 0; i < mask.n; ++i) z[i] = keep[i * mask.step] ? x[i] * scale : -INFINITY;
     return;
   }
-  by_float(mask.dtype, [&](auto t) { read_row<decltype(t)>(mask, r, bias); });
+  const float* bias = row_in(mask, r, z);
   for_lanes(mask.n, [&](int64_t i, auto k) {
     const Vec b = load(bias + i, k);
-    const Vec sum = fma(load(z + i, k), set(scale), b);
-    store(z + i, where_less(b, set(-__FLT_MAX__), b, sum), k);
+    const Vec masked = fma(load(x + i, k), set(scale), b);
+    store(z + i, where_less(b, set(-__FLT_MAX__), b, masked), k);
   });
 }
 
-void normalize_row(float* z, int64_t n) {
+void normalize_row(const float* z, int64_t n, float* out) {
   Vec high = set(-INFINITY);
   for_lanes(n, [&](int64_t i, auto k) { high = max(high, load_or(z + i, k, -INFINITY)); });
   const float top = max_lane(high);
   const Vec shift = set(top == -INFINITY ? 0.0f : top);
-  Vec total = set(0.0f);
+  Sum total;
   for_lanes(n, [&](int64_t i, auto k) {
     const Vec e = exp(load_or(z + i, k, -INFINITY) - shift);
-    store(z + i, e, k);
-    total = total + e;
+    store(out + i, e, k);
+    total.add(e);
   });
-  const float denominator = sum(total);
-  scale_row(z, n, denominator == 0.0f ? 0.0f : 1.0f / denominator);
+  const float denominator = total.total();
+  scale_row(out, n, denominator == 0.0f ? 0.0f : 1.0f / denominator, out);
 }
 
 }  // namespace
 
 void softmax(const SoftmaxParams& p) {
   const int64_t n = p.x.n;
-  by_float(p.x.dtype, [&](auto x) {
-    by_float(p.out.dtype, [&](auto out) {
-      parallel_for(p.x.count, 1 + 16384 / n, p.threads, [&](int t, int64_t begin, int64_t end) {
-        float* z = p.scratch + 2 * n * t;
-        for (int64_t r = begin; r < end; ++r) {
-          read_row<decltype(x)>(p.x, r, z);
-          if (p.has_mask) {
-            mask_row(p.mask, r, p.scale, z + n, z);
-          } else if (p.scale != 1.0f) {
-            scale_row(z, n, p.scale);
-          }
-          normalize_row(z, n);
-          write_row<decltype(out)>(z, p.out, r);
-        }
-      });
-    });
+  parallel_for(p.x.count, 1 + 16384 / n, p.threads, [&](int t, int64_t begin, int64_t end) {
+    float* buffer = p.scratch + 2 * n * t;
+    float* z = buffer + n;
+    for (int64_t r = begin; r < end; ++r) {
+      const float* x = row_in(p.x, r, buffer);
+      if (p.has_mask) {
+        mask_row(x, p.mask, r, p.scale, z);
+      } else if (p.scale != 1.0f) {
+        scale_row(x, n, p.scale, z);
+      }
+      float* out = row_out(p.out, r, buffer);
+      normalize_row(p.has_mask || p.scale != 1.0f ? z : x, n, out);
+      finish_row(p.out, r, out);
+    }
   });
 }
 

@@ -7,8 +7,6 @@
 // Source: "Attention Is All You Need", section 3.2.1; torch.nn.functional.softmax.
 #pragma once
 
-#include <optional>
-
 #include "core/isa_list.h"
 #include "core/rows.h"
 

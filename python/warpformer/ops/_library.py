@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
+from torch.utils._pytree import tree_leaves
+
+from warpformer._C import InputError
 
 _library = torch.library.Library("warpformer", "DEF")
 _PLAIN = (Tensor, Parameter)
@@ -17,32 +20,63 @@ def register(schema, kernel, fake):
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     _library.impl(name, kernel, "CPU")
     _library.impl(name, kernel, "CUDA")
-    torch.library.register_fake(f"warpformer::{name}", fake, lib=_library)
+    op = getattr(torch.ops.warpformer, name).default
 
+    def checked_fake(*args):
+        devices = sorted({str(t.device) for t in _tensors(args)})
+        if len(devices) > 1:
+            raise InputError(f"{name}: the tensors are on several devices: {', '.join(devices)}")
+        return fake(*args)
+
+    def autograd(*args):
+        with torch._C._AutoDispatchBelowAutograd():
+            out = op(*args)
+        return _ForwardOnly.apply(name, out, *_tensors(args))
+
+    torch.library.register_fake(f"warpformer::{name}", checked_fake, lib=_library)
+    _library.impl(name, autograd, "Autograd")
+
+
+def _tensors(args):
+    return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+
+
+class _ForwardOnly(torch.autograd.Function):
+    """Ties an op's output to its inputs, so that asking for its gradient is an error and not a silent zero."""
+
+    @staticmethod
+    def forward(name, out, *inputs):
+        return out.view_as(out)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.name = inputs[0]
+
+    @staticmethod
     def backward(ctx, *grads):
-        raise NotImplementedError(f"warpformer.ops.{name} is forward only: it has no gradient")
+        raise NotImplementedError(f"warpformer.ops.{ctx.name} is forward only: it has no gradient")
 
-    torch.library.register_autograd(f"warpformer::{name}", backward, lib=_library)
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(f"warpformer.ops.{ctx.name} is forward only: it has no gradient")
 
 
-def is_direct(*tensors):
+def is_direct(*required, optional=()):
     """Whether nobody but the kernel needs to see this call: plain tensors without gradient, and no mode,
     transform, compiler or profiler active. The dispatcher costs several times the call itself.
 
-    Raises TypeError for what is neither a tensor nor None, with the name it has in the calling op.
+    Raises TypeError for what is no tensor (None is fine where optional), with its name in the calling op.
     """
     if torch.compiler.is_compiling():
         return False
     grad = torch.is_grad_enabled()
     plain = True
-    for t in tensors:
-        if t is None:
-            continue
+    for t in (*required, *(t for t in optional if t is not None)):
         if type(t) not in _PLAIN:
             if not isinstance(t, Tensor):
                 _refuse(t)
             plain = False
-        elif (grad and t.requires_grad) or t.is_meta:
+        elif (grad and t.requires_grad) or t.is_meta or t.is_neg():
             plain = False
     return (
         plain
@@ -56,7 +90,8 @@ def is_direct(*tensors):
 
 def _refuse(value):
     caller = sys._getframe(2)
-    name = next((k for k, v in caller.f_locals.items() if v is value), "an element")
-    raise TypeError(
-        f"{caller.f_code.co_name}: {name} must be a torch.Tensor, not {type(value).__name__}"
-    )
+    for name, argument in caller.f_locals.items():
+        parts = argument if isinstance(argument, list | tuple) else (argument,)
+        if argument is value or any(part is value for part in parts):
+            break
+    raise TypeError(f"{caller.f_code.co_name}: {name} must be a torch.Tensor, not {type(value).__name__}")

@@ -26,7 +26,7 @@ def gelu(input: Tensor, *, approximate: str = "none", bias: Tensor | None = None
 
     Source: torch.nn.functional.gelu; Hendrycks and Gimpel, "Gaussian Error Linear Units (GELUs)".
     """
-    if is_direct(input, bias):
+    if is_direct(input, optional=(bias,)):
         return _gelu(input, bias, approximate)
     return torch.ops.warpformer.gelu(input, bias, approximate)
 

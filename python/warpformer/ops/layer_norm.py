@@ -37,7 +37,7 @@ def layer_norm(
 
     Statistics are float32. Source: torch.nn.functional.layer_norm; Ba et al., "Layer Normalization".
     """
-    if is_direct(input, weight, bias, residual):
+    if is_direct(input, optional=(weight, bias, residual)):
         return _layer_norm(input, residual, normalized_shape, weight, bias, eps)
     return torch.ops.warpformer.layer_norm(
         input, residual, list(normalized_shape), weight, bias, eps

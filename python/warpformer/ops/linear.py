@@ -22,6 +22,8 @@ def pack_linear(weight: Tensor) -> Tensor:
     Raises:
         InputError: `weight` is not a floating point matrix.
         TypeError: `weight` is not a tensor.
+
+    Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication".
     """
     if is_direct(weight):
         return _pack_linear(weight)
@@ -29,7 +31,29 @@ def pack_linear(weight: Tensor) -> Tensor:
 
 
 def unpack_linear(packed: Tensor, out_features: int) -> Tensor:
-    """The [N, K] float32 weight that `pack_linear` made `packed` of; N = out_features."""
+    """The weight that `pack_linear` made `packed` of.
+
+        weight[n, k] = packed[n // 16, k, n % 16]
+
+    Args:
+        packed: [ceil(N / 16), K, 16] float32.
+        out_features: N.
+
+    Returns:
+        [N, K] float32, contiguous.
+
+    Raises:
+        InputError: `packed` is not of that shape.
+        TypeError: `packed` is not a tensor.
+
+    Source: the layout in csrc/linear/op.h.
+    """
+    is_direct(packed)
+    panels = (out_features + PANEL - 1) // PANEL
+    if packed.ndim != 3 or packed.shape[0] != panels or packed.shape[2] != PANEL or out_features < 0:
+        raise _C.InputError(
+            f"unpack_linear: packed.shape = {list(packed.shape)} does not hold out_features = {out_features}"
+        )
     return packed.transpose(1, 2).flatten(0, 1)[:out_features].contiguous()
 
 
@@ -65,7 +89,7 @@ def linear(
     in any batch. Source: torch.nn.functional.linear; Goto and van de Geijn, "Anatomy of
     High-Performance Matrix Multiplication".
     """
-    if is_direct(input, packed, bias, residual):
+    if is_direct(input, packed, optional=(bias, residual)):
         return _linear(input, packed, out_features, bias, activation, residual)
     return torch.ops.warpformer.linear(input, packed, out_features, bias, activation, residual)
 
@@ -84,6 +108,8 @@ def _empty_packed(weight):
 
 
 def _linear(input, packed, out_features, bias, activation, residual):
+    if out_features < 0:
+        raise _C.InputError(f"linear: out_features = {out_features} is negative")
     out = _empty_product(input, out_features)
     x, y = (input, out) if input.ndim else (input[None], out[None])
     _C.linear(x, packed, bias, residual, y, activation, torch.get_num_threads())

@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
     batch. Source: torch.nn.functional.scaled_dot_product_attention; Dao et al., "FlashAttention".
     """
     args = (query, key, value, attn_mask, is_causal, scale, enable_gqa, cu_seqlens_q, cu_seqlens_k)
-    if is_direct(query, key, value, attn_mask, cu_seqlens_q, cu_seqlens_k):
+    if is_direct(query, key, value, optional=(attn_mask, cu_seqlens_q, cu_seqlens_k)):
         return _attention(*args)
     return torch.ops.warpformer.scaled_dot_product_attention(*args)
 
@@ -57,8 +57,10 @@ def scaled_dot_product_attention(
 def _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa, cu_seqlens_q, cu_seqlens_k):
     if scale is None:
         scale = 1 / math.sqrt(query.shape[-1]) if query.ndim and query.shape[-1] else 1.0
-    out = _empty_attention(query, value)
     packed = cu_seqlens_q is not None or cu_seqlens_k is not None
+    if not packed:
+        query, key, value = _broadcast_batches(query, key, value)
+    out = _empty_attention(query, value)
     # The kernel takes [B, H, T, D] with any strides: packed sequences are one batch of that form.
     q, k, v, o = (
         t.transpose(0, 1)[None] if packed and t.ndim == 3 else _four_dims(t) for t in (query, key, value, out)
@@ -76,6 +78,15 @@ def _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa, cu_se
     return out
 
 
+def _broadcast_batches(*tensors):
+    """The dimensions before the last three broadcast, as torch has it; the op refuses those that do not."""
+    try:
+        batch = torch.broadcast_shapes(*(t.shape[:-3] for t in tensors))
+    except RuntimeError:
+        return tensors
+    return [t.expand(*batch, *t.shape[-3:]) for t in tensors]
+
+
 def _four_dims(t):
     if t.ndim in (2, 3):
         return t[(None,) * (4 - t.ndim)]
@@ -83,6 +94,10 @@ def _four_dims(t):
 
 
 def _empty_attention(query, value):
+    if query.ndim < 2:
+        raise _C.InputError(
+            f"scaled_dot_product_attention: query.shape = {list(query.shape)} is not [..., T, D]"
+        )
     return torch.empty(*query.shape[:-1], *value.shape[-1:], dtype=query.dtype, device=query.device)
 
 
@@ -90,5 +105,5 @@ register(
     "scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
     "bool is_causal, float? scale, bool enable_gqa, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k) -> Tensor",
     _attention,
-    lambda query, key, value, *rest: _empty_attention(query, value),
+    lambda query, key, value, *rest: _empty_attention(*_broadcast_batches(query, value)),
 )

@@ -33,7 +33,7 @@ def softmax(
 
     Sums are float32. Source: torch.nn.functional.softmax; "Attention Is All You Need", 3.2.1.
     """
-    if is_direct(input, mask):
+    if is_direct(input, optional=(mask,)):
         return _softmax(input, mask, dim, scale, dtype)
     return torch.ops.warpformer.softmax(input, mask, dim, scale, dtype)
 

@@ -1,0 +1,5 @@
+"""Benchmarks: ours and the peers, interleaved in one process, as shares of this machine's own limits."""
+
+from warpformer.bench._run import known_ops, run
+
+__all__ = ["known_ops", "run"]

@@ -1,0 +1,148 @@
+"""The pytest plugin behind `warpformer bench`: a `compare` fixture, and the rows that it measures."""
+
+import contextlib
+import itertools
+from statistics import median
+from time import perf_counter
+
+import pytest
+import torch
+
+from warpformer import _C
+from warpformer.bench import roofline
+
+MAX_SETS = 256
+WARM_UP_SECONDS = 0.3
+LAP_SECONDS = 0.005
+MIN_ROUNDS, MAX_ROUNDS = 5, 100
+
+
+class Lap:
+    """Successive calls of one function, each on the next set of inputs. The outputs stay alive, so that
+    they too are written to memory that no cache holds."""
+
+    def __init__(self, function, sets, count):
+        self.function, self.sets, self.count = function, sets, count
+        self.outputs = [None] * count
+
+    def __call__(self, calls):
+        for _ in range(calls):
+            i, inputs = next(self.sets)
+            self.outputs[i] = self.function(*inputs)
+
+    def seconds(self, calls):
+        """Per call."""
+        start = perf_counter()
+        self(calls)
+        return (perf_counter() - start) / calls
+
+    def warm_up(self):
+        """Seconds per call, once they are steady."""
+        end = perf_counter() + WARM_UP_SECONDS
+        for _ in range(2 * self.count):
+            seconds = self.seconds(1)
+            if perf_counter() > end:
+                break
+        return seconds
+
+
+class Recorder:
+    """Collects a row per `compare`, and a message per benchmark that failed.
+
+    rows: what has been measured, complete at any time, so that an interrupted run keeps it.
+    """
+
+    def __init__(self, seconds, data=None, progress=None):
+        self.seconds, self.data_path, self.progress = seconds, data, progress
+        self.rows, self.errors = [], []
+
+    @pytest.fixture
+    def data(self):
+        """The sentences that --data names; None for the repository's."""
+        return self.data_path
+
+    @pytest.fixture
+    def compare(self, request, benchmark):
+        """compare(case, dtype=, inputs=, ours=, peers=, moved=, flops=) measures one row.
+
+        dtype: of the case; with it the compute limit.
+        inputs: makes one tuple of arguments, different at every call.
+        ours, peers: a function of those arguments, and name -> function that does the same work.
+        moved, flops: bytes and operations that one call takes at least.
+        """
+
+        def compare(case, *, dtype, inputs, ours, peers, moved, flops):
+            self.rows.append(
+                {"op": request.path.stem, "case": case, "dtype": str(dtype).removeprefix("torch.")}
+                | _measure(benchmark, self.seconds, dtype, inputs, ours, peers, moved, flops)
+            )
+
+        with torch.inference_mode():
+            yield compare
+
+    def pytest_collection_finish(self, session):
+        if self.progress:
+            self.progress.start(len(session.items))
+
+    def pytest_runtest_logstart(self, nodeid):
+        if self.progress:
+            self.progress.show(nodeid.partition(".py::")[0])
+
+    def pytest_runtest_logfinish(self):
+        if self.progress:
+            self.progress.advance()
+
+    def pytest_exception_interact(self, node, call):
+        self.errors.append(f"{node.name}: {call.excinfo.exconly()}")
+
+
+def _measure(benchmark, seconds, dtype, inputs, ours, peers, moved, flops):
+    threads = torch.get_num_threads()
+    limit, work = roofline.binding(moved, flops, dtype, threads)
+    count = min(MAX_SETS, -(-roofline.past_cache() // moved))
+    sets = itertools.cycle(enumerate([inputs() for _ in range(count)]))
+    ours = Lap(ours, sets, count)
+    peers = {name: Lap(peer, sets, count) for name, peer in peers.items()}
+
+    own = ours.warm_up()
+    calls = max(1, round(LAP_SECONDS / own))
+    others = sum(peer.warm_up() for peer in peers.values())
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / (calls * (own + others)))))
+
+    _check_same_work(ours, peers)
+    beside = []  # seconds per call of the limit and of each peer, round by round
+
+    def run_others():
+        at_limit = work / roofline.rate(limit, threads)
+        beside.append({"limit": at_limit} | {name: peer.seconds(calls) for name, peer in peers.items()})
+
+    benchmark.pedantic(ours, (calls,), setup=run_others, rounds=rounds, iterations=1)
+    times = [t / calls for t in benchmark.stats.stats.data]
+
+    def times_ours(name):
+        return median(other[name] / t for other, t in zip(beside, times, strict=True))
+
+    ms = 1e3 * median(times)
+    return {
+        "threads": threads,
+        "isa": _C.isa(),
+        "ms": ms,
+        "gb_per_s": moved / ms / 1e6,
+        "gflop_per_s": flops / ms / 1e6,
+        "limit": limit,
+        "share": times_ours("limit"),
+        "peers": {name: times_ours(name) for name in peers},
+        "rounds": rounds,
+    }
+
+
+def _check_same_work(ours, peers):
+    """A peer that computes something else is no peer: a mistake in a benchmark, not in a kernel."""
+    _, inputs = next(ours.sets)
+    own = torch.as_tensor(ours.function(*inputs)).double()
+    for name, peer in peers.items():
+        other = torch.as_tensor(peer.function(*inputs)).double()
+        with contextlib.suppress(RuntimeError):  # shapes that differ
+            if (own - other).norm() <= 0.02 * other.norm():
+                continue
+        raise AssertionError(f"{name} does not compute what ours computes")

@@ -1,0 +1,99 @@
+"""What this machine can do at most: the memory and compute limits that every figure is a share of."""
+
+import contextlib
+import functools
+import os
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from warpformer import _C
+
+ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")  # worst to best
+MEMORY = ("read", "copy")
+COMPUTE = ("f32", "bf16", "int8")
+# Of twelve instructions: below a millisecond, which other processes seldom interrupt, and far above the
+# microseconds that waking threads takes.
+ROUNDS = 200_000
+BEST_SECONDS = 0.15
+
+
+@contextlib.contextmanager
+def isa(name):
+    """Caps the ISA of the kernels at `name`; None leaves it."""
+    before = _C.isa()
+    _C.set_isa(name or before)
+    try:
+        yield
+    finally:
+        _C.set_isa(before)
+
+
+def last_level_cache():
+    """Bytes of the largest cache of the first CPU; 0 where the system does not tell."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((int(s.read_text().strip().removesuffix("K")) * 1024 for s in sizes), default=0)
+
+
+@functools.cache
+def past_cache():
+    """Bytes that no cache of this machine holds a useful part of."""
+    return max(4 * last_level_cache(), 256 << 20)
+
+
+@functools.cache
+def _memory():
+    # Never zeros: the system backs those with a single page, and hardware may treat them differently.
+    return torch.randint(1, 256, (1 << 20,), dtype=torch.uint8).repeat(past_cache() >> 20)
+
+
+def rate(limit, threads):
+    """One short run of a limit: bytes or operations per second; 0 where the ISA in use has no such limit."""
+    memory = _memory()
+    start = perf_counter()
+    work = _C.roofline(limit, 1 if limit in MEMORY else ROUNDS, memory, threads)
+    return work / (perf_counter() - start)
+
+
+def best_rate(limit, threads):
+    """The best of several runs, measured once per process."""
+    return _best_rate(limit, threads, _C.isa())
+
+
+@functools.cache
+def _best_rate(limit, threads, _isa):
+    best, end = rate(limit, threads), perf_counter() + BEST_SECONDS
+    while best and perf_counter() < end:
+        best = max(best, rate(limit, threads))
+    return best
+
+
+def binding(moved, flops, dtype, threads):
+    """(limit, work): what keeps a kernel that moves `moved` bytes and computes `flops` from being faster,
+    and which of the two numbers that limit is the rate of."""
+    memory = max(MEMORY, key=lambda limit: best_rate(limit, threads))
+    compute = "bf16" if dtype == torch.bfloat16 and best_rate("bf16", threads) else "f32"
+    if moved / best_rate(memory, threads) >= flops / best_rate(compute, threads):
+        return memory, moved
+    return compute, flops
+
+
+def limits(threads):
+    """Every limit of this machine on one and on `threads` threads, in GB/s or GFLOP/s (int8: GOP/s)."""
+    rows = []
+    for name in ISAS[: ISAS.index(_C.best_isa()) + 1]:
+        # Bandwidth hardly depends on the ISA: it is measured with the one in use.
+        names = (MEMORY if name == _C.isa() else ()) + COMPUTE
+        for limit in names:
+            for n in sorted({1, threads}):
+                with isa(name):
+                    best = best_rate(limit, n)
+                if best:
+                    rows.append({"limit": limit, "isa": name, "threads": n, "giga_per_s": best / 1e9})
+    return rows
+
+
+def cores():
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,222 @@
+"""What an op cannot take is an InputError that names the tensor and its shape, or a TypeError."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.samples import SAMPLES
+from warpformer import _C, InputError, ops
+
+x = torch.zeros(2, 3)
+index = torch.zeros(2, dtype=torch.int64)
+packed = torch.zeros(1, 3, 16)
+q, k, v = torch.zeros(3, 2, 4, 5, 8)
+attention = ops.scaled_dot_product_attention
+
+
+def starts(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype)
+
+
+def packed_attention(cu_seqlens_q, cu_seqlens_k):
+    return attention(q[0], k[0], v[0], cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+
+
+SHAPES = {
+    "softmax: dim = 2, x = f32[2,3]": lambda: ops.softmax(x, 2),
+    "softmax: dim = -3, x = f32[2,3]": lambda: ops.softmax(x, -3),
+    "softmax: mask = f32[2], x = f32[2,3]": lambda: ops.softmax(x, mask=x[:, 0]),
+    "softmax: mask = f32[1,2,3], x = f32[2,3]": lambda: ops.softmax(x, mask=x[None]),
+    "softmax: [1, 1, 1, 1, 1, 1, 1, 2, 3]": lambda: ops.softmax(x[(None,) * 7]),
+    "layer_norm: [2], [2, 3]": lambda: ops.layer_norm(x, (2,)),
+    "layer_norm: [1, 2, 3], [2, 3]": lambda: ops.layer_norm(x, (1, 2, 3)),
+    "layer_norm: [], [2, 3]": lambda: ops.layer_norm(x, ()),
+    "layer_norm: weight = f32[2], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), x[:, 0]),
+    "layer_norm: weight = f32[2,3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), x),
+    "layer_norm: bias = f32[2], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), bias=x[:, 0]),
+    "layer_norm: residual = f32[3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), residual=x[0]),
+    "gelu: bias = f32[2], x = f32[2,3]": lambda: ops.gelu(x, bias=x[:, 0]),
+    "gelu: bias = f32[2,3], x = f32[2,3]": lambda: ops.gelu(x, bias=x),
+    "gelu: approximate": lambda: ops.gelu(x, approximate="erf"),
+    "embedding_sum: table = f32[3]": lambda: ops.embedding_sum([index], [x[0]]),
+    "embedding_sum: indices": lambda: ops.embedding_sum([], []),
+    "embedding_sum: indices.size() == tables.size(), count = 1": lambda: ops.embedding_sum([index] * 2, [x]),
+    "embedding_sum: count = 5": lambda: ops.embedding_sum([index] * 5, [x] * 5),
+    "embedding_sum: i64[3], i64[2]": lambda: ops.embedding_sum([index, index.new_zeros(3)], [x, x]),
+    "embedding_sum: table = f32[2,2]": lambda: ops.embedding_sum([index] * 2, [x, x[:, :2]]),
+    "pack_linear: [3]": lambda: ops.pack_linear(x[0]),
+    "pack_linear: [1, 2, 3]": lambda: ops.pack_linear(x[None]),
+    "unpack_linear: [2, 3]": lambda: ops.unpack_linear(x, 2),
+    "unpack_linear: 17, [1, 3, 16]": lambda: ops.unpack_linear(packed, 17),
+    "unpack_linear: -1, [1, 3, 16]": lambda: ops.unpack_linear(packed, -1),
+    "linear: x = f32[2,2], weight = f32[1,3,16]": lambda: ops.linear(x[:, :2], packed, 4),
+    "linear: weight = f32[2,3]": lambda: ops.linear(x, x, 2),
+    "linear: weight = f32[1,3,8]": lambda: ops.linear(x, packed[..., :8].clone(), 2),
+    "linear: out = f32[2,17], weight = f32[1,3,16]": lambda: ops.linear(x, packed, 17),
+    "linear: out = f32[2,0], weight = f32[1,3,16]": lambda: ops.linear(x, packed, 0),
+    "linear: -1": lambda: ops.linear(x, packed, -1),
+    "linear: bias = f32[3], out = f32[2,4]": lambda: ops.linear(x, packed, 4, x[0]),
+    "linear: residual = f32[2,3], out = f32[2,4]": lambda: ops.linear(x, packed, 4, residual=x),
+    "linear: activation": lambda: ops.linear(x, packed, 4, activation="swish"),
+    "scaled_dot_product_attention: query = f32[]": lambda: attention(x[0, 0], k, v),
+    "scaled_dot_product_attention: query = f32[8]": lambda: attention(q[0, 0, 0], k, v),
+    "scaled_dot_product_attention: value = f32[8]": lambda: attention(q, k, v[0, 0, 0]),
+    "scaled_dot_product_attention: query = f32[1,4,5,8], key = f32[2,4,5,8]": lambda: attention(q[0], k, v),
+    "scaled_dot_product_attention: query = f32[2,4,5,7], key = f32[2,4,5,8]": lambda: attention(
+        q[..., 1:], k, v
+    ),
+    "scaled_dot_product_attention: key = f32[2,4,5,8], value = f32[2,4,4,8]": lambda: attention(
+        q, k, v[:, :, 1:]
+    ),
+    "scaled_dot_product_attention: key = f32[2,4,5,8], value = f32[2,2,5,8]": lambda: attention(
+        q, k, v[:, ::2]
+    ),
+    "scaled_dot_product_attention: [2, 4, 5, 8], [2, 2, 5, 8]": lambda: attention(q, k[:, ::2], v[:, ::2]),
+    "scaled_dot_product_attention: query = f32[2,4,5,8], key = f32[2,3,5,8]": lambda: attention(
+        q, k[:, 1:], v[:, 1:], enable_gqa=True
+    ),
+    "scaled_dot_product_attention: mask = f32[1,1,2,3], query = f32[2,4,5,8]": lambda: attention(q, k, v, x),
+    "scaled_dot_product_attention: cu_seqlens_q = i32[2], cu_seqlens_k = None": lambda: packed_attention(
+        starts(0, 4), None
+    ),
+    "scaled_dot_product_attention: cu_seqlens_q = i32[0]": lambda: packed_attention(starts(), starts()),
+    "scaled_dot_product_attention: cu_seqlens_q = i32[2], query = f32[1,5,4,8]": lambda: packed_attention(
+        starts(0, 5), starts(0, 4)
+    ),
+    "scaled_dot_product_attention: cu_seqlens_k = i32[3], key = f32[1,5,4,8]": lambda: packed_attention(
+        starts(0, 2, 4), starts(0, 5, 4)
+    ),
+    "scaled_dot_product_attention: cu_seqlens_q = i32[2], cu_seqlens_k = i32[3]": lambda: packed_attention(
+        starts(0, 4), starts(0, 2, 4)
+    ),
+    "scaled_dot_product_attention: cu_seqlens_q = i64[2]": lambda: packed_attention(
+        starts(0, 4, dtype=torch.int64), starts(0, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", SHAPES)
+def test_shapes(message):
+    with pytest.raises(InputError) as caught:
+        SHAPES[message]()
+    assert_names(caught, message)
+
+
+def assert_names(caught, message):
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, RuntimeError)
+    op, parts = message.split(": ")
+    text = str(caught.value)
+    assert text.startswith(f"{op}: ")
+    for part in re.split(r", (?![^[]*\])", parts):  # at commas outside brackets
+        assert part in text
+
+
+CALLS = {  # every tensor operand by its name in the error message
+    "softmax: x": lambda t: ops.softmax(t(x)),
+    "softmax: mask": lambda t: ops.softmax(x, mask=t(x)),
+    "layer_norm: x": lambda t: ops.layer_norm(t(x), (3,)),
+    "layer_norm: residual": lambda t: ops.layer_norm(x, (3,), residual=t(x)),
+    "layer_norm: weight": lambda t: ops.layer_norm(x, (3,), t(x[0])),
+    "layer_norm: bias": lambda t: ops.layer_norm(x, (3,), bias=t(x[0])),
+    "gelu: x": lambda t: ops.gelu(t(x)),
+    "gelu: bias": lambda t: ops.gelu(x, bias=t(x[0])),
+    "embedding_sum: table": lambda t: ops.embedding_sum([index], [t(x)]),
+    "pack_linear: weight": lambda t: ops.pack_linear(t(x)),
+    "linear: x": lambda t: ops.linear(t(x), packed, 4),
+    "linear: weight": lambda t: ops.linear(x, t(packed), 4),
+    "linear: bias": lambda t: ops.linear(x, packed, 4, t(x[0, [0, 1, 2, 0]])),
+    "linear: residual": lambda t: ops.linear(x, packed, 4, residual=t(x[:, [0, 1, 2, 0]])),
+    "scaled_dot_product_attention: query": lambda t: attention(t(q), k, v),
+    "scaled_dot_product_attention: key": lambda t: attention(q, t(k), v),
+    "scaled_dot_product_attention: value": lambda t: attention(q, k, t(v)),
+    "scaled_dot_product_attention: mask": lambda t: attention(q, k, v, t(x[:1, :1])),
+}
+
+
+@pytest.mark.parametrize("operand", CALLS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.int32, torch.uint8])
+def test_dtypes(operand, dtype):
+    with pytest.raises(InputError) as caught:
+        CALLS[operand](lambda t: t.to(dtype))
+    shown = {torch.int32: "i32", torch.uint8: "u8"}.get(dtype, "unsupported dtype")
+    assert_names(caught, f"{operand} = {shown}[")
+
+
+@pytest.mark.parametrize("index_dtype", [torch.float32, torch.bool, torch.int16])
+def test_index_dtypes(index_dtype):
+    with pytest.raises(InputError, match=r"^embedding_sum: .*index = .*\[2\]"):
+        ops.embedding_sum([index.to(index_dtype)], [x])
+
+
+@pytest.mark.parametrize("result", [torch.float64, torch.int32, torch.complex64])
+def test_softmax_result_dtypes(result):
+    with pytest.raises(InputError, match=r"^softmax: .*out = .*\[2,3\]"):
+        ops.softmax(x, dtype=result)
+
+
+@pytest.mark.parametrize("operand", CALLS)
+def test_devices(operand):
+    """One operand without memory among others with: not silence, and not an uninitialized result."""
+    alone = operand in ("softmax: x", "layer_norm: x", "gelu: x", "pack_linear: weight")
+    if alone:
+        assert CALLS[operand](lambda t: t.to("meta")).is_meta
+        return
+    with pytest.raises(InputError, match=operand.split(": ")[0]):
+        CALLS[operand](lambda t: t.to("meta"))
+
+
+@pytest.mark.parametrize("operand", CALLS)
+@pytest.mark.parametrize(
+    "value", [[1.0], "text", 3, np.zeros((2, 3), np.float32)], ids=lambda v: type(v).__name__
+)
+def test_not_a_tensor(operand, value):
+    with pytest.raises(TypeError) as caught:
+        CALLS[operand](lambda t: value)
+    assert_type_error(caught, operand, value)
+
+
+REQUIRED = [o for o in CALLS if not re.search("mask|bias|residual|layer_norm: weight", o)]
+
+
+@pytest.mark.parametrize("operand", REQUIRED)
+def test_none(operand):
+    with pytest.raises(TypeError) as caught:
+        CALLS[operand](lambda t: None)
+    assert_type_error(caught, operand, None)
+
+
+def assert_type_error(caught, operand, value):
+    op, name = operand.split(": ")
+    named = {"x": "input", "mask": "mask", "table": "tables"}.get(name, name)
+    named = "packed" if operand == "linear: weight" else named
+    text = str(caught.value)
+    assert text.startswith(f"{op}: ")
+    assert named in text
+    assert type(value).__name__ in text
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.__name__)
+def test_fake_tensors_in_the_extension(sample):
+    """They have no memory: an error, not a crash."""
+    name, args, _ = sample(torch.float32).kernel()
+    mode = FakeTensorMode()
+    for i, operand in enumerate(args):
+        if not isinstance(operand, torch.Tensor):
+            continue
+        fake = mode.from_tensor(operand)
+        shape = ",".join(map(str, operand.shape))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of the access to its data pointer
+            with pytest.raises(InputError, match=rf"^{name}: .* = \w+\[{shape}\] cpu without memory"):
+                getattr(_C, name)(*args[:i], fake, *args[i + 1 :])
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads(threads):
+    with pytest.raises(InputError, match=f"softmax: threads > 0 failed: threads = {threads}"):
+        _C.softmax(x, None, x.clone(), -1, 1.0, threads)

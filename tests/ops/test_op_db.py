@@ -1,0 +1,63 @@
+"""torch's own operator database as inputs: every sample that our signatures can express."""
+
+import pytest
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+
+from tests.check import is_float
+from warpformer import ops
+
+
+def linear(x, weight, bias=None):
+    if weight.ndim != 2:  # a vector
+        return None
+    return ops.linear(x, ops.pack_linear(weight), len(weight), bias)
+
+
+def embedding(weight, index, padding_idx=None, **options):  # padding_idx matters to gradients only
+    return None if options else ops.embedding_sum([index], [weight])
+
+
+def attention(query, key, value, *mask, dropout_p=0.0, **options):
+    if dropout_p or query.shape[:-3] != key.shape[:-3]:  # no dropout, no broadcast batches
+        return None
+    return ops.scaled_dot_product_attention(query, key, value, *mask, **options)
+
+
+def softmax(x, dim, dtype=None):
+    return None if dtype is torch.float64 else ops.softmax(x, dim, dtype=dtype)
+
+
+OPS = {  # with the number of samples of torch 2.13 that they can express
+    "softmax": (softmax, 7),
+    "nn.functional.layer_norm": (ops.layer_norm, 6),
+    "nn.functional.gelu": (ops.gelu, 8),
+    "nn.functional.linear": (linear, 18),
+    "nn.functional.scaled_dot_product_attention": (attention, 9),
+    "nn.functional.embedding": (embedding, 5),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_samples(device, dtype, name):
+    function, least = OPS[name]
+    ran = 0
+    for entry in (entry for entry in op_db if entry.name == name):
+        for sample in entry.sample_inputs("cpu", dtype):
+            out = function(sample.input, *sample.args, **sample.kwargs)
+            if out is None:
+                continue
+            by_torch = entry.op(sample.input, *sample.args, **sample.kwargs)
+            exact = sample.transform(lambda v: v.double() if is_float(v) else v)
+            truth = entry.op(exact.input, *exact.args, **exact.kwargs)
+            assert (out.dtype, out.shape) == (by_torch.dtype, by_torch.shape)
+            assert torch.equal(out.isnan(), by_torch.isnan())
+            # Too few outputs for the policy of check(): what counts here is what the op means.
+            assert error(out, truth) <= 4 * max(error(by_torch, truth), torch.finfo(dtype).eps)
+            ran += 1
+    assert ran >= least
+
+
+def error(out, truth):
+    difference, truth = (out.double() - truth).nan_to_num(), truth.nan_to_num()
+    return (difference.norm() / truth.norm().clamp(min=1e-30)).item()

@@ -1,0 +1,107 @@
+"""One valid call per op (two of attention), with every operand given: what the tests that hold for all
+ops run on. Sizes have tails and are large enough for three threads.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from warpformer import _C, ops
+
+
+@dataclass(frozen=True)
+class Sample:
+    op: Callable
+    args: tuple
+    kwargs: dict = field(default_factory=dict)
+    fixed: tuple[Tensor, ...] = ()  # operands that must be contiguous
+
+    def __call__(self):
+        return self.op(*self.args, **self.kwargs)
+
+    def map(self, function):
+        """The call with `function(tensor)` in place of every floating point operand of free layout."""
+
+        def apply(value):
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(apply, value))
+            free = isinstance(value, Tensor) and not any(value is t for t in self.fixed)
+            return function(value) if free and value.is_floating_point() else value
+
+        return replace(
+            self, args=apply(self.args), kwargs={name: apply(v) for name, v in self.kwargs.items()}
+        )
+
+    def kernel(self):
+        """The one call of `_C` that the op makes: its name, its arguments and, of those, the output."""
+        names = [name for name in ops.__all__ if hasattr(_C, name)]
+        with ExitStack() as stack:
+            spies = {n: mock.patch.object(_C, n, wraps=getattr(_C, n)) for n in names}
+            spies = {n: stack.enter_context(spy) for n, spy in spies.items()}
+            result = self()
+        ((name, args),) = ((n, call.args) for n, spy in spies.items() for call in spy.call_args_list)
+        (out,) = (a for a in args if isinstance(a, Tensor) and a.data_ptr() == result.data_ptr())
+        return name, list(args), out
+
+
+def softmax(dtype):
+    x = torch.randn(60, 7, 131, dtype=dtype)
+    return Sample(ops.softmax, (x,), {"mask": torch.randn(7, 1, dtype=dtype), "scale": 0.5})
+
+
+def layer_norm(dtype):
+    x, residual = torch.randn(2, 400, 131, dtype=dtype)
+    weight, bias = torch.randn(2, 131, dtype=dtype)
+    return Sample(ops.layer_norm, (x, (131,), weight, bias, 1e-6), {"residual": residual})
+
+
+def gelu(dtype):
+    bias = torch.randn(131, dtype=dtype)
+    return Sample(ops.gelu, (torch.randn(400, 131, dtype=dtype),), {"approximate": "tanh", "bias": bias})
+
+
+def embedding_sum(dtype):
+    indices = [torch.randint(v, (20, 41)) for v in (50, 41)]
+    return Sample(ops.embedding_sum, (indices, [torch.randn(v, 131, dtype=dtype) for v in (50, 41)]))
+
+
+def pack_linear(dtype):
+    return Sample(ops.pack_linear, (torch.randn(1000, 131, dtype=dtype),))
+
+
+def linear(dtype):
+    packed = ops.pack_linear(torch.randn(75, 131))
+    residual, bias = torch.randn(4, 25, 75, dtype=dtype), torch.randn(75, dtype=dtype)
+    args = (torch.randn(4, 25, 131, dtype=dtype), packed, 75, bias)
+    return Sample(ops.linear, args, {"activation": "gelu", "residual": residual}, fixed=(packed,))
+
+
+def attention(dtype):
+    query = torch.randn(2, 4, 37, 24, dtype=dtype)
+    key, value = torch.randn(2, 2, 2, 270, 24, dtype=dtype)
+    mask = torch.randn(4, 37, 270, dtype=dtype)
+    options = {"is_causal": True, "scale": 0.3, "enable_gqa": True}
+    return Sample(ops.scaled_dot_product_attention, (query, key, value, mask), options)
+
+
+def packed_attention(dtype):
+    query, key, value = torch.randn(3, 60, 4, 24, dtype=dtype)
+    starts = torch.tensor([0, 17, 17, 60], dtype=torch.int32)
+    lengths = {"cu_seqlens_q": starts, "cu_seqlens_k": starts}
+    return Sample(ops.scaled_dot_product_attention, (query, key, value), lengths, fixed=(starts,))
+
+
+SAMPLES = (
+    softmax,
+    layer_norm,
+    gelu,
+    embedding_sum,
+    pack_linear,
+    linear,
+    attention,
+    packed_attention,
+)
