@@ -85,7 +85,7 @@ def test_config_without_a_size(folder):
     values = json.loads((folder / "config.json").read_text())
     del values["hidden_size"]
     (folder / "config.json").write_text(json.dumps(values))
-    with pytest.raises(wf.CheckpointError, match="config.json has no hidden_size"):
+    with pytest.raises(wf.CheckpointError, match=r"config\.json has no hidden_size"):
         wf.load(folder)
 
 

@@ -1,4 +1,5 @@
-// x row --+ bias, gelu--> out row; rows that are not contiguous floats pass through a buffer of floats
+// x row --+ bias, gelu--> out row; rows that are not contiguous floats pass through a buffer of
+// floats
 #include "activation/op.h"
 #include "core/parallel.h"
 

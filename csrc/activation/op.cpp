@@ -7,13 +7,13 @@
 
 namespace warpformer {
 
-void gelu(const Tensor& x, const std::optional<Tensor>& bias, const Tensor& out, bool tanh_form,
-          int threads) {
+void gelu(const Tensor& x, const std::optional<Tensor>& bias, const Tensor& out,
+          const std::string& approximate, int threads) {
   CHECK_TENSORS(x, bias, out);
   CHECK(x.floating() && x.ndim > 0, x);
   CHECK(out.floating() && out.same_shape(x), out, x);
-  if (bias)
-    CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == x.dim(-1), bias, x);
+  if (bias) CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == x.dim(-1), bias, x);
+  CHECK(approximate == "none" || approximate == "tanh", approximate);
   CHECK(threads > 0, threads);
   CHECK_CPU(x);
   if (x.numel() == 0) return;
@@ -21,14 +21,14 @@ void gelu(const Tensor& x, const std::optional<Tensor>& bias, const Tensor& out,
   GeluParams p{rows(x)};
   if (bias) p.bias = rows(*bias);
   p.out = rows(out);
-  p.tanh_form = tanh_form;
+  p.tanh_form = approximate == "tanh";
   p.threads = threads;
   p.scratch = scratch_floats((1 + threads) * p.x.n);
   CPU_KERNEL(gelu)(p);
 }
 
 void bind_activation(py::module_& m) {
-  m.def("gelu", &gelu, py::arg("x"), py::arg("bias"), py::arg("out"), py::arg("tanh_form"),
+  m.def("gelu", &gelu, py::arg("x"), py::arg("bias"), py::arg("out"), py::arg("approximate"),
         py::arg("threads"), nogil());
 }
 

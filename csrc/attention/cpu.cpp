@@ -1,11 +1,11 @@
-// A task is one head of one sequence and a block of 192 queries. It goes through the keys in blocks of
-// 256, so that the scores never exceed a tile in L1:
+// A task is one head of one sequence and a block of 192 queries. It goes through the keys in blocks
+// of 256, so that the scores never exceed a tile in L1:
 //
 //   q block --pack--> q tiles
 //   for a block of keys:        k --transpose--> k panels [keys / 16][D][16]         (L2)
 //                               v --copy-------> v panels [Dv / 16][keys][16]        (L2)
 //     for each tile of q:       S = q k^T            [rows of a tile, 256]           (L1)
-//                               S * scale + mask, row maximum m, P = exp(S - m), l += sum P
+//                               S + mask, row maximum m, P = exp(scale S - m), l += sum P
 //                               o = o * exp(m_old - m) + P v                         (L2)
 //   out = o / l
 #include "attention/op.h"
@@ -33,7 +33,7 @@ struct Workspace {
     scores = q + kBlockQueries * stretches * kStride;
     bias = scores + kMaxTileRows * kStride;
     row = bias + kStride;
-    out = row + padded(p.width);
+    out = row + padded(p.width) + padded(p.value_width);
     state = reinterpret_cast<RowState*>(out + kBlockQueries * padded(p.value_width));
   }
 };
@@ -78,79 +78,79 @@ Task task(const AttentionParams& p, const Sequence& s, int64_t head) {
           rows_of(p.mask, s.batch, head, 0, s.queries, s.keys)};
 }
 
-/// Rows of one head lie a whole token apart: too far for the hardware to see a stream.
-void prefetch(const Heads& t, const Rows& rows, int64_t first, int64_t count) {
-  const char* row = static_cast<const char*>(rows.data) + first * rows.stride[0] * t.size;
-  for (int64_t i = 0; i < count; ++i, row += rows.stride[0] * t.size)
-    for (int64_t byte = 0; byte < rows.n * t.size; byte += 64) __builtin_prefetch(row + byte);
-}
-
-void pack_queries(const Rows& q, int64_t first, int64_t count, float* tiles) {
+/// `sign` is 1, or where the scale is not positive, -1 or 0.
+void pack_queries(const Rows& q, int64_t first, int64_t count, float sign, float* tiles) {
   const int64_t stretches = q.n ? (q.n + kDepth - 1) / kDepth : 1;
   for (int64_t i = 0; i < count; ++i) {
     float* tile = tiles + i / kTileRows * stretches * kTileRows * kStride;
-    for (int64_t s = 0; s * kDepth < q.n; ++s)
-      read_span(q, first + i, s * kDepth, at_most(kDepth, q.n - s * kDepth),
-                   tile + (s * kTileRows + i % kTileRows) * kStride);
+    for (int64_t s = 0; s * kDepth < q.n; ++s) {
+      float* to = tile + (s * kTileRows + i % kTileRows) * kStride;
+      const int64_t n = at_most(kDepth, q.n - s * kDepth);
+      read_span(q, first + i, s * kDepth, n, to);
+      if (sign != 1.0f)
+        for (int64_t j = 0; j < n; ++j) to[j] *= sign;
+    }
   }
 }
 
-void pack_keys(const Rows& k, int64_t first, int64_t count, float* row, float* panels) {
+void pack_keys(const Rows& k, int64_t first, int64_t count, float* buffer, float* panels) {
   for (int64_t j = 0; j < padded(count); ++j) {
     float* to = panels + j / kPanel * k.n * kPanel + j % kPanel;
-    if (j < count) read_span(k, first + j, 0, k.n, row);
-    for (int64_t d = 0; d < k.n; ++d) to[d * kPanel] = j < count ? row[d] : 0.0f;
+    const float* row = j < count ? row_in(k, first + j, buffer) : nullptr;
+    for (int64_t d = 0; d < k.n; ++d) to[d * kPanel] = row ? row[d] : 0.0f;
   }
 }
 
-/// Returns whether every value is finite: 0 * v is then 0, and the product P v may be used as it is.
-bool pack_values(const Rows& v, int64_t first, int64_t count, float* panels) {
+/// Returns whether every value is finite: 0 * v is then 0, and the product P v may be used as it
+/// is.
+bool pack_values(const Rows& v, int64_t first, int64_t count, float* buffer, float* panels) {
   Vec zero = set(0.0f);
-  for (int64_t d = 0; d < v.n; d += kPanel) {
-    for (int64_t j = 0; j < count; ++j) {
-      float* to = panels + (d * kBlockKeys) + j * kPanel;
-      for (int64_t i = 0; i < kPanel; ++i) to[i] = 0.0f;
-      read_span(v, first + j, d, at_most(kPanel, v.n - d), to);
-      for (int i = 0; i < kPanel; i += Vec::kWidth) zero = fma(load(to + i), set(0.0f), zero);
-    }
+  for (int64_t j = 0; j < count; ++j) {
+    const float* row = row_in(v, first + j, buffer);
+    for (int64_t i = v.n; i < padded(v.n); ++i)
+      panels[i / kPanel * kBlockKeys * kPanel + j * kPanel + i % kPanel] = 0.0f;
+    for_lanes(v.n, [&](int64_t i, auto k) {
+      const Vec value = load(row + i, k);
+      store(panels + i / kPanel * kBlockKeys * kPanel + j * kPanel + i % kPanel, value, k);
+      zero = fma(value, set(0.0f), zero);
+    });
   }
   return sum(zero) == 0.0f;
 }
 
-/// s = scale * s + mask, but -inf where the mask is, even if s is NaN.
+/// Bool masks: s = -inf where it is false. Additive ones: s = scale * s + mask, -inf where the mask
+/// is. Even if s is NaN.
 void mask_scores(const Rows& mask, int64_t row, int64_t first_key, int64_t n, float scale,
                  float* bias, float* s) {
-  if (!mask.data) {
-    for_lanes(n, [&](int64_t j, auto k) { store(s + j, load(s + j, k) * set(scale), k); });
-  } else if (mask.dtype == DType::boolean) {
-    const bool* keep =
+  if (mask.dtype == DType::boolean) {
+    const bool* kept =
         static_cast<const bool*>(mask.data) + row * mask.stride[0] + first_key * mask.step;
-    for (int64_t j = 0; j < n; ++j) s[j] = keep[j * mask.step] ? s[j] * scale : -INFINITY;
-  } else {
-    read_span(mask, row, first_key, n, bias);
-    for_lanes(n, [&](int64_t j, auto k) {
-      const Vec b = load(bias + j, k);
-      const Vec masked = fma(load(s + j, k), set(scale), b);
-      store(s + j, where_less(b, set(-__FLT_MAX__), b, masked), k);
-    });
+    for (int64_t j = 0; j < n; ++j) s[j] = kept[j * mask.step] ? s[j] : -INFINITY;
+    return;
   }
+  read_span(mask, row, first_key, n, bias);
+  for_lanes(n, [&](int64_t j, auto k) {
+    const Vec b = load(bias + j, k);
+    const Vec masked = fma(load(s + j, k), set(scale), b);
+    store(s + j, where_less(b, set(-__FLT_MAX__), b, masked), k);
+  });
 }
 
-/// One step of the online softmax: s becomes exp(s - high), the sum and the output so far are rescaled
-/// to the new high.
-void update_row(float* s, int64_t n, RowState& state, float* out, int64_t width) {
+/// One step of the online softmax: s becomes exp(scale * s - high), the sum and the output so far
+/// are rescaled to the new high.
+void update_row(float* s, int64_t n, float scale, RowState& state, float* out, int64_t width) {
   Vec top = set(state.high);
-  for_lanes(n, [&](int64_t j, auto k) { top = max(top, load_or(s + j, k, -INFINITY)); });
+  for_lanes(n, [&](int64_t j, auto k) { top = max(top, load_or(s + j, k, s[j]) * set(scale)); });
   const float highest = max_lane(top);
-  const Vec shift = set(highest == -INFINITY ? 0.0f : highest);
+  const Vec shift = set(highest == -INFINITY ? 0.0f : -highest);
   Sum added;
   for_lanes(n, [&](int64_t j, auto k) {
-    const Vec e = exp(load_or(s + j, k, -INFINITY) - shift);
+    const Vec e = exp(fma(load(s + j, k), set(scale), shift));
     store(s + j, e, k);
-    added.add(e);
+    added.add(keep(e, k));
   });
   float rescale[Vec::kWidth];
-  store(rescale, exp(set(state.high) - shift));
+  store(rescale, exp(set(state.high) + shift));
   state.total = state.total * rescale[0] + added.total();
   if (rescale[0] != 1.0f)
     for (int64_t d = 0; d < width; d += Vec::kWidth)
@@ -158,16 +158,16 @@ void update_row(float* s, int64_t n, RowState& state, float* out, int64_t width)
   state.high = highest;
 }
 
-/// out += P v without 0 * inf and 0 * NaN: what a row does not see stays out of it. The order of the sums,
-/// and with it every bit of the rows that see only finite values, is that of gemm.
+/// out += P v without 0 * inf and 0 * NaN: what a row does not see stays out of it. The order of
+/// the sums, and with it every bit of the rows that see only finite values, is that of gemm.
 void add_visible_values(const float* weights, int64_t rows, int64_t n, const float* panels,
                         int64_t width, float* out) {
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t d = 0; d < width; d += Vec::kWidth) {
       const float* values = panels + d / kPanel * kBlockKeys * kPanel + d % kPanel;
-      for (int64_t begin = 0; begin < n; begin += chain(n)) {
+      for (int64_t begin = 0; begin < n; begin += kChain) {
         Vec sum = set(0.0f);
-        for (int64_t j = begin; j < at_most(n, begin + chain(n)); ++j)
+        for (int64_t j = begin; j < at_most(n, begin + kChain); ++j)
           if (weights[i * kStride + j] != 0.0f)
             sum = fma(set(weights[i * kStride + j]), load(values + j * kPanel), sum);
         float* o = out + i * width + d;
@@ -181,17 +181,18 @@ void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t c
             const Workspace& w) {
   const int64_t width = p.width, value_width = padded(p.value_width);
   const int64_t stretches = width ? (width + kDepth - 1) / kDepth : 1;
-  prefetch(p.k, task.k, 0, at_most(kBlockKeys, task.k.count));
-  prefetch(p.v, task.v, 0, at_most(kBlockKeys, task.v.count));
   for (int64_t i = 0; i < count * value_width; ++i) w.out[i] = 0.0f;
   for (int64_t i = 0; i < count; ++i) w.state[i] = {-INFINITY, 0.0f};
-  pack_queries(task.q, first, count, w.q);
+  // -inf stands for a masked score before scaling, so the scale has to be positive.
+  const float scale = p.scale > 0.0f ? p.scale : p.scale < 0.0f ? -p.scale : 1.0f;
+  pack_queries(task.q, first, count, p.scale / scale, w.q);
+  const bool additive = task.mask.data && task.mask.dtype != DType::boolean;
 
   const int64_t keys = p.causal ? at_most(task.k.count, first + count) : task.k.count;
   for (int64_t key = 0; key < keys; key += kBlockKeys) {
     const int64_t block = at_most(kBlockKeys, keys - key);
     pack_keys(task.k, key, block, w.row, w.k);
-    const bool finite = pack_values(task.v, key, block, w.v);
+    const bool finite = pack_values(task.v, key, block, w.row, w.v);
     for (int64_t i = 0; i < count; i += kTileRows) {
       const int64_t rows = at_most(kTileRows, count - i);
       const int64_t n = p.causal ? at_most(block, first + i + rows - key) : block;
@@ -200,19 +201,20 @@ void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t c
         gemm(static_cast<int>(rows), padded(n) / kPanel,
              w.q + (i * stretches + s * kTileRows) * kStride,
              {w.k + s * kDepth * kPanel, width * kPanel, kPanel},
-             at_most(kDepth, width - s * kDepth), w.scores, kStride, s > 0);
+             at_most(kDepth, width - s * kDepth), chain(width), w.scores, kStride, s > 0);
       for (int64_t r = 0; r < rows; ++r) {
         float* s = w.scores + r * kStride;
         const int64_t query = first + i + r;
-        mask_scores(task.mask, query, key, n, p.scale, w.bias, s);
+        if (task.mask.data) mask_scores(task.mask, query, key, n, scale, w.bias, s);
         if (p.causal)
           for (int64_t j = query + 1 > key ? query + 1 - key : 0; j < n; ++j) s[j] = -INFINITY;
-        update_row(s, n, w.state[i + r], w.out + (i + r) * value_width, value_width);
+        update_row(s, n, additive ? 1.0f : scale, w.state[i + r], w.out + (i + r) * value_width,
+                   value_width);
       }
       float* out = w.out + i * value_width;
       if (finite) {
         gemm(static_cast<int>(rows), value_width / kPanel, w.scores,
-             {w.v, kBlockKeys * kPanel, kPanel}, n, out, value_width, true);
+             {w.v, kBlockKeys * kPanel, kPanel}, n, kChain, out, value_width, true);
       } else {
         add_visible_values(w.scores, rows, n, w.v, value_width, out);
       }
@@ -230,8 +232,9 @@ void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t c
 
 void attention(const AttentionParams& p) {
   const int threads = p.sequences * p.heads * p.queries > 16 ? p.threads : 1;
-  // Work is dealt out in turn, for neighbours in a batch sorted by length cost about the same: whole
-  // sequences, whose heads lie side by side in memory, or where they are few, single heads and blocks.
+  // Work is dealt out in turn, for neighbours in a batch sorted by length cost about the same:
+  // whole sequences, whose heads lie side by side in memory, or where they are few, single heads
+  // and blocks.
   const bool whole = p.sequences >= 4 * threads;
   parallel(threads, [&](int t) {
     const Workspace workspace(p, t);

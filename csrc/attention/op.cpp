@@ -17,7 +17,8 @@ Heads heads(const Tensor& t) {
 
 /// Beginnings of packed sequences: i32, from 0 to `total`, never falling.
 bool is_partition(const Tensor& cu_seqlens, int64_t total) {
-  if (cu_seqlens.dtype != DType::i32 || cu_seqlens.ndim != 1 || !cu_seqlens.contiguous()) return false;
+  if (cu_seqlens.dtype != DType::i32 || cu_seqlens.ndim != 1 || !cu_seqlens.contiguous())
+    return false;
   const int64_t n = cu_seqlens.dim(0);
   const auto* at = cu_seqlens.ptr<int32_t>();
   bool ok = n >= 1 && at[0] == 0 && at[n - 1] == total;

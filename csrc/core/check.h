@@ -59,22 +59,22 @@ bool usable(const Tensors&... tensors) {
 }
 
 /// CHECK(w.dim(0) == x.dim(-1), w, x): only in op.cpp, once for all devices.
-#define CHECK(condition, ...)                                                                     \
-  do {                                                                                            \
-    if (!(condition)) ::warpformer::fail(__func__, #condition, #__VA_ARGS__, __VA_ARGS__);         \
+#define CHECK(condition, ...)                                                              \
+  do {                                                                                     \
+    if (!(condition)) ::warpformer::fail(__func__, #condition, #__VA_ARGS__, __VA_ARGS__); \
   } while (0)
 
 /// First line of every op: dtypes known, one device, real memory.
-#define CHECK_TENSORS(...)                                                                         \
-  do {                                                                                            \
-    if (!::warpformer::usable(__VA_ARGS__))                                                        \
-      ::warpformer::fail(__func__, "one device, supported dtypes, real memory", #__VA_ARGS__,      \
-                         __VA_ARGS__);                                                            \
+#define CHECK_TENSORS(...)                                                                    \
+  do {                                                                                        \
+    if (!::warpformer::usable(__VA_ARGS__))                                                   \
+      ::warpformer::fail(__func__, "one device, supported dtypes, real memory", #__VA_ARGS__, \
+                         __VA_ARGS__);                                                        \
   } while (0)
 
 /// The device choice of an op that has only a CPU kernel.
 #define CHECK_CPU(x)                                                                               \
-  do {                                                                                            \
+  do {                                                                                             \
     if ((x).device.type != ::warpformer::DeviceType::cpu)                                          \
       ::warpformer::fail(__func__, "a CPU tensor (there is no CUDA kernel in this build)", #x, x); \
   } while (0)

@@ -1,9 +1,9 @@
-// From a run-time dtype to a type, once per call.
+// From a run-time dtype to a type, for cpu.cpp files.
 #pragma once
 
 #include "core/types.h"
 
-namespace warpformer {
+namespace warpformer::cpu::WF_ISA {
 
 /// by_float(dtype, [&](auto t) { using T = decltype(t); ... }). op.cpp has CHECKed that it is one.
 template <class F>
@@ -13,4 +13,4 @@ void by_float(DType dtype, F&& f) {
   if (dtype == DType::f16) f(f16{});
 }
 
-}  // namespace warpformer
+}  // namespace warpformer::cpu::WF_ISA

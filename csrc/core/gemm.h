@@ -2,15 +2,17 @@
 //
 //              panel 0    panel 1          B: panels of 16 columns, row k of a panel is 16 floats
 //            +----------+----------+
-//     a[0]   |  acc     |  acc     |       A: up to kTileRows rows of at most kDepth floats, kStride
+//     a[0]   |  acc     |  acc     |       A: up to kTileRows rows of at most kDepth floats,
+//     kStride
 //     ...    |          |          |          apart, so that every address is one base + constants
 //     a[11]  |          |          |
 //            +----------+----------+       C: rows of floats, `c_row` apart
 //
-// AVX-512 holds 12 x 2 panels in 24 of its 32 registers, AVX2 6 x 1 (two registers a panel) in 12 of
+// AVX-512 holds 12 x 2 panels in 24 of its 32 registers, AVX2 6 x 1 (two registers a panel) in 12
+// of
 // 16. Every element is summed in chains of fused multiply-adds over k in ascending order, which are
-// added to C one after the other, whatever the number of rows beside it: a row gives the same bits in
-// every batch.
+// added to C one after the other, whatever the number of rows beside it: a row gives the same bits
+// in every batch.
 #pragma once
 
 namespace warpformer {
@@ -43,12 +45,14 @@ struct Panels {
   int64_t row;    // from one k to the next
 };
 
-/// Products summed in one chain before they are added to C, of `depth` in all: rounding grows with the
-/// length of the chains and with their number.
-WF_INLINE int64_t chain(int64_t depth) { return depth <= 64 ? 16 : 32; }
+/// Products summed in one chain before they are added to C: rounding grows with the length of the
+/// chains and with their number, so short sums take short ones.
+constexpr int64_t kChain = 64;
+WF_INLINE int64_t chain(int64_t depth) { return depth <= 32 ? 8 : depth <= 64 ? 16 : kChain; }
 
 template <int kRows, int kPanels>
-void gemm_tile(const float* a, Panels b, int64_t depth, float* c, int64_t c_row, bool add) {
+void gemm_tile(const float* a, Panels b, int64_t depth, int64_t chain, float* c, int64_t c_row,
+               bool add) {
   constexpr int kPerPanel = kPanel / Vec::kWidth, kVecs = kPerPanel * kPanels;
   const float* panel[kPanels];
 #pragma GCC unroll 16
@@ -60,7 +64,7 @@ void gemm_tile(const float* a, Panels b, int64_t depth, float* c, int64_t c_row,
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) acc[i][j] = set(0.0f);
-    const int64_t end = k + chain(depth) < depth ? k + chain(depth) : depth;
+    const int64_t end = k + chain < depth ? k + chain : depth;
     for (; k < end; ++k) {
       Vec row[kVecs];
 #pragma GCC unroll 16
@@ -87,26 +91,26 @@ void gemm_tile(const float* a, Panels b, int64_t depth, float* c, int64_t c_row,
 }
 
 template <int kRows = kTileRows>
-void gemm_rows(int rows, int panels, const float* a, Panels b, int64_t depth, float* c,
-               int64_t c_row, bool add) {
+void gemm_rows(int rows, int panels, const float* a, Panels b, int64_t depth, int64_t chain,
+               float* c, int64_t c_row, bool add) {
   if (rows == kRows) {
     if (panels == kTilePanels) {
-      gemm_tile<kRows, kTilePanels>(a, b, depth, c, c_row, add);
+      gemm_tile<kRows, kTilePanels>(a, b, depth, chain, c, c_row, add);
     } else {
-      gemm_tile<kRows, 1>(a, b, depth, c, c_row, add);
+      gemm_tile<kRows, 1>(a, b, depth, chain, c, c_row, add);
     }
   } else if constexpr (kRows > 1) {
-    gemm_rows<kRows - 1>(rows, panels, a, b, depth, c, c_row, add);
+    gemm_rows<kRows - 1>(rows, panels, a, b, depth, chain, c, c_row, add);
   }
 }
 
 /// C[rows, 16 * panels] (+)= A[rows, depth] B, rows <= kTileRows, depth <= kDepth.
-inline void gemm(int rows, int64_t panels, const float* a, Panels b, int64_t depth, float* c,
-                 int64_t c_row, bool add) {
+inline void gemm(int rows, int64_t panels, const float* a, Panels b, int64_t depth, int64_t chain,
+                 float* c, int64_t c_row, bool add) {
   for (int64_t p = 0; p < panels; p += kTilePanels) {
     const int now = panels - p < kTilePanels ? 1 : kTilePanels;
-    gemm_rows(rows, now, a, {b.data + p * b.panel, b.panel, b.row}, depth, c + p * kPanel, c_row,
-              add);
+    gemm_rows(rows, now, a, {b.data + p * b.panel, b.panel, b.row}, depth, chain, c + p * kPanel,
+              c_row, add);
   }
 }
 

@@ -3,11 +3,11 @@
 #pragma once
 
 #if defined(__x86_64__)
-#define WF_FOR_EACH_ISA(F, ...)                                                            \
-  F(scalar __VA_OPT__(, ) __VA_ARGS__)                                                     \
-  F(avx2 __VA_OPT__(, ) __VA_ARGS__)                                                       \
-  F(avx512 __VA_OPT__(, ) __VA_ARGS__)                                                     \
-  F(avx512_vnni __VA_OPT__(, ) __VA_ARGS__)                                                \
+#define WF_FOR_EACH_ISA(F, ...)             \
+  F(scalar __VA_OPT__(, ) __VA_ARGS__)      \
+  F(avx2 __VA_OPT__(, ) __VA_ARGS__)        \
+  F(avx512 __VA_OPT__(, ) __VA_ARGS__)      \
+  F(avx512_vnni __VA_OPT__(, ) __VA_ARGS__) \
   F(avx512_bf16 __VA_OPT__(, ) __VA_ARGS__)
 #else
 #define WF_FOR_EACH_ISA(F, ...) F(scalar __VA_OPT__(, ) __VA_ARGS__)
@@ -18,7 +18,7 @@
   namespace isa {                      \
   void name(const Params&);            \
   }
-#define DECLARE_CPU_KERNEL(name, Params) \
-  namespace cpu {                        \
+#define DECLARE_CPU_KERNEL(name, Params)     \
+  namespace cpu {                            \
   WF_FOR_EACH_ISA(WF_DECLARE_, name, Params) \
   }

@@ -55,11 +55,10 @@ void set_dims(Tensor& t, py::handle shape, py::handle stride, int64_t stride_uni
   }
 }
 
-/// Subclasses that interpret operations themselves (FakeTensor, DTensor) have no memory that is theirs, yet
-/// some give an address.
+/// Subclasses that interpret operations themselves (FakeTensor, DTensor) have no memory that is
+/// theirs, yet some give an address.
 bool has_own_dispatch(py::handle object) {
-  static const py::handle plain =
-      py::object(torch_tensor.attr("__torch_dispatch__")).release();
+  static const py::handle plain = py::object(torch_tensor.attr("__torch_dispatch__")).release();
   const py::handle type = py::type::handle_of(object);
   return !type.is(torch_tensor) && !py::object(type.attr("__torch_dispatch__")).is(plain);
 }
@@ -79,8 +78,8 @@ Tensor view_torch(py::handle object) {
   try {
     t.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<uintptr_t>());
   } catch (py::error_already_set& error) {
-    // A functorch wrapper: no memory to read. CHECK_TENSORS says so with the tensor's name; anything
-    // else (KeyboardInterrupt) goes on.
+    // A functorch wrapper: no memory to read. CHECK_TENSORS says so with the tensor's name;
+    // anything else (KeyboardInterrupt) goes on.
     if (!error.matches(PyExc_RuntimeError)) throw;
   }
   return t;

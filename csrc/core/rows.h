@@ -11,7 +11,7 @@ namespace warpformer {
 struct Rows {
   void* data = nullptr;
   DType dtype = DType::f32;
-  int64_t n = 0;     // elements of a row, `step` elements of memory apart
+  int64_t n = 0;  // elements of a row, `step` elements of memory apart
   int64_t step = 0;
   int64_t count = 0;  // rows
   int ndim = 0;       // outer dimensions, the first one slowest

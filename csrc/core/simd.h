@@ -3,7 +3,7 @@
 //
 //   load(p) load(p, n)      f32, bf16 or f16 in memory, the first n lanes and 0 in the others
 //   store(p, v) store(p, v, n)     rounds to nearest even
-//   fma(a, b, c) = a * b + c       one rounding where the CPU has FMA
+//   fma(a, b, c) = a * b + c       the product is not rounded
 //
 // Only C headers and plain functions here: what the linker could merge across ISAs would put AVX
 // code into files that must run everywhere.
@@ -35,11 +35,14 @@ WF_INLINE Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 WF_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 WF_INLINE Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 WF_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-// max and min of every section return their second operand where either is NaN, as the instructions do.
+// max and min of every section return their second operand where either is NaN, as the instructions
+// do.
 WF_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 WF_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 WF_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
-WF_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+WF_INLINE Vec round(Vec a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 /// a * 2^n for integral n.
 WF_INLINE Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 /// Lane by lane: a < b ? yes : no.
@@ -69,15 +72,21 @@ WF_INLINE __m256i narrow(Vec v) {
 WF_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 WF_INLINE Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(lanes(n), p)}; }
 WF_INLINE Vec load(const bf16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
-WF_INLINE Vec load(const bf16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(lanes(n), p)); }
-WF_INLINE Vec load(const f16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+WF_INLINE Vec load(const bf16* p, int64_t n) {
+  return widen(_mm256_maskz_loadu_epi16(lanes(n), p));
+}
+WF_INLINE Vec load(const f16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
+}
 WF_INLINE Vec load(const f16* p, int64_t n) {
   return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p))};
 }
 WF_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v.v); }
 WF_INLINE void store(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), v.v); }
 WF_INLINE void store(bf16* p, Vec v) { _mm256_storeu_si256((__m256i*)p, narrow(v)); }
-WF_INLINE void store(bf16* p, Vec v, int64_t n) { _mm256_mask_storeu_epi16(p, lanes(n), narrow(v)); }
+WF_INLINE void store(bf16* p, Vec v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, lanes(n), narrow(v));
+}
 WF_INLINE void store(f16* p, Vec v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -102,7 +111,9 @@ WF_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}
 WF_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 WF_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 WF_INLINE Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
-WF_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+WF_INLINE Vec round(Vec a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
 WF_INLINE Vec scale_by_power(Vec a, Vec n) {
   // Two factors, because 2^n alone is out of range where the result is a denormal or near infinity.
   const __m256i i = _mm256_cvtps_epi32(n.v);
@@ -142,8 +153,8 @@ WF_INLINE void store(bf16* p, Vec v) {
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd);
   const __m256i nan = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
   const __m256 is_nan = _mm256_cmp_ps(v.v, v.v, _CMP_UNORD_Q);
-  const __m256i word = _mm256_srli_epi32(
-      _mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan)), 16);
+  const __m256i word =
+      _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan)), 16);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(word, word), 0x08);
   _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
 }
@@ -155,6 +166,7 @@ WF_INLINE void store(f16* p, Vec v) {
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef double Double4 __attribute__((vector_size(32)));
 
 struct Vec {
   static constexpr int kWidth = 4;
@@ -165,7 +177,12 @@ WF_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 WF_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 WF_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 WF_INLINE Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
-WF_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+/// Through double, which holds the product exactly: the results are as exact as with FMA hardware.
+WF_INLINE Vec fma(Vec a, Vec b, Vec c) {
+  const Double4 product =
+      __builtin_convertvector(a.v, Double4) * __builtin_convertvector(b.v, Double4);
+  return {__builtin_convertvector(product + __builtin_convertvector(c.v, Double4), Float4)};
+}
 WF_INLINE Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
 WF_INLINE Vec min(Vec a, Vec b) { return {a.v < b.v ? a.v : b.v}; }
 WF_INLINE Vec abs(Vec a) { return {(Float4)((Int4)a.v & INT32_MAX)}; }
@@ -199,8 +216,8 @@ WF_INLINE float widen(bf16 value) { return float_of(static_cast<uint32_t>(value.
 WF_INLINE float widen(f16 value) {
   const uint32_t sign = (value.bits & 0x8000u) << 16, rest = value.bits & 0x7FFFu;
   if (rest >= 0x7C00u) return float_of(sign | 0x7F800000u | (rest & 0x3FFu) << 13);
-  const float magnitude = rest < 0x400u ? static_cast<float>(rest) * 0x1p-24f
-                                        : float_of((rest << 13) + (112u << 23));
+  const float magnitude =
+      rest < 0x400u ? static_cast<float>(rest) * 0x1p-24f : float_of((rest << 13) + (112u << 23));
   return sign ? -magnitude : magnitude;
 }
 WF_INLINE void narrow(float f, bf16* to) {
@@ -293,6 +310,17 @@ WF_INLINE Vec load_or(const float* p, Tail tail, float other) {
   return load(lanes);
 #endif
 }
+/// v, with 0 in the lanes past the end.
+WF_INLINE Vec keep(Vec v, Full) { return v; }
+WF_INLINE Vec keep(Vec v, Tail tail) {
+#if defined(__AVX512F__)
+  return {_mm512_maskz_mov_ps(lanes(tail.n), v.v)};
+#else
+  float kept[Vec::kWidth];
+  store(kept, v);
+  return load(kept, tail.n);
+#endif
+}
 template <class T>
 WF_INLINE void store(T* p, Vec v, Full) {
   store(p, v);
@@ -310,22 +338,20 @@ WF_INLINE void for_lanes(int64_t n, const F& f) {
   if (i < n) f(i, Tail{n - i});
 }
 
-/// A sum of registers in two levels, because a long chain of additions rounds more.
+/// A sum of registers in four interleaved chains, because a long chain of additions rounds more.
+/// Zeros at the end change no bit of it.
 struct Sum {
-  Vec low = set(0.0f), high = set(0.0f);
-  int count = 0;
+  Vec chain[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
+  int next = 0;
   WF_INLINE void add(Vec v) {
-    low = low + v;
-    if (++count < 16) return;
-    high = high + low;
-    low = set(0.0f);
-    count = 0;
+    chain[next] = chain[next] + v;
+    next = (next + 1) % 4;
   }
-  WF_INLINE float total() const { return sum(high + low); }
+  WF_INLINE float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
 };
 
-// exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2 in two parts; e^r by a minimax polynomial on
-// |r| <= ln(2) / 2, relative error 2e-9 before rounding.
+// exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2 in two parts; e^r by a minimax polynomial
+// on |r| <= ln(2) / 2, relative error 2e-9 before rounding.
 WF_INLINE Vec exp(Vec x) {
   const Vec bounded = min(set(89.0f), max(set(-104.0f), x));  // NaN stays: it is the second operand
   const Vec n = round(bounded * set(1.44269504f));
@@ -355,7 +381,8 @@ WF_INLINE Vec tanh(Vec x) {
 }
 
 // gelu(x) = x Phi(x) = max(x, 0) - |x| Phi(-|x|): no cancellation on either side.
-// Phi(-a) = exp(-a^2 / 2 + R(a)), R a minimax polynomial on [0, 6] (beyond, the term is below 6e-9).
+// Phi(-a) = exp(-a^2 / 2 + R(a)), R a minimax polynomial on [0, 6] (beyond, the term is below
+// 6e-9).
 WF_INLINE Vec gelu(Vec x) {
   const Vec a = min(set(40.0f), abs(x)), bounded = min(set(6.0f), a);
   Vec r = set(2.15554752e-09f);

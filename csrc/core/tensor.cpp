@@ -3,9 +3,8 @@
 namespace warpformer {
 
 std::string to_string(const Tensor& t) {
-  static const char* const kNames[] = {"f32", "f16", "bf16", "i8",
-                                       "u8",  "i32", "i64",  "bool",
-                                       "unsupported dtype"};
+  static const char* const kNames[] = {
+      "f32", "f16", "bf16", "i8", "u8", "i32", "i64", "bool", "unsupported dtype"};
   std::string s = kNames[static_cast<int>(t.dtype)];
   s += '[';
   for (int i = 0; i < t.ndim; ++i) {

@@ -1,4 +1,5 @@
-// rows of the tables --sum--> out row; rows that are not contiguous floats pass through a buffer of floats
+// rows of the tables --sum--> out row; rows that are not contiguous floats pass through a buffer of
+// floats
 #include "core/parallel.h"
 #include "embedding/op.h"
 

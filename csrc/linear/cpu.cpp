@@ -1,5 +1,5 @@
-// A thread takes a run of rows of x (or, where they are few, a run of columns of the weight) and goes
-// through it in blocks that fit its L2:
+// A thread takes a run of rows of x (or, where they are few, a run of columns of the weight) and
+// goes through it in blocks that fit its L2:
 //
 //   for a block of columns and of rows:
 //     for a block of k:            x --pack--> tiles [rows / tile][stretches of k][tile][kStride]
@@ -35,11 +35,16 @@ void activate(float* c, const float* bias, int64_t n, Activation activation) {
     });
   };
   switch (activation) {
-    case Activation::none: return map([](Vec v) { return v; });
-    case Activation::relu: return map([](Vec v) { return max(set(0.0f), v); });
-    case Activation::gelu: return map([](Vec v) { return gelu(v); });
-    case Activation::gelu_tanh: return map([](Vec v) { return gelu_tanh(v); });
-    case Activation::tanh: return map([](Vec v) { return tanh(v); });
+    case Activation::none:
+      return map([](Vec v) { return v; });
+    case Activation::relu:
+      return map([](Vec v) { return max(set(0.0f), v); });
+    case Activation::gelu:
+      return map([](Vec v) { return gelu(v); });
+    case Activation::gelu_tanh:
+      return map([](Vec v) { return gelu_tanh(v); });
+    case Activation::tanh:
+      return map([](Vec v) { return tanh(v); });
   }
 }
 
@@ -65,7 +70,7 @@ void multiply(const LinearParams& p, const float* tiles, int64_t rows, int64_t k
              at_most(kTilePanels, panels.end - panel),
              tiles + (i * stretches(depth) + s * kTileRows) * kStride,
              {weight + s * kDepth * kPanel, p.x.n * kPanel, kPanel},
-             at_most(kDepth, depth - s * kDepth),
+             at_most(kDepth, depth - s * kDepth), chain(p.x.n),
              c + i * kResultStride + (panel - panels.begin) * kPanel, kResultStride, k + s > 0);
   }
 }
@@ -76,9 +81,8 @@ void finish(const LinearParams& p, const float* bias, int64_t row, int64_t colum
   activate(c, bias + column, columns, p.activation);
   if (p.residual.data) {
     read_span(p.residual, row, column, columns, residual);
-    for_lanes(columns, [&](int64_t j, auto k) {
-      store(c + j, load(c + j, k) + load(residual + j, k), k);
-    });
+    for_lanes(columns,
+              [&](int64_t j, auto k) { store(c + j, load(c + j, k) + load(residual + j, k), k); });
   }
   write_span(c, p.out, row, column, columns);
 }
@@ -111,17 +115,17 @@ void pack_linear(const PackLinearParams& p) {
   const int64_t panels = (columns + kPanel - 1) / kPanel;
   parallel_for(panels, 1 + 65536 / (depth * kPanel), p.threads,
                [&](int t, int64_t begin, int64_t end) {
-    float* rows = p.scratch + t * kPanel * depth;
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t used = at_most(kPanel, columns - panel * kPanel);
-      for (int64_t j = 0; j < used; ++j)
-        read_span(p.weight, panel * kPanel + j, 0, depth, rows + j * depth);
-      float* to = p.packed + panel * depth * kPanel;
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = 0; j < kPanel; ++j)
-          to[k * kPanel + j] = j < used ? rows[j * depth + k] : 0.0f;
-    }
-  });
+                 float* rows = p.scratch + t * kPanel * depth;
+                 for (int64_t panel = begin; panel < end; ++panel) {
+                   const int64_t used = at_most(kPanel, columns - panel * kPanel);
+                   for (int64_t j = 0; j < used; ++j)
+                     read_span(p.weight, panel * kPanel + j, 0, depth, rows + j * depth);
+                   float* to = p.packed + panel * depth * kPanel;
+                   for (int64_t k = 0; k < depth; ++k)
+                     for (int64_t j = 0; j < kPanel; ++j)
+                       to[k * kPanel + j] = j < used ? rows[j * depth + k] : 0.0f;
+                 }
+               });
 }
 
 void linear(const LinearParams& p) {

@@ -40,8 +40,8 @@ void pack_linear(const Tensor& weight, const Tensor& packed, int threads) {
 }
 
 void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-            const std::optional<Tensor>& residual, const Tensor& out,
-            const std::string& activation, int threads) {
+            const std::optional<Tensor>& residual, const Tensor& out, const std::string& activation,
+            int threads) {
   CHECK_TENSORS(x, weight, bias, residual, out);
   CHECK(x.floating() && x.ndim > 0, x);
   CHECK(weight.dtype == DType::f32 && weight.ndim == 3 && weight.contiguous() &&
@@ -51,8 +51,7 @@ void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   CHECK(out.floating() && out.ndim == x.ndim && panels(out.dim(-1)) == weight.dim(0), out, x,
         weight);
   for (int i = 0; i + 1 < x.ndim; ++i) CHECK(out.dim(i) == x.dim(i), out, x);
-  if (bias)
-    CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == out.dim(-1), bias, out);
+  if (bias) CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == out.dim(-1), bias, out);
   if (residual) CHECK(residual->floating() && residual->same_shape(out), residual, out);
   CHECK(threads > 0, threads);
   CHECK_CPU(x);

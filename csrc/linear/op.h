@@ -20,8 +20,8 @@ namespace warpformer {
 
 enum class Activation : int { none, relu, gelu, gelu_tanh, tanh };
 
-// A block is what a thread works on at a time: as packed rows of x it takes 0.4 MiB at most, as result
-// as much, so that both stay in a megabyte of L2 beside the two panels of the weight in use.
+// A block is what a thread works on at a time: as packed rows of x it takes 0.4 MiB at most, as
+// result as much, so that both stay in a megabyte of L2 beside the two panels of the weight in use.
 constexpr int64_t kBlockRows = 8 * kMaxTileRows, kBlockDepth = 4 * kDepth, kBlockColumns = 1536;
 constexpr int64_t kBlockStretches = kBlockDepth / kDepth;
 constexpr int64_t kResultStride = kBlockColumns + 16;  // rows of a tile fall into different L1 sets

@@ -1,7 +1,7 @@
-// Each row is read once, turned into exponentials where it will be written, and scaled there; rows that
-// are not contiguous floats pass through a buffer of floats:
+// Each row is read once, turned into exponentials where it will be written, and scaled there; rows
+// that are not contiguous floats pass through a buffer of floats:
 //
-//   x row --scale, mask--> z --max; exp, sum--> out row --* 1/sum--> out row
+//   x row --scale, mask--> z --max; exp, sum--> out row --/ sum--> out row
 #include "core/parallel.h"
 #include "softmax/op.h"
 
@@ -39,8 +39,10 @@ void normalize_row(const float* z, int64_t n, float* out) {
     store(out + i, e, k);
     total.add(e);
   });
+  // Where nothing is kept, every exponential is 0, and 0 / 1 is the result.
   const float denominator = total.total();
-  scale_row(out, n, denominator == 0.0f ? 0.0f : 1.0f / denominator, out);
+  const Vec divisor = set(denominator == 0.0f ? 1.0f : denominator);
+  for_lanes(n, [&](int64_t i, auto k) { store(out + i, load(out + i, k) / divisor, k); });
 }
 
 }  // namespace

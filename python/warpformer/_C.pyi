@@ -37,7 +37,7 @@ def gelu(
     x: torch.Tensor | numpy.ndarray,
     bias: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
-    tanh_form: bool,
+    approximate: str,
     threads: int,
 ) -> None: ...
 def isa() -> str: ...

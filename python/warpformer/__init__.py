@@ -1,6 +1,6 @@
 """Fused Transformer kernels for CPUs and CUDA GPUs, drop-in for PyTorch."""
 
-import torch  # noqa: F401  first: the kernels run on the OpenMP threads that it loads
+import torch
 
 from warpformer import nn, ops
 from warpformer._C import InputError, __version__
@@ -12,7 +12,7 @@ __all__ = ["CheckpointError", "InputError", "SentenceEncoder", "__version__", "i
 
 
 def info() -> dict[str, object]:
-    """What runs here: version, ISA, threads, torch, and the CUDA this was built with and the driver serves."""
+    """What runs here: versions, ISA, threads, the CUDA this was built with and the one the driver serves."""
     from warpformer import _C
 
     return {

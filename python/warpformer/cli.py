@@ -34,7 +34,7 @@ ModelOption = Annotated[
 def main():
     try:
         app()
-    except (OSError, ValueError) as error:  # ours are both: CheckpointError, InputError, missing files
+    except (ImportError, OSError, ValueError) as error:  # CheckpointError and InputError are ValueErrors
         fail(error)
 
 
@@ -66,7 +66,9 @@ def demo(
     for name, speed in speeds.items():
         table.add_row(name, f"{speed:.0f}")
     console.print(table)
-    console.print(f"warpformer is {speeds['warpformer'] / speeds['torch']:.2f} times as fast", highlight=False)
+    console.print(
+        f"warpformer is {speeds['warpformer'] / speeds['torch']:.2f} times as fast", highlight=False
+    )
 
 
 @app.command()
@@ -79,7 +81,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Sentences per step.")] = 32,
     normalize: Annotated[bool, typer.Option(help="Scale embeddings to length 1.")] = False,
 ):
-    """Writes the embedding of every line: rows of a .npy array, or lines {"text": ..., "embedding": [...]}."""
+    """Writes the embedding of every line: rows of a .npy, or lines {"text": ..., "embedding": [...]}."""
     if output != "-" and Path(output).suffix not in (".npy", ".jsonl"):
         raise typer.BadParameter("the name must end in .npy or .jsonl", param_hint="--output")
     sentences = read_lines(text)
@@ -104,11 +106,14 @@ def bench(
     isa: Annotated[str | None, typer.Option(help="Cap the instruction set.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="torch's")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A .tsv file, English second, for sentence_encoder.")
+    ] = None,
 ):
     """Times ops and models beside their peers, as shares of what this machine can do at most."""
     from warpformer.bench import run
 
-    sys.exit(run(ops or [], isa=isa, threads=threads, json_path=json_path))
+    sys.exit(run(ops or [], isa=isa, threads=threads, json_path=json_path, data=data))
 
 
 @app.command()

@@ -90,7 +90,9 @@ class SentenceEncoder:
             if not isinstance(text, str):
                 raise TypeError(f"sentences must be strings, one is {type(text).__name__}")
         if batch_size < 1 or (truncate_dim is not None and truncate_dim < 1):
-            raise ValueError(f"batch_size = {batch_size} and truncate_dim = {truncate_dim} must be at least 1")
+            raise ValueError(
+                f"batch_size = {batch_size} and truncate_dim = {truncate_dim} must be at least 1"
+            )
         before = self._prompt(prompt_name, prompt)
         rows = torch.empty(len(texts), self.get_embedding_dimension())
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
@@ -158,7 +160,7 @@ class SentenceEncoder:
 
 
 def pool(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
-    """One vector for each packed sequence: [N, C] and [sequences] -> [sequences, C]; 0 for one without tokens.
+    """One vector for each packed sequence: [N, C] and [sequences] -> [sequences, C]; 0 where it is empty.
 
     Source: sentence_transformers' Pooling.
     """
@@ -210,7 +212,12 @@ def read_modules(folder: Path):
 
 def read_pooling(path: Path) -> list[str]:
     config = read_json(path)
-    flags = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
+    flags = {
+        "cls_token": "cls",
+        "max_tokens": "max",
+        "mean_tokens": "mean",
+        "weightedmean_tokens": "weightedmean",
+    }
     if "pooling_mode" in config:
         modes = config["pooling_mode"]
         modes = [modes] if type(modes) is str else modes

@@ -15,7 +15,7 @@ from warpformer.models._config import CheckpointError, read_config
 
 log = logging.getLogger("warpformer")
 
-HUB_FILES = ("*.json", "*.safetensors", "*.txt")
+HUB_FILES = ["*.json", "*/config.json", "*.safetensors"]
 
 
 def load(path_or_hub_id, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
@@ -73,7 +73,7 @@ def find_checkpoint(path_or_hub_id) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES) + ["*/config.json"]))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"{name!r} is no folder, nor a model of the hub: {reason}") from error

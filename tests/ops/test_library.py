@@ -84,7 +84,7 @@ def test_no_forward_gradient(sample):
 def test_direct_where_nobody_listens():
     x = torch.randn(3, 4)
     assert is_direct(x)
-    assert is_direct(x, None, Parameter(x, requires_grad=False))
+    assert is_direct(x, optional=(None, Parameter(x, requires_grad=False)))
     with torch.no_grad():
         assert is_direct(Parameter(x))
     with torch.inference_mode():

@@ -175,7 +175,7 @@ def test_fully_masked_rows_are_zero(device, dtype, how, garbage):
 
 
 def test_scores_beyond_the_range_of_exp(device, dtype):
-    q, k, v = qkv(1, 2, 64, 300, 32, 40, dtype)
+    q, k, v = qkv(4, 8, 256, 300, 32, 40, dtype)  # many rows: only those with a near tie have an error at all
     check(attention, F.scaled_dot_product_attention, 30 * q, 30 * k, v)
 
 

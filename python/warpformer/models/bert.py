@@ -40,7 +40,9 @@ class Config:
             f"hidden_size = {self.hidden_size} is no multiple of num_attention_heads = "
             f"{self.num_attention_heads}",
         )
-        require(self.hidden_act in ACTIVATIONS, f"hidden_act = {self.hidden_act!r} is none of {[*ACTIVATIONS]}")
+        require(
+            self.hidden_act in ACTIVATIONS, f"hidden_act = {self.hidden_act!r} is none of {[*ACTIVATIONS]}"
+        )
         require(self.layer_norm_eps >= 0, f"layer_norm_eps = {self.layer_norm_eps} is negative")
         require(
             self.position_embedding_type == "absolute",
@@ -125,7 +127,11 @@ class Model(nn.Module):
         return Output(hidden, pooled)
 
     def forward_packed(
-        self, input_ids: Tensor, cu_seqlens: Tensor, position_ids: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        position_ids: Tensor,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [N, C] of packed sequences.
 

@@ -44,7 +44,9 @@ class Linear(nn.Module):
         )
 
     def extra_repr(self):
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
 
     def state_keys(self, kind):
         """Names of the checkpoint's weights or biases (kind "weight" or "bias"), with their shapes."""

@@ -29,6 +29,8 @@ def register(schema, kernel, fake):
         return fake(*args)
 
     def autograd(*args):
+        if torch._C._are_functorch_transforms_active() and any(map(_has_gradient, _tensors(args))):
+            raise NotImplementedError(_forward_only(name))
         with torch._C._AutoDispatchBelowAutograd():
             out = op(*args)
         return _ForwardOnly.apply(name, out, *_tensors(args))
@@ -41,8 +43,16 @@ def _tensors(args):
     return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
 
 
+def _has_gradient(t):
+    return t.requires_grad or forward_ad.unpack_dual(t).tangent is not None
+
+
+def _forward_only(name):
+    return f"warpformer.ops.{name} is forward only: it has no gradient"
+
+
 class _ForwardOnly(torch.autograd.Function):
-    """Ties an op's output to its inputs, so that asking for its gradient is an error and not a silent zero."""
+    """Ties an op's output to its inputs, so that asking for a gradient is an error and not a silent zero."""
 
     @staticmethod
     def forward(name, out, *inputs):
@@ -54,11 +64,11 @@ class _ForwardOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        raise NotImplementedError(f"warpformer.ops.{ctx.name} is forward only: it has no gradient")
+        raise NotImplementedError(_forward_only(ctx.name))
 
     @staticmethod
     def jvp(ctx, *tangents):
-        raise NotImplementedError(f"warpformer.ops.{ctx.name} is forward only: it has no gradient")
+        raise NotImplementedError(_forward_only(ctx.name))
 
 
 def is_direct(*required, optional=()):
@@ -90,8 +100,9 @@ def is_direct(*required, optional=()):
 
 def _refuse(value):
     caller = sys._getframe(2)
-    for name, argument in caller.f_locals.items():
-        parts = argument if isinstance(argument, list | tuple) else (argument,)
-        if argument is value or any(part is value for part in parts):
-            break
+    arguments = caller.f_locals.items()
+    names = [name for name, argument in arguments if argument is value]
+    sequences = [(name, parts) for name, parts in arguments if isinstance(parts, list | tuple)]
+    names += [name for name, parts in sequences if any(part is value for part in parts)]
+    name = names[0]
     raise TypeError(f"{caller.f_code.co_name}: {name} must be a torch.Tensor, not {type(value).__name__}")

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -25,18 +26,17 @@ def embedding_sum(indices: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor
 
     Source: Devlin et al., "BERT", figure 2; torch.nn.functional.embedding.
     """
+    indices, tables = list(indices), list(tables)
     if is_direct(*indices, *tables):
         return _embedding_sum(indices, tables)
-    return torch.ops.warpformer.embedding_sum(list(indices), list(tables))
+    return torch.ops.warpformer.embedding_sum(indices, tables)
 
 
 def _embedding_sum(indices, tables):
     if not indices or not tables:
         raise _C.InputError("embedding_sum: indices and tables must not be empty")
-    try:
+    with suppress(RuntimeError):  # the op names those that do not broadcast
         indices = torch.broadcast_tensors(*indices)
-    except RuntimeError:
-        pass  # the op names them
     out = _empty_sum(indices, tables)
     _C.embedding_sum(list(indices), list(tables), out, torch.get_num_threads())
     return out
@@ -44,7 +44,7 @@ def _embedding_sum(indices, tables):
 
 def _empty_sum(indices, tables):
     width = tables[0].shape[-1:]
-    return torch.empty(*indices[0].shape, *width, dtype=tables[0].dtype, device=tables[0].device)
+    return torch.empty((*indices[0].shape, *width), dtype=tables[0].dtype, device=tables[0].device)
 
 
 register(

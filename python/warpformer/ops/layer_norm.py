@@ -39,9 +39,7 @@ def layer_norm(
     """
     if is_direct(input, optional=(weight, bias, residual)):
         return _layer_norm(input, residual, normalized_shape, weight, bias, eps)
-    return torch.ops.warpformer.layer_norm(
-        input, residual, list(normalized_shape), weight, bias, eps
-    )
+    return torch.ops.warpformer.layer_norm(input, residual, list(normalized_shape), weight, bias, eps)
 
 
 def _layer_norm(input, residual, normalized_shape, weight, bias, eps):

@@ -117,7 +117,7 @@ def _linear(input, packed, out_features, bias, activation, residual):
 
 
 def _empty_product(input, out_features):
-    return torch.empty(*input.shape[:-1], out_features, dtype=input.dtype, device=input.device)
+    return torch.empty((*input.shape[:-1], out_features), dtype=input.dtype, device=input.device)
 
 
 register("pack_linear(Tensor weight) -> Tensor", _pack_linear, _empty_packed)
@@ -125,7 +125,5 @@ register(
     "linear(Tensor input, Tensor packed, SymInt out_features, Tensor? bias, str activation, "
     "Tensor? residual) -> Tensor",
     _linear,
-    lambda input, packed, out_features, bias, activation, residual: _empty_product(
-        input, out_features
-    ),
+    lambda input, packed, out_features, bias, activation, residual: _empty_product(input, out_features),
 )

@@ -80,6 +80,8 @@ def _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa, cu_se
 
 def _broadcast_batches(*tensors):
     """The dimensions before the last three broadcast, as torch has it; the op refuses those that do not."""
+    if min(t.ndim for t in tensors) < 3:
+        return tensors
     try:
         batch = torch.broadcast_shapes(*(t.shape[:-3] for t in tensors))
     except RuntimeError:
@@ -94,11 +96,7 @@ def _four_dims(t):
 
 
 def _empty_attention(query, value):
-    if query.ndim < 2:
-        raise _C.InputError(
-            f"scaled_dot_product_attention: query.shape = {list(query.shape)} is not [..., T, D]"
-        )
-    return torch.empty(*query.shape[:-1], *value.shape[-1:], dtype=query.dtype, device=query.device)
+    return torch.empty((*query.shape[:-1], *value.shape[-1:]), dtype=query.dtype, device=query.device)
 
 
 register(
