@@ -82,7 +82,7 @@ def rows_table(rows):
             row["op"],
             row["case"],
             row["dtype"],
-            f"{row['ms']:.3g}",
+            f"{row['ms']:.3g}" if row["ms"] < 1000 else f"{row['ms']:.0f}",
             f"{row['gb_per_s']:.3g}",
             f"{row['gflop_per_s']:.3g}",
             f"{row['share']:.0%} {row['limit']}",

@@ -125,7 +125,12 @@ void mask_scores(const Rows& mask, int64_t row, int64_t first_key, int64_t n, fl
   if (mask.dtype == DType::boolean) {
     const bool* kept =
         static_cast<const bool*>(mask.data) + row * mask.stride[0] + first_key * mask.step;
-    for (int64_t j = 0; j < n; ++j) s[j] = kept[j * mask.step] ? s[j] : -INFINITY;
+    const int64_t step = mask.step;
+    if (step == 1) {  // known to be 1, it lets the compiler use vectors
+      for (int64_t j = 0; j < n; ++j) s[j] = kept[j] ? s[j] : -INFINITY;
+    } else {
+      for (int64_t j = 0; j < n; ++j) s[j] = kept[j * step] ? s[j] : -INFINITY;
+    }
     return;
   }
   read_span(mask, row, first_key, n, bias);
