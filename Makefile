@@ -22,7 +22,7 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 9
 
 demo: build  ## embed three sentences with the real all-MiniLM-L6-v2, and time it beside torch
-	$(BIN)/warpformer demo
+	cut -f2 examples/data/bible.en-es.test.tsv | head -n 256 | $(BIN)/warpformer demo -
 
 test: build  ## the whole CPU suite; make test ARGS="tests/ops -k softmax" for a part
 	$(BIN)/python -m pytest $(ARGS)

@@ -14,8 +14,6 @@
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
-int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /// The softmax so far of one row of queries.
 struct RowState {
   float high;   // largest score
@@ -26,11 +24,10 @@ struct Workspace {
   float *k, *v, *q, *scores, *bias, *row, *out;
   RowState* state;
   Workspace(const AttentionParams& p, int thread) {
-    const int64_t stretches = p.width ? (p.width + kDepth - 1) / kDepth : 1;
     k = p.scratch + thread * attention_scratch(p.width, p.value_width);
     v = k + kBlockKeys * p.width;
     q = v + kBlockKeys * padded(p.value_width);
-    scores = q + kBlockQueries * stretches * kStride;
+    scores = q + kBlockQueries * stretches(p.width) * kStride;
     bias = scores + kMaxTileRows * kStride;
     row = bias + kStride;
     out = row + padded(p.width) + padded(p.value_width);
@@ -80,9 +77,8 @@ Task task(const AttentionParams& p, const Sequence& s, int64_t head) {
 
 /// `sign` is 1, or where the scale is not positive, -1 or 0.
 void pack_queries(const Rows& q, int64_t first, int64_t count, float sign, float* tiles) {
-  const int64_t stretches = q.n ? (q.n + kDepth - 1) / kDepth : 1;
   for (int64_t i = 0; i < count; ++i) {
-    float* tile = tiles + i / kTileRows * stretches * kTileRows * kStride;
+    float* tile = tiles + i / kTileRows * stretches(q.n) * kTileRows * kStride;
     for (int64_t s = 0; s * kDepth < q.n; ++s) {
       float* to = tile + (s * kTileRows + i % kTileRows) * kStride;
       const int64_t n = at_most(kDepth, q.n - s * kDepth);
@@ -185,7 +181,6 @@ void add_visible_values(const float* weights, int64_t rows, int64_t n, const flo
 void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t count,
             const Workspace& w) {
   const int64_t width = p.width, value_width = padded(p.value_width);
-  const int64_t stretches = width ? (width + kDepth - 1) / kDepth : 1;
   for (int64_t i = 0; i < count * value_width; ++i) w.out[i] = 0.0f;
   for (int64_t i = 0; i < count; ++i) w.state[i] = {-INFINITY, 0.0f};
   // -inf stands for a masked score before scaling, so the scale has to be positive.
@@ -202,9 +197,9 @@ void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t c
       const int64_t rows = at_most(kTileRows, count - i);
       const int64_t n = p.causal ? at_most(block, first + i + rows - key) : block;
       if (n <= 0) continue;
-      for (int64_t s = 0; s < stretches; ++s)
+      for (int64_t s = 0; s < stretches(width); ++s)
         gemm(static_cast<int>(rows), padded(n) / kPanel,
-             w.q + (i * stretches + s * kTileRows) * kStride,
+             w.q + (i * stretches(width) + s * kTileRows) * kStride,
              {w.k + s * kDepth * kPanel, width * kPanel, kPanel},
              at_most(kDepth, width - s * kDepth), chain(width), w.scores, kStride, s > 0);
       for (int64_t r = 0; r < rows; ++r) {

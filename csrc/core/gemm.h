@@ -38,6 +38,10 @@ constexpr int kTileRows = 2, kTilePanels = 1;
 #endif
 constexpr int kTileColumns = kTilePanels * kPanel;
 
+WF_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+/// Stretches of kDepth that [0, depth) has; one even where it is empty, so that C is written as 0.
+WF_INLINE int64_t stretches(int64_t depth) { return depth ? (depth + kDepth - 1) / kDepth : 1; }
+
 /// Where the panels of B lie, in floats.
 struct Panels {
   const float* data;
@@ -64,7 +68,7 @@ void gemm_tile(const float* a, Panels b, int64_t depth, int64_t chain, float* c,
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) acc[i][j] = set(0.0f);
-    const int64_t end = k + chain < depth ? k + chain : depth;
+    const int64_t end = at_most(k + chain, depth);
     for (; k < end; ++k) {
       Vec row[kVecs];
 #pragma GCC unroll 16

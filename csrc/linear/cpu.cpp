@@ -12,11 +12,6 @@
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
-int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/// Stretches of kDepth that [0, depth) has; one even where it is empty, so that C is written as 0.
-int64_t stretches(int64_t depth) { return depth ? (depth + kDepth - 1) / kDepth : 1; }
-
 void pack_rows(const Rows& x, int64_t begin, int64_t count, int64_t k, int64_t depth,
                float* block) {
   for (int64_t i = 0; i < count; ++i) {
