@@ -5,7 +5,6 @@ from warpformer import _C
 from warpformer.ops._library import is_direct, register
 
 PANEL = 16
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "tanh")
 
 
 def pack_linear(weight: Tensor) -> Tensor:
