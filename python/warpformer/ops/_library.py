@@ -116,7 +116,7 @@ def _tensors(args):
 
 
 def dispatch(name, *args, out=None):
-    """The op through torch's dispatcher; with `out` (a tensor or a tuple of them) its variant that writes there."""
+    """Calls the op through the dispatcher; with `out` (a tensor or a tuple) its variant that writes there."""
     if out is None:
         return getattr(torch.ops.warpformer, name)(*args)
     getattr(torch.ops.warpformer, f"{name}_out")(*args, *(out if isinstance(out, tuple) else (out,)))
