@@ -8,10 +8,11 @@ from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
 from torch.utils._pytree import tree_leaves
 
-from warpformer._C import InputError
+from warpformer._C import InputError, advise_huge_pages
 
 _library = torch.library.Library("warpformer", "DEF")
 _PLAIN = (Tensor, Parameter)
+LARGE = 4 << 20  # bytes
 
 
 def register(schema, kernel, fake, *, setup_context=None, backward=None, out=None):
@@ -120,6 +121,14 @@ def dispatch(name, *args, out=None):
     if out is None:
         return getattr(torch.ops.warpformer, name)(*args)
     getattr(torch.ops.warpformer, f"{name}_out")(*args, *(out if isinstance(out, tuple) else (out,)))
+    return out
+
+
+def empty(shape, like, dtype=None):
+    """A fresh contiguous tensor on the device of `like`, in its dtype if none is given."""
+    out = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+    if type(out) is Tensor and out.nbytes > LARGE and out.is_cpu:
+        advise_huge_pages(out)
     return out
 
 
