@@ -11,6 +11,7 @@ from warpformer.bench import roofline
 FOLDER = Path(__file__).parent
 SECONDS = 1.5  # a case, besides its warm-up
 INTERRUPTED = 130
+CPU_ONLY = ("linear", "scaled_dot_product_attention", "sentence_encoder")
 
 
 def known_ops():
@@ -18,11 +19,12 @@ def known_ops():
     return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem[0] != "_" and p.stem != "roofline")
 
 
-def run(ops=(), *, isa=None, threads=None, json_path=None, data=None):
+def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=None):
     """Measures `ops` (all if empty), prints tables, writes `json_path`; the whole of `warpformer bench`.
 
     Args:
-        ops: names out of `known_ops()`.
+        ops: names out of `known_ops()`; if empty, those that run on `device`.
+        device: "cpu" or "cuda".
         isa: the instruction set that caps our kernels; torch's choose their own.
         threads: of both; torch's number if None.
         json_path: where rows, limits and facts about the machine go.
@@ -38,6 +40,8 @@ def run(ops=(), *, isa=None, threads=None, json_path=None, data=None):
     unknown = sorted(set(ops) - set(known_ops()))
     if unknown:
         raise ValueError(f"no benchmark for {', '.join(unknown)}; there are: {', '.join(known_ops())}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device = cuda, but torch finds no GPU")
     if threads is not None and not 1 <= threads <= roofline.cores():
         raise ValueError(f"threads = {threads} is not between 1 and the {roofline.cores()} CPUs here")
     if json_path and not Path(json_path).absolute().parent.is_dir():
@@ -47,10 +51,12 @@ def run(ops=(), *, isa=None, threads=None, json_path=None, data=None):
     from warpformer.bench import _report
 
     console = Console()
-    with roofline.isa(isa), _threads(threads):
+    if not ops:
+        ops = [op for op in known_ops() if device == "cpu" or op not in CPU_ONLY]
+    with torch.device(device), roofline.isa(isa), _threads(threads):
         limits = roofline.limits(torch.get_num_threads())
         console.print(_report.limits_table(limits))
-        rows, errors, interrupted = _measure(ops or known_ops(), data, console)
+        rows, errors, interrupted = _measure(ops, data, console)
     if rows:
         console.print(_report.rows_table(rows))
     for error in errors:

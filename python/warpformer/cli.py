@@ -103,6 +103,7 @@ def embed(
 @app.command()
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="What to time; everything if none.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     isa: Annotated[str | None, typer.Option(help="Cap the instruction set.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="torch's")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
@@ -113,7 +114,7 @@ def bench(
     """Times ops and models beside their peers, as shares of what this machine can do at most."""
     from warpformer.bench import run
 
-    sys.exit(run(ops or [], isa=isa, threads=threads, json_path=json_path, data=data))
+    sys.exit(run(ops or [], device=device, isa=isa, threads=threads, json_path=json_path, data=data))
 
 
 @app.command()
