@@ -53,7 +53,8 @@ def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=No
     console = Console()
     if not ops:
         ops = [op for op in known_ops() if device == "cpu" or op not in CPU_ONLY]
-    with torch.device(device), roofline.isa(isa), _threads(threads):
+    default = torch.device(device) if device != "cpu" else contextlib.nullcontext()
+    with default, roofline.isa(isa), _threads(threads):
         limits = roofline.limits(torch.get_num_threads())
         console.print(_report.limits_table(limits))
         rows, errors, interrupted = _measure(ops, data, console)

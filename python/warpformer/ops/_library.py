@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
 from warpformer._C import InputError, advise_huge_pages
@@ -157,11 +158,17 @@ def is_direct(*required, optional=()):
     return (
         plain
         and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
+        and not _has_function_mode()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not profiler._is_profiler_enabled
     )
+
+
+def _has_function_mode():
+    """A default device is a mode too, but one that no call with a device of its own needs to pass."""
+    modes = range(torch._C._len_torch_function_stack())
+    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in modes)
 
 
 def _refuse(value):
