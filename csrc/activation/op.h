@@ -16,9 +16,7 @@ namespace warpformer {
 struct GeluParams {
   Rows x, bias, out;  // bias.data is null where there is none
   bool tanh_form;
-  int threads;
-  float* scratch;  // [1 + threads, C]
 };
-DECLARE_CPU_KERNEL(gelu, GeluParams)
+DECLARE_KERNEL(gelu, GeluParams)
 
 }  // namespace warpformer

@@ -10,6 +10,7 @@
 //   out = o / l
 #include "attention/op.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 
 namespace warpformer::cpu::WF_ISA {
 namespace {
@@ -23,8 +24,8 @@ struct RowState {
 struct Workspace {
   float *k, *v, *q, *scores, *bias, *row, *out;
   RowState* state;
-  Workspace(const AttentionParams& p, int thread) {
-    k = p.scratch + thread * attention_scratch(p.width, p.value_width);
+  Workspace(const AttentionParams& p, float* scratch) {
+    k = scratch;
     v = k + kBlockKeys * p.width;
     q = v + kBlockKeys * padded(p.value_width);
     scores = q + kBlockQueries * stretches(p.width) * kStride;
@@ -230,14 +231,16 @@ void attend(const AttentionParams& p, const Task& task, int64_t first, int64_t c
 
 }  // namespace
 
-void attention(const AttentionParams& p) {
-  const int threads = p.sequences * p.heads * p.queries > 16 ? p.threads : 1;
+void attention(const AttentionParams& p, int available) {
+  const int threads = p.sequences * p.heads * p.queries > 16 ? available : 1;
+  const int64_t size = attention_scratch(p.width, p.value_width);
+  float* scratch = scratch_floats(threads * size);
   // Work is dealt out in turn, for neighbours in a batch sorted by length cost about the same:
   // whole sequences, whose heads lie side by side in memory, or where they are few, single heads
   // and blocks.
   const bool whole = p.sequences >= 4 * threads;
   parallel(threads, [&](int t) {
-    const Workspace workspace(p, t);
+    const Workspace workspace(p, scratch + t * size);
     int64_t number = 0;
     for (int64_t i = 0; i < p.sequences; ++i) {
       const Sequence s = sequence(p, i);

@@ -1,16 +1,13 @@
 #include "attention/op.h"
 
-#include "core/check.h"
-#include "core/isa.h"
 #include "core/module.h"
-#include "core/scratch.h"
+#include "core/run.h"
 
 namespace warpformer {
 namespace {
 
 Heads heads(const Tensor& t) {
-  const int64_t size = t.dtype == DType::boolean ? 1 : t.dtype == DType::f32 ? 4 : 2;
-  Heads h{t.ptr<char>(), t.dtype, size};
+  Heads h{t.ptr<char>(), t.dtype, t.item_size()};
   for (int i = 0; i < 4; ++i) h.stride[i] = t.stride[i];
   return h;
 }
@@ -32,7 +29,7 @@ void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const 
                                   const std::optional<Tensor>& mask,
                                   const std::optional<Tensor>& cu_seqlens_q,
                                   const std::optional<Tensor>& cu_seqlens_k, const Tensor& out,
-                                  double scale, bool causal, int threads) {
+                                  double scale, bool causal, int64_t executor) {
   CHECK_TENSORS(query, key, value, mask, cu_seqlens_q, cu_seqlens_k, out);
   for (const Tensor& t : {query, key, value, out})
     CHECK(t.floating() && t.dtype == query.dtype && t.ndim == 4 && t.dim(0) == query.dim(0), query,
@@ -47,7 +44,6 @@ void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const 
               mask->dim(0) == query.dim(0) && mask->dim(1) == query.dim(1) &&
               mask->dim(2) == query.dim(2) && mask->dim(3) == key.dim(2),
           mask, query, key);
-  CHECK(threads > 0, threads);
   CHECK_CPU(query);
   CHECK(cu_seqlens_q.has_value() == cu_seqlens_k.has_value(), cu_seqlens_q, cu_seqlens_k);
   if (cu_seqlens_q) {
@@ -71,16 +67,14 @@ void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const 
   p.value_width = value.dim(3);
   p.scale = static_cast<float>(scale);
   p.causal = causal;
-  p.threads = threads;
-  p.scratch = scratch_floats(threads * attention_scratch(p.width, p.value_width));
-  CPU_KERNEL(attention)(p);
+  RUN_CPU_KERNEL(attention, p, query, executor);
 }
 
 void bind_attention(py::module_& m) {
   m.def("scaled_dot_product_attention", &scaled_dot_product_attention, py::arg("query"),
         py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("cu_seqlens_q"),
         py::arg("cu_seqlens_k"), py::arg("out"), py::arg("scale"), py::arg("causal"),
-        py::arg("threads"), nogil());
+        py::arg("executor"), nogil());
 }
 
 }  // namespace warpformer

@@ -39,8 +39,6 @@ struct AttentionParams {
   int64_t sequences, heads, kv_heads, queries, keys, width, value_width;
   float scale;
   bool causal;
-  int threads;
-  float* scratch;  // [threads, attention_scratch]
 };
 
 inline int64_t padded(int64_t width) { return (width + kPanel - 1) / kPanel * kPanel; }

@@ -24,7 +24,7 @@ std::string isa_name(Isa isa);
 
 }  // namespace warpformer
 
-/// CPU_KERNEL(layer_norm)(params), in op.cpp: calls the kernel compiled for the ISA in use.
+/// CPU_KERNEL(linear)(params, threads), in op.cpp: calls the kernel compiled for the ISA in use.
 #define WF_ADDRESS_(isa, name) ::warpformer::cpu::isa::name,
 #define CPU_KERNEL(name) \
   (std::array{WF_FOR_EACH_ISA(WF_ADDRESS_, name)}[static_cast<int>(::warpformer::current_isa())])

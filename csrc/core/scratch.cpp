@@ -27,5 +27,6 @@ void* scratch(size_t bytes) {
   }
   return buffer.data.get();
 }
+float* scratch_floats(size_t n) { return static_cast<float*>(scratch(n * sizeof(float))); }
 
 }  // namespace warpformer

@@ -2,10 +2,8 @@
 
 #include <vector>
 
-#include "core/check.h"
-#include "core/isa.h"
 #include "core/module.h"
-#include "core/scratch.h"
+#include "core/run.h"
 
 namespace warpformer {
 namespace {
@@ -22,10 +20,9 @@ int64_t element(const Tensor& t, int64_t i) {
 }  // namespace
 
 void embedding_sum(const std::vector<Tensor>& indices, const std::vector<Tensor>& tables,
-                   const Tensor& out, int threads) {
+                   const Tensor& out, int64_t executor) {
   const auto count = static_cast<int64_t>(tables.size());
   CHECK(count >= 1 && count <= kMaxTables && indices.size() == tables.size(), count);
-  CHECK(threads > 0, threads);
   for (int i = 0; i < count; ++i) {
     const Tensor &index = indices[i], &table = tables[i];
     CHECK_TENSORS(index, table, out);
@@ -41,7 +38,6 @@ void embedding_sum(const std::vector<Tensor>& indices, const std::vector<Tensor>
 
   EmbeddingSumParams p{static_cast<int>(count)};
   p.out = rows(out);
-  p.threads = threads;
   const int64_t n = indices[0].numel();
   std::vector<int64_t> checked(count * n);
   for (int i = 0; i < count; ++i) {
@@ -53,13 +49,12 @@ void embedding_sum(const std::vector<Tensor>& indices, const std::vector<Tensor>
       CHECK(row >= 0 && row < table.dim(0), row, table);
     }
   }
-  p.scratch = scratch_floats(2 * threads * out.dim(-1));
-  CPU_KERNEL(embedding_sum)(p);
+  RUN_CPU_KERNEL(embedding_sum, p, out, executor);
 }
 
 void bind_embedding(py::module_& m) {
   m.def("embedding_sum", &embedding_sum, py::arg("indices"), py::arg("tables"), py::arg("out"),
-        py::arg("threads"), nogil());
+        py::arg("executor"), nogil());
 }
 
 }  // namespace warpformer

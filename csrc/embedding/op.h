@@ -20,8 +20,6 @@ struct EmbeddingSumParams {
   Rows table[kMaxTables];
   const int64_t* index[kMaxTables];  // checked, contiguous
   Rows out;
-  int threads;
-  float* scratch;  // [threads, 2, C]
 };
 DECLARE_CPU_KERNEL(embedding_sum, EmbeddingSumParams)
 

@@ -3,6 +3,7 @@
 //
 //   x row + residual row --> z --mean; variance; normalize, scale, shift--> out row
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "layer_norm/op.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -39,12 +40,13 @@ const float* operand(const Rows& rows, float otherwise, int64_t n, float* buffer
 
 }  // namespace
 
-void layer_norm(const LayerNormParams& p) {
+void layer_norm(const LayerNormParams& p, int threads) {
   const int64_t n = p.x.n;
-  const float* weight = operand(p.weight, 1.0f, n, p.scratch);
-  const float* bias = operand(p.bias, 0.0f, n, p.scratch + n);
-  parallel_for(p.x.count, 1 + 16384 / n, p.threads, [&](int t, int64_t begin, int64_t end) {
-    float* buffer = p.scratch + (2 + 2 * t) * n;
+  float* scratch = scratch_floats((2 + 2 * threads) * n);
+  const float* weight = operand(p.weight, 1.0f, n, scratch);
+  const float* bias = operand(p.bias, 0.0f, n, scratch + n);
+  parallel_for(p.x.count, 1 + 16384 / n, threads, [&](int t, int64_t begin, int64_t end) {
+    float* buffer = scratch + (2 + 2 * t) * n;
     for (int64_t r = begin; r < end; ++r) {
       const float* z = row_in(p.x, r, buffer);
       if (p.residual.data) {

@@ -17,9 +17,7 @@ namespace warpformer {
 struct LayerNormParams {
   Rows x, residual, weight, bias, out;  // data is null where an operand is not given
   float eps;
-  int threads;
-  float* scratch;  // [2 + 2 * threads, C]
 };
-DECLARE_CPU_KERNEL(layer_norm, LayerNormParams)
+DECLARE_KERNEL(layer_norm, LayerNormParams)
 
 }  // namespace warpformer

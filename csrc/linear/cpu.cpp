@@ -7,6 +7,7 @@
 //         for each tile of rows:   tile of C += A B                                 (registers)
 //     C row + bias, activation, + residual --> out row
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "linear/op.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -105,12 +106,13 @@ void multiply_part(const LinearParams& p, const float* bias, Range rows, Range p
 
 }  // namespace
 
-void pack_linear(const PackLinearParams& p) {
+void pack_linear(const PackLinearParams& p, int threads) {
   const int64_t depth = p.weight.n, columns = p.weight.count;
   const int64_t panels = (columns + kPanel - 1) / kPanel;
-  parallel_for(panels, 1 + 65536 / (depth * kPanel), p.threads,
+  float* scratch = scratch_floats(threads * kPanel * depth);
+  parallel_for(panels, 1 + 65536 / (depth * kPanel), threads,
                [&](int t, int64_t begin, int64_t end) {
-                 float* rows = p.scratch + t * kPanel * depth;
+                 float* rows = scratch + t * kPanel * depth;
                  for (int64_t panel = begin; panel < end; ++panel) {
                    const int64_t used = at_most(kPanel, columns - panel * kPanel);
                    for (int64_t j = 0; j < used; ++j)
@@ -123,16 +125,16 @@ void pack_linear(const PackLinearParams& p) {
                });
 }
 
-void linear(const LinearParams& p) {
+void linear(const LinearParams& p, int threads) {
   const int64_t rows = p.x.count, panels = (p.out.n + kPanel - 1) / kPanel;
-  float* bias = p.scratch;
+  float* bias = scratch_floats(panels * kPanel + threads * kLinearScratch);
   for (int64_t j = 0; j < panels * kPanel; ++j) bias[j] = 0.0f;
   if (p.bias.data) read_span(p.bias, 0, 0, p.bias.n, bias);
 
-  const bool by_rows = rows >= 2 * kTileRows * p.threads;
+  const bool by_rows = rows >= 2 * kTileRows * threads;
   // A thread is worth waking for some 2^18 multiply-adds.
   const int64_t work = rows * p.x.n * p.out.n >> 18;
-  const int parts = static_cast<int>(work < 1 ? 1 : at_most(work, p.threads));
+  const int parts = static_cast<int>(work < 1 ? 1 : at_most(work, threads));
   parallel(parts, [&](int t) {
     float* scratch = bias + panels * kPanel + t * kLinearScratch;
     const Range all_rows{0, rows}, all_panels{0, panels};

@@ -30,8 +30,6 @@ struct LinearParams {
   Rows x, bias, residual, out;  // data is null where bias or residual is not given
   const float* weight;
   Activation activation;
-  int threads;
-  float* scratch;  // bias [16 * panels], then kLinearScratch floats for each thread
 };
 
 /// Floats of a thread: packed block of x, block of the result, a row of the residual.
@@ -41,8 +39,6 @@ constexpr int64_t kLinearScratch =
 struct PackLinearParams {
   Rows weight;
   float* packed;
-  int threads;
-  float* scratch;  // [threads, 16, K]
 };
 
 DECLARE_CPU_KERNEL(linear, LinearParams)

@@ -107,12 +107,12 @@ double run_copy(const float* from, float* to, int64_t n, int64_t rounds) {
 
 }  // namespace
 
-void roofline(const RooflineParams& p) {
+void roofline(const RooflineParams& p, int threads) {
   const int64_t floats = p.bytes / static_cast<int64_t>(sizeof(float));
   double per_round = 0;
-  parallel(p.threads, [&](int t) {
+  parallel(threads, [&](int t) {
     // The arrays are cut among the threads; of the peaks every thread runs its own.
-    const int64_t n = (p.limit == Limit::copy ? floats / 2 : floats) / p.threads;
+    const int64_t n = (p.limit == Limit::copy ? floats / 2 : floats) / threads;
     float* mine = reinterpret_cast<float*>(p.memory) + t * n;
     double work = 0;
     switch (p.limit) {
@@ -134,7 +134,7 @@ void roofline(const RooflineParams& p) {
     }
     if (t == 0) per_round = work;
   });
-  *p.work = per_round * static_cast<double>(p.rounds) * p.threads;
+  *p.work = per_round * static_cast<double>(p.rounds) * threads;
 }
 
 }  // namespace warpformer::cpu::WF_ISA

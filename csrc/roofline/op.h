@@ -21,7 +21,6 @@ struct RooflineParams {
   int64_t rounds;
   char* memory;  // read: [bytes], copy: [2, bytes]
   int64_t bytes;
-  int threads;
   double* work;  // operations (two a multiply-add) or bytes of all threads
 };
 DECLARE_CPU_KERNEL(roofline, RooflineParams)

@@ -3,6 +3,7 @@
 //
 //   x row --scale, mask--> z --max; exp, sum--> out row --/ sum--> out row
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "softmax/op.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -47,10 +48,11 @@ void normalize_row(const float* z, int64_t n, float* out) {
 
 }  // namespace
 
-void softmax(const SoftmaxParams& p) {
+void softmax(const SoftmaxParams& p, int threads) {
   const int64_t n = p.x.n;
-  parallel_for(p.x.count, 1 + 16384 / n, p.threads, [&](int t, int64_t begin, int64_t end) {
-    float* buffer = p.scratch + 2 * n * t;
+  float* scratch = scratch_floats(2 * n * threads);
+  parallel_for(p.x.count, 1 + 16384 / n, threads, [&](int t, int64_t begin, int64_t end) {
+    float* buffer = scratch + 2 * n * t;
     float* z = buffer + n;
     for (int64_t r = begin; r < end; ++r) {
       const float* x = row_in(p.x, r, buffer);

@@ -1,37 +1,31 @@
 #include "softmax/op.h"
 
-#include "core/check.h"
-#include "core/isa.h"
 #include "core/module.h"
-#include "core/scratch.h"
+#include "core/run.h"
 
 namespace warpformer {
 
 void softmax(const Tensor& x, const std::optional<Tensor>& mask, const Tensor& out, int dim,
-             double scale, int threads) {
+             double scale, int64_t executor) {
   CHECK_TENSORS(x, mask, out);
   CHECK(x.floating(), x);
   CHECK(out.floating() && out.same_shape(x), out, x);
   CHECK(x.dim(dim) >= 0, dim, x);
-  CHECK(threads > 0, threads);
   if (mask) {
     CHECK((mask->floating() || mask->dtype == DType::boolean) && mask->same_shape(x), mask, x);
   }
-  CHECK_CPU(x);
   if (x.numel() == 0) return;
 
   SoftmaxParams p{rows(x, dim), rows(out, dim)};
   p.has_mask = mask.has_value();
   if (mask) p.mask = rows(*mask, dim);
   p.scale = static_cast<float>(scale);
-  p.threads = threads;
-  p.scratch = scratch_floats(2 * p.x.n * threads);
-  CPU_KERNEL(softmax)(p);
+  RUN_KERNEL(softmax, p, x, executor);
 }
 
 void bind_softmax(py::module_& m) {
   m.def("softmax", &softmax, py::arg("x"), py::arg("mask"), py::arg("out"), py::arg("dim"),
-        py::arg("scale"), py::arg("threads"), nogil());
+        py::arg("scale"), py::arg("executor"), nogil());
 }
 
 }  // namespace warpformer

@@ -16,9 +16,7 @@ struct SoftmaxParams {
   Rows x, out, mask;
   bool has_mask;
   float scale;
-  int threads;
-  float* scratch;  // [threads, 2, n]
 };
-DECLARE_CPU_KERNEL(softmax, SoftmaxParams)
+DECLARE_KERNEL(softmax, SoftmaxParams)
 
 }  // namespace warpformer

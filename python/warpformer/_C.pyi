@@ -8,6 +8,7 @@ import torch
 
 __all__: list[str] = [
     "InputError",
+    "advise_huge_pages",
     "best_isa",
     "cuda_architectures",
     "cuda_driver_version",
@@ -24,6 +25,7 @@ __all__: list[str] = [
     "softmax",
 ]
 
+def advise_huge_pages(fresh: torch.Tensor | numpy.ndarray) -> None: ...
 def best_isa() -> str: ...
 def cuda_driver_version() -> int: ...
 def cuda_runtime_version() -> int: ...
@@ -31,14 +33,14 @@ def embedding_sum(
     indices: collections.abc.Sequence[torch.Tensor | numpy.ndarray],
     tables: collections.abc.Sequence[torch.Tensor | numpy.ndarray],
     out: torch.Tensor | numpy.ndarray,
-    threads: int,
+    executor: int,
 ) -> None: ...
 def gelu(
     x: torch.Tensor | numpy.ndarray,
     bias: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     approximate: str,
-    threads: int,
+    executor: int,
 ) -> None: ...
 def isa() -> str: ...
 def layer_norm(
@@ -48,7 +50,7 @@ def layer_norm(
     bias: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     eps: float,
-    threads: int,
+    executor: int,
 ) -> None: ...
 def linear(
     x: torch.Tensor | numpy.ndarray,
@@ -57,12 +59,12 @@ def linear(
     residual: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     activation: str,
-    threads: int,
+    executor: int,
 ) -> None: ...
 def pack_linear(
-    weight: torch.Tensor | numpy.ndarray, packed: torch.Tensor | numpy.ndarray, threads: int
+    weight: torch.Tensor | numpy.ndarray, packed: torch.Tensor | numpy.ndarray, executor: int
 ) -> None: ...
-def roofline(limit: str, rounds: int, memory: torch.Tensor | numpy.ndarray, threads: int) -> float: ...
+def roofline(limit: str, rounds: int, memory: torch.Tensor | numpy.ndarray, executor: int) -> float: ...
 def scaled_dot_product_attention(
     query: torch.Tensor | numpy.ndarray,
     key: torch.Tensor | numpy.ndarray,
@@ -73,7 +75,7 @@ def scaled_dot_product_attention(
     out: torch.Tensor | numpy.ndarray,
     scale: float,
     causal: bool,
-    threads: int,
+    executor: int,
 ) -> None: ...
 def set_isa(name: str) -> None: ...
 def softmax(
@@ -82,7 +84,7 @@ def softmax(
     out: torch.Tensor | numpy.ndarray,
     dim: int,
     scale: float,
-    threads: int,
+    executor: int,
 ) -> None: ...
 
 __version__: str

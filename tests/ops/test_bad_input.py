@@ -225,5 +225,5 @@ def test_fake_tensors_in_the_extension(sample):
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads(threads):
-    with pytest.raises(InputError, match=f"softmax: threads > 0 failed: threads = {threads}"):
+    with pytest.raises(InputError, match=f"softmax: executor > 0 failed: executor = {threads}"):
         _C.softmax(x, None, x.clone(), -1, 1.0, threads)

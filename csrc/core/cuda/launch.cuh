@@ -9,14 +9,9 @@
 #include <utility>
 
 #include "core/cuda/thread.cuh"
+#include "core/isa_list.h"
 
 namespace warpformer::cuda {
-
-/// torch's current stream: the handle is a cudaStream_t.
-struct Stream {
-  int device = 0;
-  void* handle = nullptr;
-};
 
 /// Blocks: x alone, or {x, y}.
 struct Grid {

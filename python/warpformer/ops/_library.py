@@ -6,21 +6,45 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
-from warpformer._C import InputError
+from warpformer._C import InputError, advise_huge_pages
 
 _library = torch.library.Library("warpformer", "DEF")
 _PLAIN = (Tensor, Parameter)
+LARGE = 4 << 20  # bytes
 
 
-def register(schema, kernel, fake):
-    """Makes `kernel` the op `schema` of `torch.ops.warpformer`, with `fake` for its shapes and dtypes."""
+def register(schema, kernel, fake, *, setup_context=None, backward=None, out=None):
+    """Makes `kernel` the op `schema` of `torch.ops.warpformer`, with `fake` for its shapes and dtypes.
+
+    Gradients are as torch.library.register_autograd has them: `setup_context(ctx, inputs, output)` saves
+    what `backward(ctx, *grads)` needs, which returns one gradient (or None, or for a list a list) per
+    input. Outputs that only serve backward are marked non-differentiable there; gradients nobody asked
+    for are None. Without `backward` the op is forward only, and says so when a gradient is asked for.
+
+    `out` is the schema of output arguments ("Tensor(a!) out"): `kernel` takes them last, and they make a
+    second op, `<name>_out`, which returns nothing.
+    """
+    name = schema.split("(")[0]
+    op = _define(schema, kernel, fake)
+    if backward is None:
+        refusal = f"warpformer.ops.{name} is forward only: it has no gradient"
+    else:
+        refusal = f"warpformer.ops.{name} has no forward-mode gradient, nor one under torch.func"
+    _differentiate(op, refusal, setup_context, backward)
+    if out is not None:
+        arguments = schema[schema.index("(") : schema.rindex(") ->")].removeprefix("(")
+        op = _define(f"{name}_out({arguments}, {out}) -> ()", _returning_nothing(kernel), lambda *args: None)
+        _differentiate(op, f"warpformer.ops.{name}: out= takes no part in gradients", None, None)
+
+
+def _define(schema, kernel, fake):
     name = schema.split("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     _library.impl(name, kernel, "CPU")
     _library.impl(name, kernel, "CUDA")
-    op = getattr(torch.ops.warpformer, name).default
 
     def checked_fake(*args):
         devices = sorted({str(t.device) for t in _tensors(args)})
@@ -28,47 +52,90 @@ def register(schema, kernel, fake):
             raise InputError(f"{name}: the tensors are on several devices: {', '.join(devices)}")
         return fake(*args)
 
-    def autograd(*args):
-        if torch._C._are_functorch_transforms_active() and any(map(_has_gradient, _tensors(args))):
-            raise NotImplementedError(_forward_only(name))
-        with torch._C._AutoDispatchBelowAutograd():
-            out = op(*args)
-        return _ForwardOnly.apply(name, out, *_tensors(args))
-
     torch.library.register_fake(f"warpformer::{name}", checked_fake, lib=_library)
-    _library.impl(name, autograd, "Autograd")
+    return getattr(torch.ops.warpformer, name).default
+
+
+def _returning_nothing(kernel):
+    def function(*args):
+        kernel(*args)
+
+    return function
+
+
+def _differentiate(op, refusal, setup_context, backward):
+    """The op's Autograd key. torch's own register_autograd would lose forward-mode tangents silently."""
+    writes = any(a.alias_info is not None and a.alias_info.is_write for a in op._schema.arguments)
+
+    class Op(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, sizes, *leaves):
+            args = _nest(sizes, leaves)
+            with torch._C._AutoDispatchBelowAutograd():
+                out = op(*args)
+            ctx.sizes = sizes
+            ctx.set_materialize_grads(False)
+            if setup_context:
+                setup_context(ctx, args, out)
+            return out
+
+        @staticmethod
+        def backward(ctx, *grads):
+            if backward is None:
+                raise NotImplementedError(refusal)
+            return None, *_flatten(ctx.sizes, backward(ctx, *grads))
+
+    def autograd(*args):
+        tensors = _tensors(args)
+        if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            raise NotImplementedError(refusal)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            if writes or torch._C._are_functorch_transforms_active():
+                raise NotImplementedError(refusal)
+            sizes = [len(a) if isinstance(a, list | tuple) else None for a in args]
+            return Op.apply(sizes, *_flatten(sizes, args))
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    _library.impl(op._schema.name.split("::")[1], autograd, "Autograd")
+
+
+def _flatten(sizes, values):
+    """The values with those of lists one by one; None for a list is as many Nones."""
+    flat = []
+    for size, value in zip(sizes, values, strict=True):
+        flat += [value] if size is None else [None] * size if value is None else value
+    return flat
+
+
+def _nest(sizes, leaves):
+    leaves = iter(leaves)
+    return [next(leaves) if size is None else [next(leaves) for _ in range(size)] for size in sizes]
 
 
 def _tensors(args):
     return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
 
 
-def _has_gradient(t):
-    return t.requires_grad or forward_ad.unpack_dual(t).tangent is not None
+def dispatch(name, *args, out=None):
+    """Calls the op through the dispatcher; with `out` (a tensor or a tuple) its variant that writes there."""
+    if out is None:
+        return getattr(torch.ops.warpformer, name)(*args)
+    getattr(torch.ops.warpformer, f"{name}_out")(*args, *(out if isinstance(out, tuple) else (out,)))
+    return out
 
 
-def _forward_only(name):
-    return f"warpformer.ops.{name} is forward only: it has no gradient"
+def empty(shape, like, dtype=None):
+    """A fresh contiguous tensor on the device of `like`, in its dtype if none is given."""
+    out = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+    if type(out) is Tensor and out.nbytes > LARGE and out.is_cpu:
+        advise_huge_pages(out)
+    return out
 
 
-class _ForwardOnly(torch.autograd.Function):
-    """Ties an op's output to its inputs, so that asking for a gradient is an error and not a silent zero."""
-
-    @staticmethod
-    def forward(name, out, *inputs):
-        return out.view_as(out)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.name = inputs[0]
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError(_forward_only(ctx.name))
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        raise NotImplementedError(_forward_only(ctx.name))
+def executor(t):
+    """What a kernel on the device of `t` runs on: so many threads, or torch's current stream there."""
+    return torch.cuda.current_stream(t.device).cuda_stream if t.is_cuda else torch.get_num_threads()
 
 
 def is_direct(*required, optional=()):
@@ -91,11 +158,17 @@ def is_direct(*required, optional=()):
     return (
         plain
         and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
+        and not _has_function_mode()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not profiler._is_profiler_enabled
     )
+
+
+def _has_function_mode():
+    """A default device is a mode too, but one that no call with a device of its own needs to pass."""
+    modes = range(torch._C._len_torch_function_stack())
+    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in modes)
 
 
 def _refuse(value):

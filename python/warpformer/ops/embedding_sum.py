@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import is_direct, register
+from warpformer.ops._library import executor, is_direct, register
 
 
 def embedding_sum(indices: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
@@ -38,7 +38,7 @@ def _embedding_sum(indices, tables):
     with suppress(RuntimeError):  # the op names those that do not broadcast
         indices = torch.broadcast_tensors(*indices)
     out = _empty_sum(indices, tables)
-    _C.embedding_sum(list(indices), list(tables), out, torch.get_num_threads())
+    _C.embedding_sum(list(indices), list(tables), out, executor(out))
     return out
 
 

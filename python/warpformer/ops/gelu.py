@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import is_direct, register
+from warpformer.ops._library import executor, is_direct, register
 
 
 def gelu(input: Tensor, *, approximate: str = "none", bias: Tensor | None = None) -> Tensor:
@@ -34,7 +34,7 @@ def gelu(input: Tensor, *, approximate: str = "none", bias: Tensor | None = None
 def _gelu(input, bias, approximate):
     out = torch.empty(input.shape, dtype=input.dtype, device=input.device)
     x, y = (input, out) if input.ndim else (input[None], out[None])
-    _C.gelu(x, bias, y, approximate, torch.get_num_threads())
+    _C.gelu(x, bias, y, approximate, executor(x))
     return out
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import is_direct, register
+from warpformer.ops._library import executor, is_direct, register
 
 
 def layer_norm(
@@ -53,7 +53,7 @@ def _layer_norm(input, residual, normalized_shape, weight, bias, eps):
     operands = [input, residual, weight, bias, out]
     if dims > 1:
         operands = [None if t is None else _join_last(t, dims) for t in operands]
-    _C.layer_norm(*operands, eps, torch.get_num_threads())
+    _C.layer_norm(*operands, eps, executor(input))
     return out
 
 

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import is_direct, register
+from warpformer.ops._library import empty, executor, is_direct, register
 
 PANEL = 16
 
@@ -97,13 +97,13 @@ def _pack_linear(weight):
     if weight.ndim != 2:
         raise _C.InputError(f"pack_linear: weight.shape = {list(weight.shape)} is not [N, K]")
     packed = _empty_packed(weight)
-    _C.pack_linear(weight, packed, torch.get_num_threads())
+    _C.pack_linear(weight, packed, executor(weight))
     return packed
 
 
 def _empty_packed(weight):
     rows, depth = weight.shape
-    return torch.empty((rows + PANEL - 1) // PANEL, depth, PANEL, device=weight.device)
+    return empty(((rows + PANEL - 1) // PANEL, depth, PANEL), weight, torch.float32)
 
 
 def _linear(input, packed, out_features, bias, activation, residual):
@@ -111,12 +111,12 @@ def _linear(input, packed, out_features, bias, activation, residual):
         raise _C.InputError(f"linear: out_features = {out_features} is negative")
     out = _empty_product(input, out_features)
     x, y = (input, out) if input.ndim else (input[None], out[None])
-    _C.linear(x, packed, bias, residual, y, activation, torch.get_num_threads())
+    _C.linear(x, packed, bias, residual, y, activation, executor(input))
     return out
 
 
 def _empty_product(input, out_features):
-    return torch.empty((*input.shape[:-1], out_features), dtype=input.dtype, device=input.device)
+    return empty((*input.shape[:-1], out_features), input)
 
 
 register("pack_linear(Tensor weight) -> Tensor", _pack_linear, _empty_packed)

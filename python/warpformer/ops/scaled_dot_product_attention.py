@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import is_direct, register
+from warpformer.ops._library import empty, executor, is_direct, register
 from warpformer.ops.softmax import expand
 
 
@@ -73,7 +73,7 @@ def _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa, cu_se
     if attn_mask is not None:
         attn_mask = _four_dims(expand(attn_mask, (*query.shape[:-1], key.shape[-2])))
     _C.scaled_dot_product_attention(
-        q, k, v, attn_mask, cu_seqlens_q, cu_seqlens_k, o, scale, is_causal, torch.get_num_threads()
+        q, k, v, attn_mask, cu_seqlens_q, cu_seqlens_k, o, scale, is_causal, executor(query)
     )
     return out
 
@@ -96,7 +96,7 @@ def _four_dims(t):
 
 
 def _empty_attention(query, value):
-    return torch.empty((*query.shape[:-1], *value.shape[-1:]), dtype=query.dtype, device=query.device)
+    return empty((*query.shape[:-1], *value.shape[-1:]), query)
 
 
 register(

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import is_direct, register
+from warpformer.ops._library import executor, is_direct, register
 
 
 def softmax(
@@ -50,7 +50,7 @@ def _softmax(input, mask, dim, scale, dtype):
 def _softmax_into(input, mask, out, dim, scale):
     if mask is not None:
         mask = expand(mask, input.shape)
-    _C.softmax(input, mask, out, dim, scale, torch.get_num_threads())
+    _C.softmax(input, mask, out, dim, scale, executor(input))
 
 
 def expand(mask, shape):

@@ -1,0 +1,39 @@
+// The last hop of every op.cpp: from the device of a tensor to the kernel. `executor` is what
+// Python passes: the number of threads of a CPU call, the stream (cudaStream_t) of a CUDA one.
+#pragma once
+
+#include "core/check.h"
+#include "core/isa.h"
+
+namespace warpformer {
+
+inline cuda::Stream stream_of(const Tensor& x, int64_t executor) {
+  return {x.device.index, reinterpret_cast<void*>(executor)};
+}
+
+}  // namespace warpformer
+
+/// RUN_CPU_KERNEL(linear, params, x, executor), for an op that has only a CPU kernel.
+#define RUN_CPU_KERNEL(name, params, x, executor)         \
+  do {                                                    \
+    CHECK_CPU(x);                                         \
+    CHECK(executor > 0, executor);                        \
+    CPU_KERNEL(name)(params, static_cast<int>(executor)); \
+  } while (0)
+
+/// RUN_KERNEL(softmax, params, x, executor): the kernel of x's device. In the tests' emulated build
+/// the CUDA kernel runs on CPU tensors.
+#if defined(WARPFORMER_EMULATED)
+#define RUN_KERNEL(name, params, x, executor) cuda::name(params, stream_of(x, 0))
+#elif defined(WARPFORMER_CUDA)
+#define RUN_KERNEL(name, params, x, executor)     \
+  do {                                            \
+    if ((x).device.type == DeviceType::cuda) {    \
+      cuda::name(params, stream_of(x, executor)); \
+    } else {                                      \
+      RUN_CPU_KERNEL(name, params, x, executor);  \
+    }                                             \
+  } while (0)
+#else
+#define RUN_KERNEL RUN_CPU_KERNEL
+#endif
