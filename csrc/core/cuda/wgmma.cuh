@@ -1,4 +1,4 @@
-// wgmma, sm_90a alone: the four warps of a warpgroup multiply a 64 x K tile by a K x n tile into
+// wgmma, sm_90a alone (code for other architectures traps): the four warps of a warpgroup multiply a 64 x K tile by a K x n tile into
 // accumulators in registers. B, and A unless it comes in registers, are read from shared memory by
 // descriptor, asynchronously.
 //
@@ -20,7 +20,7 @@
 #include "core/cuda/memory.cuh"
 #include "core/cuda/swizzle.cuh"
 
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #include "core/cuda/wgmma_shapes.h"
 
 namespace warpformer::cuda {
@@ -56,7 +56,7 @@ DEVICE Descriptor make_descriptor(Shared<T> start, int leading_bytes, int stride
 /// Tells the compiler that the accumulators are in use here: it may neither move a read of them to
 /// before this point nor a write to after it.
 template <class D, int count>
-DEVICE void hold(D (&d)[count]) {
+DEVICE void hold([[maybe_unused]] D (&d)[count]) {
 #ifndef WARPFORMER_EMULATED
 #pragma unroll
   for (int i = 0; i < count; ++i) {
@@ -161,6 +161,8 @@ DEVICE void wgmma(D (&d)[count], Descriptor a, Descriptor b, bool accumulate, WH
                   where);
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
   wgmma_ss<T, 2 * count, int(a_major), int(b_major)>(d, a.bits, b.bits, accumulate);
+#else
+  __trap();
 #endif
 }
 
@@ -175,6 +177,8 @@ DEVICE void wgmma(D (&d)[count], const uint32_t (&a)[4], Descriptor b, bool accu
                   where);
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
   wgmma_rs<T, 2 * count, int(b_major)>(d, a, b.bits, accumulate);
+#else
+  __trap();
 #endif
 }
 
@@ -187,6 +191,8 @@ DEVICE void wgmma_fence(D (&d)[count], WHERE) {
   emulator::wgmma_fence(where);
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 
@@ -196,6 +202,8 @@ DEVICE void wgmma_commit(WHERE) {
   emulator::wgmma_commit(where);
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#else
+  __trap();
 #endif
 }
 
@@ -208,6 +216,8 @@ DEVICE void wgmma_wait(D (&d)[count], WHERE) {
   emulator::wgmma_wait(pending, where);
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+#else
+  __trap();
 #endif
   hold(d);
 }
@@ -223,6 +233,8 @@ DEVICE void increase_registers(WHERE) {
   emulator::set_registers(count, true, where);
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+#else
+  __trap();
 #endif
 }
 template <int count>
@@ -233,6 +245,8 @@ DEVICE void decrease_registers(WHERE) {
   emulator::set_registers(count, false, where);
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+#else
+  __trap();
 #endif
 }
 
