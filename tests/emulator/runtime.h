@@ -197,6 +197,9 @@ void check_range(uint32_t address, uint32_t bytes, uint32_t alignment, const cha
 void check_async(Access access, uint32_t address, uint32_t bytes, Proxy proxy, const char* op,
                  Where where, int thread);
 
+/// From here on, the launch may touch what is registered now.
+void begin_global();
+
 // ---- copies.cpp
 void check_copies_at_exit(Thread& thread);
 void check_operations_at_exit(Block& block);

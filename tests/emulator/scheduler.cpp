@@ -475,6 +475,7 @@ void launch(const LaunchConfig& config, void (*body)(const void*), const void* p
   launched.failure.clear();
   choose_block_order(total);
   make_blocks(config);
+  begin_global();
 
   begin(launched.blocks[0]);
   launched.on_main = true;

@@ -10,7 +10,8 @@ namespace {
 struct Buffer {
   uintptr_t begin, end;
 };
-std::vector<Buffer> buffers;  // registered global memory
+thread_local std::vector<Buffer> registered;  // of the calls that this OS thread is in
+std::vector<Buffer> buffers;                  // of the launch
 Buffer last_buffer{0, 0};     // that an access was in
 
 const char* name(Access access) {
@@ -141,11 +142,15 @@ void check_async(Access access, uint32_t address, uint32_t bytes, Proxy proxy, c
 
 void register_global(const void* begin, size_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(begin);
-  if (bytes) buffers.push_back({address, address + bytes});
+  if (bytes) registered.push_back({address, address + bytes});
 }
 
 void forget_globals() {
-  buffers.clear();
+  registered.clear();
+}
+
+void begin_global() {
+  buffers = registered;
   last_buffer = {0, 0};
 }
 
