@@ -158,7 +158,7 @@ CASE(more_atomics) {
 // Pairs of 2-byte numbers; bf16 needs sm_90.
 template <class T>
 KERNEL(64) paired_atomics(T* out) {
-  red_add2(out + 2 * (thread_index() % 4), from_float<T>(static_cast<float>(thread_index())),
+  red_add2(out + 2 * (thread_index() % 4), from_float<T>(static_cast<float>(thread_index() % 8)),
            from_float<T>(-1.0f));
 }
 CASE(red_add2_f16) { LAUNCH(paired_atomics<f16>, 2, 64, 0, call.stream, call.output<f16>()); }
