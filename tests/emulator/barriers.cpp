@@ -155,10 +155,11 @@ void fence_proxy_async(Where) {
 
 void check_barriers_at_exit(Block& block) {
   for (const Barrier& b : block.barriers)
-    if (b.bytes > 0)
+    if (b.bytes || b.pending != b.count)
       fail("exit", {"", 0},
-           "the block ends while " + name(b) + " still expects " + std::to_string(b.bytes) +
-               " bytes");
+           "the block ends while phase " + std::to_string(b.phase) + " of " + name(b) + " has " +
+               std::to_string(b.count - b.pending) + " of " + std::to_string(b.count) +
+               " arrivals and waits for " + std::to_string(b.bytes) + " bytes");
 }
 
 }  // namespace warpformer::emulator

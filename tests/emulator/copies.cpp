@@ -8,6 +8,8 @@
 namespace warpformer::emulator {
 namespace {
 
+constexpr const char* kArriveAfterCopies = "Barrier::arrive_after_copies";
+
 uint32_t offset(uint32_t address) { return address - shared_base(); }
 
 void poison(uint32_t address, uint32_t bytes) { std::memset(shared_at(address), 0xff, bytes); }
@@ -69,27 +71,34 @@ void copy_async_wait(int groups, Where) {
   copies.erase(copies.begin(), later);
 }
 
-void barrier_arrive_after_copies(uint32_t address, Where where) {
-  const char* op = "Barrier::arrive_after_copies";
-  barrier_at(address, op, where, kSelf);
-  for (Copy& copy : self->copies) copy.handed_over = true;
-  const size_t count = self->copies.size();
+namespace {
+
+/// The oldest arrival that waits for copies of this thread: they land in order.
+void deliver_arrival() {
+  const CopyArrival next = self->arrivals.front();
+  self->arrivals.pop_front();
   const int thread = self->position.thread;
-  const uint64_t issued = self->copies_landed + count;
-  block().deferred.push_back({nullptr, thread, [=] {
-                                // self is the thread that issued the copies; its own wait may have
-                                // landed some of them.
-                                Barrier& barrier = barrier_at(address, op, where, thread);
-                                const Stamp stamp = Stamp::of(barrier.agent, ++barrier.agent_epoch);
-                                barrier.arriving.raise(barrier.agent, barrier.agent_epoch);
-                                auto& copies = self->copies;
-                                while (!copies.empty() && self->copies_landed < issued) {
-                                  land(copies.front(), stamp);
-                                  copies.erase(copies.begin());
-                                  ++self->copies_landed;
-                                }
-                                arrive_now(barrier, thread, op, where);
-                              }});
+  Barrier& barrier = barrier_at(next.barrier, kArriveAfterCopies, next.where, thread);
+  const Stamp stamp = Stamp::of(barrier.agent, ++barrier.agent_epoch);
+  auto& copies = self->copies;
+  while (!copies.empty() && self->copies_landed < next.copies) {
+    land(copies.front(), stamp);
+    copies.erase(copies.begin());
+    ++self->copies_landed;
+  }
+  self->copied.raise(barrier.agent, barrier.agent_epoch);
+  barrier.arriving.join(self->copied);
+  arrive_now(barrier, thread, kArriveAfterCopies, next.where);
+}
+
+}  // namespace
+
+void barrier_arrive_after_copies(uint32_t address, Where where) {
+  barrier_at(address, kArriveAfterCopies, where, kSelf);
+  shared_access(Access::atomic, address, 8, 8, kArriveAfterCopies, where);
+  for (Copy& copy : self->copies) copy.handed_over = true;
+  self->arrivals.push_back({address, self->copies_landed + self->copies.size(), where});
+  block().deferred.push_back({nullptr, self->position.thread, deliver_arrival});
 }
 
 void check_copies_at_exit(Thread& thread) {
@@ -158,8 +167,8 @@ void check_operations_at_exit(Block& b) {
     fail(operation->op, operation->where, "is still in flight when the block ends",
          operation->thread);
   if (!b.deferred.empty())
-    fail("Barrier::arrive_after_copies", {"", 0}, "nobody waited for it before the block ended",
-         b.deferred[0].thread);
+    fail(kArriveAfterCopies, b.threads[static_cast<size_t>(b.deferred[0].thread)].arrivals[0].where,
+         "nobody waited for it before the block ended", b.deferred[0].thread);
 }
 
 }  // namespace warpformer::emulator

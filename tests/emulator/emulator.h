@@ -163,7 +163,7 @@ int sync_block(const char* op, Where where, bool predicate = true, Vote vote = V
 void named_barrier(const char* op, Where where, int id, int threads, bool waits);
 int elected_lane();
 /// Lets other threads and blocks run; called by every atomic on global memory.
-void hand_over();
+void hand_over(const char* op, Where where);
 /// Sleeps until a thread has written to global memory.
 void wait_for_write(const char* op, Where where);
 

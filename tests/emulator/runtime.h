@@ -29,6 +29,13 @@ struct Copy {
   bool handed_over;  // to an mbarrier: it lands without this thread's wait
 };
 
+/// An arrive_after_copies that has not come.
+struct CopyArrival {
+  uint32_t barrier;
+  uint64_t copies;  // of the thread, since the kernel began
+  Where where;
+};
+
 struct Thread {
   Thread() = default;
   Thread(const Thread&) = delete;
@@ -51,6 +58,8 @@ struct Thread {
   std::vector<Copy> copies;
   int copy_groups;         // committed
   uint64_t copies_landed;  // of all this thread has issued
+  std::deque<CopyArrival> arrivals;
+  Clock copied;  // knows the copies that landed for them
   std::unique_ptr<ThreadState> states[static_cast<int>(Family::count)];
 };
 
@@ -63,7 +72,11 @@ class Gathering {
   void give(Thread& thread);
   /// The same for one that was itself added.
   void settle(Thread& thread);
-  /// The arrival of an agent that is no thread.
+  /// The arrival of agents that are no threads.
+  void join(const Clock& clock) {
+    known_.join(clock);
+    gave_ = false;
+  }
   void raise(int agent, uint32_t epoch) {
     known_.raise(agent, epoch);
     gave_ = false;

@@ -97,6 +97,8 @@ void begin(Block& b) {
     t.copies.clear();
     t.copy_groups = 0;
     t.copies_landed = 0;
+    t.arrivals.clear();
+    t.copied = {};
     for (auto& state : t.states) state.reset();
     t.fiber.start(b.stacks.end(i), thread_main);
     push(b, t);
@@ -234,9 +236,9 @@ void wake(Thread& thread) {
   push(*thread.block, thread);
 }
 
-void hand_over() {
+void hand_over(const char* op, Where where) {
   if (++launched.hand_overs > kPatience)
-    fail("atomic", {"", 0}, "no progress: millions of atomics in a row; wait with spin_until");
+    fail(op, where, "no progress: millions of atomics in a row; wait with spin_until");
   if (launched.resident < 2 || launched.schedule.order == Order::fifo) return;
   Block* other = another_block(block());
   if (!other) return;
@@ -415,11 +417,13 @@ void make_blocks(const LaunchConfig& config) {
   }
   while (launched.blocks.size() < static_cast<size_t>(launched.resident))
     launched.blocks.emplace_back();
+  for (Block& b : launched.blocks) {  // a launch that failed left its own
+    b.active = false;
+    b.live = 0;
+  }
   for (int i = 0; i < launched.resident; ++i) {
     Block& b = launched.blocks[static_cast<size_t>(i)];
     b.slot = i;
-    b.active = false;
-    b.live = 0;
     if (b.threads.size() == threads) continue;
     b.threads = std::vector<Thread>(threads);
     b.stacks.reserve(config.threads);

@@ -154,7 +154,7 @@ KERNEL(128) producer_and_consumers(const float* in, float* out, bool broken) {
     if (warp_index() == 0) {
       if (i && !broken) barrier_sync(2, 128);
       s.store(lane, load(in + 32 * i + lane));  // caught: producer_and_consumers
-      barrier_arrive(1, 128);  // caught: producer_and_consumers
+      barrier_arrive(1, 128);                   // caught: producer_and_consumers
     } else {
       barrier_sync(1, 128);
       store(out + 96 * i + t - 32, s.load(31 - lane));  // caught: producer_and_consumers
