@@ -140,8 +140,22 @@ void check_bytes(const char* op, Where where, uint32_t shared, const void* globa
     fail(op, where, "the address in global memory is misaligned: a multiple of 16 is needed");
 }
 
-// The box at `coordinates` as pieces of at most 16 bytes of shared memory (the unit of a swizzle) and,
-// inside the tensor or not, of global memory; all of them, or those inside alone.
+// Adds a piece, to the last one if it goes on from there.
+void append(Pieces& pieces, const Piece& piece) {
+  if (!pieces.empty()) {
+    Piece& last = pieces.back();
+    const bool goes_on = piece.global ? last.global && last.global + last.bytes == piece.global
+                                      : !last.global;
+    if (goes_on && last.shared + last.bytes == piece.shared) {
+      last.bytes += piece.bytes;
+      return;
+    }
+  }
+  pieces.push_back(piece);
+}
+
+// The box at `coordinates`, chunk by chunk (the unit of a swizzle), as pieces of shared memory and, in
+// the tensor, of global memory; all of them, or those in the tensor alone.
 Pieces box_pieces(const TensorMap& map, const int* coordinates, uint32_t shared, bool inside_only) {
   Pieces pieces;
   const uint32_t pitch = static_cast<uint32_t>(map.box[0]) * map.element_bytes;
@@ -165,8 +179,8 @@ Pieces box_pieces(const TensorMap& map, const int* coordinates, uint32_t shared,
       const uint32_t at = box_address(shared, line, chunk, pitch, map.span);
       auto add = [&](int64_t from, int64_t to, bool zeros) {
         if (from < to && !(zeros && inside_only))
-          pieces.push_back({at + static_cast<uint32_t>(from - begin), zeros ? nullptr : row + from,
-                            static_cast<uint32_t>(to - from)});
+          append(pieces, {at + static_cast<uint32_t>(from - begin), zeros ? nullptr : row + from,
+                          static_cast<uint32_t>(to - from)});
       };
       add(begin, first, true);
       add(first, last, false);

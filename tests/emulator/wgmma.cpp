@@ -313,6 +313,10 @@ void retire(WaitLane* const* lanes) {
       fail("wgmma_wait", lanes[0]->where,
            "the thread has made more or fewer wgmma_commit() than the warpgroup's first thread",
            thread_of_warpgroup(thread));
+  if (!group.queue.empty() && group.queue.back().group == group.commits[0])
+    fail("wgmma_wait", lanes[0]->where,
+         "does not wait for the wgmma at " + to_string(group.queue.back().where) +
+             ": wgmma_commit() is missing");
   while (!group.queue.empty() &&
          group.queue.front().group < group.commits[0] - lanes[0]->pending) {
     const Instruction& instruction = group.queue.front();

@@ -71,7 +71,7 @@ DEVICE void consume(float* out, bool broken) {
     for (int k = 0; k < 4; ++k) {
       bool accumulate = i > 0 || k > 0;
       if (broken && bug == Bug::divergent_accumulate && warp_index() == 2) accumulate = true;
-      wgmma<tf32>(d, a + k * step, b + k * step, accumulate);  // caught: full_not_waited released_early no_fence no_wait no_commit stride_of_zero divergent_descriptor divergent_accumulate misplaced_start expects_half accumulator_written_early waits_too_little empty_not_waited
+      wgmma<tf32>(d, a + k * step, b + k * step, accumulate);  // caught: full_not_waited released_early no_fence no_wait stride_of_zero divergent_descriptor divergent_accumulate misplaced_start expects_half accumulator_written_early waits_too_little empty_not_waited
     }
     if (broken && bug == Bug::other_width)
       wgmma<tf32>(reinterpret_cast<float(&)[kN / 4]>(d), a, b, true);  // caught: other_width
@@ -83,7 +83,7 @@ DEVICE void consume(float* out, bool broken) {
     if (broken && bug == Bug::waits_too_little) {
       wgmma_wait<1>(d);
     } else if (!(broken && bug == Bug::no_wait)) {
-      wgmma_wait<0>(d);
+      wgmma_wait<0>(d);  // caught: no_commit
     }
     if (!(broken && bug == Bug::released_early) && thread_index() == 0) stages.empty(s).arrive();
   }
@@ -127,8 +127,9 @@ KERNEL(128) operands_not_fenced(const float* in, float* out, bool broken) {
   sync_block();
   float d[32] = {};
   wgmma_fence(d);
-  wgmma<tf32>(d, make_descriptor(a, 1024, 128, Swizzle::none),
-              make_descriptor(b, 1024, 128, Swizzle::none), false);  // caught: operands_not_fenced
+  const Descriptor from_a = make_descriptor(a, 1024, 128, Swizzle::none);
+  const Descriptor from_b = make_descriptor(b, 1024, 128, Swizzle::none);
+  wgmma<tf32>(d, from_a, from_b, false);  // caught: operands_not_fenced
   wgmma_commit();
   wgmma_wait<0>(d);
   const int row = 16 * warp_index() + lane_index() / 4, column = 2 * (lane_index() % 4);
@@ -148,8 +149,9 @@ KERNEL(128) operand_overwritten(const float* in, float* out, bool broken) {
   sync_block();
   float d[32] = {};
   wgmma_fence(d);
-  wgmma<tf32>(d, make_descriptor(a, 1024, 128, Swizzle::none),
-              make_descriptor(b, 1024, 128, Swizzle::none), false);  // caught: operand_overwritten
+  const Descriptor from_a = make_descriptor(a, 1024, 128, Swizzle::none);
+  const Descriptor from_b = make_descriptor(b, 1024, 128, Swizzle::none);
+  wgmma<tf32>(d, from_a, from_b, false);  // caught: operand_overwritten
   wgmma_commit();
   if (broken && thread_index() == 9) b.store(100, 0.0f);  // caught: operand_overwritten
   wgmma_wait<0>(d);
