@@ -33,8 +33,9 @@ KERNEL(64) bytes(const uint8_t* in, uint8_t* out, int count) {
   const auto space = aligned_space();
   const Barrier barrier = start_barrier();
   if (thread_index() == 0) {
-    barrier.arrive_expect(count);
+    barrier.expect(count);
     bulk_load(space, in, count - 16, barrier);
+    barrier.arrive();
     bulk_load(space + (count - 16), in + (count - 16), 16, barrier);
   }
   barrier.wait(0);

@@ -132,7 +132,7 @@ def _fragments() -> Iterator[Case]:
                     np.zeros_like(stored),
                     stored,
                     [np.ascontiguousarray(words[:count]), valid],
-                    hopper=True,
+                    needs="sm_90",
                 )
             yield Case(
                 f"ldmatrix{kind}_pair_{order}", f"ldmatrix{kind}_pair", np.zeros_like(words), words, inputs

@@ -106,7 +106,8 @@ def _atomics(g) -> Iterator[Case]:
         sums[thread % 4] += 2 * (thread % 8), -2
     for name, encode in (("f16", to_f16), ("bf16", to_bf16)):
         kernel = f"red_add2_{name}"
-        yield Case(kernel, kernel, np.zeros((4, 2), np.uint16), encode(sums), hopper=name == "bf16")
+        needs = "sm_90" if name == "bf16" else "sm_80"
+        yield Case(kernel, kernel, np.zeros((4, 2), np.uint16), encode(sums), needs=needs)
     expected = np.array([1, 1, 1, 1, 3, 6], np.int32)
     yield Case("relay", "relay", np.zeros(6, np.int32), expected)
 

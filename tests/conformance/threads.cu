@@ -164,7 +164,7 @@ KERNEL(64) paired_atomics(T* out) {
 CASE(red_add2_f16) { LAUNCH(paired_atomics<f16>, 2, 64, 0, call.stream, call.output<f16>()); }
 CASE(red_add2_bf16) { LAUNCH(paired_atomics<bf16>, 2, 64, 0, call.stream, call.output<bf16>()); }
 
-// Block 0 hands a number to block 1 and so on: words[b] is released by block b.
+// Block 0 hands a number to block 1 and so on: words[b] is released by block b. The data start as 0.
 KERNEL(32) relay(int32_t* words, int32_t* data) {
   const auto block = static_cast<int32_t>(block_index());
   if (thread_index() != 0) return;
@@ -173,7 +173,8 @@ KERNEL(32) relay(int32_t* words, int32_t* data) {
     spin_until(words + block - 1, [](int32_t word) { return word == 1; });
     before = load(data + block - 1);
   }
-  store(data + block, before + block + 1);
+  store(data + block, before + block + 1 + load_acquire(words + 3 + block));
+  fence_block();
   fence_gpu();
   store_release(words + block, 1);
 }

@@ -39,8 +39,9 @@ KERNEL(128) product(const uint8_t* images, const uint32_t* registers, D* out, in
       make_descriptor(space + a.offset, a.leading, a.stride, a.swizzle, a.base_offset);
   const Descriptor from_b =
       make_descriptor(space + b.offset, b.leading, b.stride, b.swizzle, b.base_offset);
-  wgmma_fence(d);
+#pragma unroll 1
   for (int step = 0; step < steps; ++step) {
+    wgmma_fence(d);
     const bool add = accumulate || step > 0;
     if constexpr (a_in_registers) {
       wgmma<T, b_major>(d, left, from_b + step * b_step, add);
