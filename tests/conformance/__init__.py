@@ -1,8 +1,8 @@
 """Is the emulator right? Micro-kernels over every primitive of core/cuda, run on a GPU and in the emulator.
 
-``python -m tests.conformance`` builds them for the GPU of this machine, runs every case and compares with what
-must come out; ``--record`` also writes golden.json, with which every run of the tests, anywhere, then compares
-the emulator.
+``python -m tests.conformance`` builds them for the GPU of this machine, runs every case and compares with
+what must come out; ``--record`` also writes golden.json, with which every run of the tests, anywhere, then
+compares the emulator.
 """
 
 from collections.abc import Iterator

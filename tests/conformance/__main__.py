@@ -13,8 +13,10 @@ PATIENCE = 30  # seconds a case
 
 
 def work(path: str, pipe) -> None:
-    """Runs the cases whose names come through the pipe. Its own process: a kernel that fails or hangs takes
-    the CUDA context with it."""
+    """Runs the cases whose names come through the pipe.
+
+    In a process of its own: a kernel that fails or hangs takes the CUDA context with it.
+    """
     library = Library(path)
     by_name = {case.name: case for case in cases()}
     pipe.send("ready")

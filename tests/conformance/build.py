@@ -33,7 +33,9 @@ def target(capability: tuple[int, int]) -> str:
 
 def serves(needs: str, capability: tuple[int, int]) -> bool:
     """Whether the GPU has what a case needs."""
-    return capability == (9, 0) if needs == "sm_90a" else capability >= (int(needs[3]), int(needs[4]))
+    if needs == "sm_90a":
+        return capability == (9, 0)
+    return capability >= (int(needs[3]), int(needs[4]))
 
 
 def build(architecture: str, folder: Path | None = None) -> Path:
@@ -47,7 +49,11 @@ def build(architecture: str, folder: Path | None = None) -> Path:
 
     def compile_file(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        subprocess.run([nvcc, *flags, "-c", str(source), "-o", str(target)], check=True)
+        # ptxas tells of every wgmma.fence that it adds itself: of use only where the build fails.
+        command = [nvcc, *flags, "-c", str(source), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
         return target
 
     # wgmma's files take longest, and need an sm_90 or later.

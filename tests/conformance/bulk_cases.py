@@ -37,8 +37,9 @@ def _bytes() -> Iterator[Case]:
         per_16 = 16 // encode(values).itemsize
         expected = 2 * y  # stored, then added once more; and the first 16 bytes go to the second as well
         expected[per_16 : 2 * per_16] += y[:per_16]
-        start = np.zeros_like(encode(values))
-        yield Case(f"bulk_add_{kind}", f"bulk_add_{kind}", start, encode(expected), [encode(values)], needs="sm_90")
+        x = encode(values)
+        kernel = f"bulk_add_{kind}"
+        yield Case(kernel, kernel, np.zeros_like(x), encode(expected), [x], needs="sm_90")
 
 
 def codes(shape: tuple[int, ...], dtype) -> np.ndarray:

@@ -149,7 +149,8 @@ def _products(t: Operand) -> Iterator[Case]:
         d = t.decode(a) @ t.decode(b) + c
         rows, columns = c_fragment()
         if bound is not None:
-            bound = (k * 2.0**-22 * (np.abs(t.decode(a)) @ np.abs(t.decode(b)) + np.abs(c)))[..., rows, columns]
+            magnitude = np.abs(t.decode(a)) @ np.abs(t.decode(b)) + np.abs(c)
+            bound = k * 2.0**-22 * magnitude[..., rows, columns]
         return Case(
             f"mma_{t.name}_{name}",
             f"mma_{t.name}",

@@ -1,13 +1,18 @@
 """The emulator against what a GPU gave (golden.json), and the cases themselves."""
 
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.conformance import __main__ as program
 from tests.conformance import cases, golden, plain_cases
+from tests.conformance.build import serves, target
 from tests.conformance.library import emulated
+from warpformer import _emulated
 
 CORE = Path(__file__).parent.parent.parent / "csrc" / "core" / "cuda"
 CASES = list(cases())
@@ -65,6 +70,32 @@ def test_golden_files_of_everything_stay_small(tmp_path):
     path = tmp_path / "golden.json"
     golden.record("a GPU", [(case, case.expected) for case in CASES], path)
     assert path.stat().st_size < 200_000
+
+
+def test_the_program_runs_and_records(tmp_path, monkeypatch, capsys):
+    """As on a GPU, with the emulator in its place; one case gives something else."""
+    path = tmp_path / "golden.json"
+    monkeypatch.setattr(program, "gpu", lambda: ("an emulator", (9, 0)))
+    monkeypatch.setattr(program, "build", lambda architecture: _emulated.__file__)
+    wrong, missing = CASES[5], CASES[6]
+    few = [replace(wrong, expected=wrong.expected + 1), replace(missing, name="unknown"), *CASES[::50]]
+    monkeypatch.setattr(program, "cases", lambda: few)
+    monkeypatch.setattr(golden.record, "__defaults__", (path,))
+    monkeypatch.setattr(sys, "argv", ["conformance", "--record"])
+    assert program.main() == 1
+    said = capsys.readouterr().out
+    assert f"{wrong.name}: " in said
+    assert "unknown: the process died" in said
+    assert f"an emulator: {len(few) - 1} cases ran, 2 failed, 0 need another GPU" in said
+    assert golden.Golden(path).names() == {case.name for case in few if case.name != "unknown"}
+
+
+def test_what_a_gpu_serves():
+    assert [serves(needs, (9, 0)) for needs in ("sm_80", "sm_90", "sm_90a")] == [True, True, True]
+    assert [serves(needs, (8, 6)) for needs in ("sm_80", "sm_90", "sm_90a")] == [True, False, False]
+    assert [serves(needs, (10, 0)) for needs in ("sm_80", "sm_90", "sm_90a")] == [True, True, False]
+    assert target((9, 0)) == "90a"
+    assert target((8, 9)) == "89"
 
 
 def test_headers_say_what_hardware_has_confirmed():

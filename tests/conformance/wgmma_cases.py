@@ -80,8 +80,8 @@ class Layout:
         across, along, _ = self.strides()
         line, chunk = np.meshgrid(np.arange(lines), np.arange(chunks), indexing="ij")
         per_span = self.span // 16
-        address = line // 8 * across + line % 8 * self.span + chunk // per_span * along + chunk % per_span * 16
-        return swizzled(address, self.span)
+        along_line = chunk // per_span * along + chunk % per_span * 16
+        return swizzled(line // 8 * across + line % 8 * self.span + along_line, self.span)
 
     def bytes(self) -> int:
         return -(-(int(self.addresses().max()) + 16 + 128 * self.base) // 1024) * 1024
@@ -110,7 +110,7 @@ def cases() -> Iterator[Case]:
         if t.name != "s8":
             yield _random(g, t)
     odd = np.arange(1, 768, 2, dtype=np.int32)
-    yield Case("registers", "registers", 0 * odd, odd, needs="sm_90a")
+    yield Case("set_registers", "wgmma_set_registers", 0 * odd, odd, needs="sm_90a")
 
 
 def _layouts(g, t: Operand) -> Iterator[Case]:
