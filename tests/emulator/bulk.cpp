@@ -24,6 +24,8 @@ struct Piece {
 using Pieces = std::vector<Piece>;
 
 struct Store {
+  const char* op;
+  Where where;
   AsyncOperation* operation;  // null once it has read shared memory and that is known
   Pieces pieces;
   std::vector<std::byte> data;  // what it has read
@@ -52,7 +54,16 @@ void add_all(char* to, const std::byte* from, uint32_t bytes) {
   }
 }
 
+// Bounds and alignment; wakes those who wait for a write.
+void check_global(const Store& store) {
+  const Access access = store.add == TensorMap::Element::bytes ? Access::write : Access::atomic;
+  for (const Piece& piece : store.pieces)
+    global_access(access, piece.global, piece.bytes, static_cast<size_t>(store.element_bytes),
+                  store.op, store.where);
+}
+
 void write_out(const Store& store) {
+  check_global(store);
   const std::byte* from = store.data.data();
   for (const Piece& piece : store.pieces) {
     switch (store.add) {
@@ -110,13 +121,12 @@ void issue_store(const char* op, Where where, Pieces pieces, TensorMap::Element 
   Stores& mine = stores();
   std::vector<Range> reads;
   for (const Piece& piece : pieces) reads.push_back({piece.shared, piece.bytes});
-  for (const Piece& piece : pieces)
-    global_access(add == TensorMap::Element::bytes ? Access::write : Access::atomic, piece.global,
-                  piece.bytes, static_cast<size_t>(element_bytes), op, where);
-  AsyncOperation* operation = async_issue(op, where, Proxy::async, std::move(reads), {});
   mine.queue.push_back(std::make_unique<Store>(
-      Store{operation, std::move(pieces), {}, add, element_bytes, mine.groups}));
+      Store{op, where, nullptr, std::move(pieces), {}, add, element_bytes, mine.groups}));
   Store* store = mine.queue.back().get();
+  check_global(*store);
+  AsyncOperation* operation = async_issue(op, where, Proxy::async, std::move(reads), {});
+  store->operation = operation;
   async_defer(operation, [store] {
     for (const Piece& piece : store->pieces) {
       const std::byte* from = shared_at(piece.shared);
