@@ -24,4 +24,10 @@ Rows rows(const Tensor& t, int dim) {
   return r;
 }
 
+Rows flat(const Tensor& t) {
+  Rows r{t.data, t.dtype, t.numel()};
+  r.step = r.count = 1;
+  return r;
+}
+
 }  // namespace warpformer

@@ -380,32 +380,4 @@ WF_INLINE Vec tanh(Vec x) {
   return where_less(a, set(0.625f), small, copy_sign(large, x));
 }
 
-// gelu(x) = x Phi(x) = max(x, 0) - |x| Phi(-|x|): no cancellation on either side.
-// Phi(-a) = exp(-a^2 / 2 + R(a)), R a minimax polynomial on [0, 6] (beyond, the term is below
-// 6e-9).
-WF_INLINE Vec gelu(Vec x) {
-  const Vec a = min(set(40.0f), abs(x)), bounded = min(set(6.0f), a);
-  Vec r = set(2.15554752e-09f);
-  r = fma(r, bounded, set(-7.8046682e-08f));
-  r = fma(r, bounded, set(1.25290649e-06f));
-  r = fma(r, bounded, set(-1.16735937e-05f));
-  r = fma(r, bounded, set(6.8002606e-05f));
-  r = fma(r, bounded, set(-0.000227484052f));
-  r = fma(r, bounded, set(4.50198058e-05f));
-  r = fma(r, bounded, set(0.00478125457f));
-  r = fma(r, bounded, set(-0.0363367349f));
-  r = fma(r, bounded, set(0.181690589f));
-  r = fma(r, bounded, set(-0.797884643f));
-  r = fma(r, bounded, set(-0.693147182f));
-  const Vec tail = exp(fma(a * a, set(-0.5f), r));
-  return max(set(0.0f), x) - a * tail;
-}
-
-// The tanh form: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
-WF_INLINE Vec gelu_tanh(Vec v) {
-  const Vec x = max(set(-40.0f), v);  // below, the result is 0; -inf / inf would not be
-  const Vec u2 = x * fma(x * x, set(2 * 0.7978845608f * 0.044715f), set(2 * 0.7978845608f));
-  return x / (set(1.0f) + exp(set(0.0f) - u2));
-}
-
 }  // namespace warpformer::cpu::WF_ISA

@@ -1,19 +1,22 @@
 """Functional ops: one kernel call each. The docstrings are the contract."""
 
+from warpformer.ops.activation import activation, gelu, relu, silu
 from warpformer.ops.embedding_sum import embedding_sum
-from warpformer.ops.gelu import gelu
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import linear, pack_linear, unpack_linear
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
 
 __all__ = [
+    "activation",
     "embedding_sum",
     "gelu",
     "layer_norm",
     "linear",
     "pack_linear",
+    "relu",
     "scaled_dot_product_attention",
+    "silu",
     "softmax",
     "unpack_linear",
 ]
