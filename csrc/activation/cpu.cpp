@@ -185,7 +185,7 @@ void activation(const ActivationParams& p, int threads) {
   float* scratch = scratch_floats(p.bias.n + p.up_bias.n + 2 * kSpan * threads);
   const Biases b = read_biases(p.bias, p.up_bias, scratch);
   float* buffers = scratch + p.bias.n + p.up_bias.n;
-  by_activation(p.activation, [&](auto act) {
+  by_activation(p.activation, p.out.dtype != DType::f32, [&](auto act) {
     for_spans(p.x.count, 1, p.x.n, threads, [&](int t, int64_t r, int64_t begin, int64_t n) {
       forward<decltype(act)>(p, b, r, begin, n, direct, buffers + 2 * kSpan * t);
     });
@@ -198,7 +198,7 @@ void activation_backward(const ActivationBackwardParams& p, int threads) {
   float* scratch = scratch_floats(p.bias.n + p.up_bias.n + kBuffers * threads);
   const Biases b = read_biases(p.bias, p.up_bias, scratch);
   float* buffers = scratch + p.bias.n + p.up_bias.n;
-  by_activation(p.activation, [&](auto act) {
+  by_activation(p.activation, false, [&](auto act) {
     using Act = decltype(act);
     if (p.parts == 0) {
       for_spans(p.x.count, 1, p.x.n, threads, [&](int t, int64_t r, int64_t begin, int64_t n) {

@@ -62,12 +62,18 @@ WF_INLINE Vec widen(__m256i half) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
 WF_INLINE __m256i narrow(Vec v) {
+#if defined(__AVX512BF16__)
+  // The instruction takes subnormals (class 0x20) for 0: those, which are rare, go the long way.
+  if (__builtin_expect(!_mm512_fpclass_ps_mask(v.v, 0x20), true))
+    return (__m256i)_mm512_cvtneps_pbh(v.v);
+#endif
   const __m512i u = _mm512_castps_si512(v.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd);
-  const __m512i nan = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));  // quiet, never infinity
   const __mmask16 is_nan = _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, nan), 16));
+  const __m512i quiet = _mm512_set1_epi32(0x400000);  // a NaN, never infinity
+  return _mm512_cvtepi32_epi16(
+      _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, is_nan, u, quiet), 16));
 }
 WF_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 WF_INLINE Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(lanes(n), p)}; }

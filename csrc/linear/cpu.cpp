@@ -25,7 +25,7 @@ void pack_rows(const Rows& x, int64_t begin, int64_t count, int64_t k, int64_t d
 
 /// c = act(c + bias)
 void activate(float* c, const float* bias, int64_t n, Activation activation) {
-  by_activation(activation, [&](auto act) {
+  by_activation(activation, false, [&](auto act) {
     for_lanes(n, [&](int64_t i, auto k) {
       store(c + i, act.value(load(c + i, k) + load(bias + i, k)), k);
     });
