@@ -1,6 +1,5 @@
-// Work is cut into tiles: spans of kSpan columns, of one row, or of a part's rows where a bias
-// gradient is summed. Spans of one dtype without steps are read and written where they lie; others
-// pass through buffers of floats. Biases become floats once per call.
+// Work is cut into tiles: spans of columns (core/spans.h) of one row, or of a part's rows where a bias
+// gradient is summed. Biases become floats once per call.
 //
 //                   columns
 //            | span | span | span |
@@ -8,13 +7,11 @@
 //   part 1   |  ...                                                          partial[1]
 //                                              sum over the parts, in double --> dbias
 #include "activation/op.h"
-#include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/spans.h"
 
 namespace warpformer::cpu::WF_ISA {
 namespace {
-
-constexpr int64_t kSpan = 2048, kGrain = 16384;  // columns; elements worth a thread
 
 struct Biases {
   const float *bias, *up_bias;  // null where not given
@@ -60,28 +57,6 @@ void backward_span(const T* grad, const T* x, const T* up, Biases b, int64_t n, 
   });
 }
 
-/// Where a span lies; null where there are no rows.
-template <class T>
-T* span_of(const Rows& rows, int64_t r, int64_t begin) {
-  return rows.data ? static_cast<T*>(rows.data) + row_offset(rows, r) + begin : nullptr;
-}
-
-/// A span as floats in `buffer`; null where there are no rows.
-const float* read_in(const Rows& rows, int64_t r, int64_t begin, int64_t n, float* buffer) {
-  if (!rows.data) return nullptr;
-  read_span(rows, r, begin, n, buffer);
-  return buffer;
-}
-
-/// Whether the spans of all that are given can be read and written where they lie.
-template <class... Others>
-bool in_place(const Rows& first, const Others&... others) {
-  const auto fits = [&](const Rows& r) {
-    return !r.data || (r.dtype == first.dtype && r.step == 1);
-  };
-  return (fits(first) && ... && fits(others));
-}
-
 template <class Act>
 void forward(const ActivationParams& p, Biases b, int64_t r, int64_t begin, int64_t n, bool direct,
              float* buffer) {
@@ -93,8 +68,8 @@ void forward(const ActivationParams& p, Biases b, int64_t r, int64_t begin, int6
     });
     return;
   }
-  const float* x = read_in(p.x, r, begin, n, buffer);
-  const float* up = read_in(p.up, r, begin, n, buffer + kSpan);
+  const float* x = span_in(p.x, r, begin, n, buffer);
+  const float* up = span_in(p.up, r, begin, n, buffer + kSpan);
   forward_span<Act>(x, up, b.at(begin), n, buffer);
   write_span(buffer, p.out, r, begin, n);
 }
@@ -112,9 +87,9 @@ void backward(const ActivationBackwardParams& p, Biases b, int64_t r, int64_t be
     return;
   }
   float *dx = buffer + 2 * kSpan, *dup = buffer + 3 * kSpan;
-  const float* grad = read_in(p.grad, r, begin, n, buffer);
-  const float* x = read_in(p.x, r, begin, n, buffer + kSpan);
-  const float* up = read_in(p.up, r, begin, n, dup);  // each lane is read before it is written
+  const float* grad = span_in(p.grad, r, begin, n, buffer);
+  const float* x = span_in(p.x, r, begin, n, buffer + kSpan);
+  const float* up = span_in(p.up, r, begin, n, dup);  // each lane is read before it is written
   backward_span<Act>(grad, x, up, b.at(begin), n, dx, dup, sum, up_sum);
   if (p.dx.data) write_span(dx, p.dx, r, begin, n);
   if (p.dup.data) write_span(dup, p.dup, r, begin, n);
@@ -163,19 +138,6 @@ void add_parts(const Rows& out, const float* first, int64_t parts, int64_t begin
     for (int64_t i = 0; i < columns; ++i) buffer[c + i] = static_cast<float>(total[i]);
   }
   write_span(buffer, out, 0, begin, n);
-}
-
-/// f(thread, item, begin, n) for each span of columns of each of `items`: rows, or parts.
-template <class F>
-void for_spans(int64_t items, int64_t rows_of_item, int64_t columns, int threads, const F& f) {
-  const int64_t spans = (columns + kSpan - 1) / kSpan;
-  const int64_t size = rows_of_item * (columns < kSpan ? columns : kSpan);
-  parallel_for(items * spans, 1 + kGrain / size, threads, [&](int t, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t begin = i % spans * kSpan, left = columns - begin;
-      f(t, i / spans, begin, left < kSpan ? left : kSpan);
-    }
-  });
 }
 
 }  // namespace

@@ -54,6 +54,8 @@ WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign.v),
                                                         _mm512_castps_si512(magnitude.v), 0xCA))};
 }
+/// Lanes 0 and 1 exchanged, 2 and 3, and so on.
+WF_INLINE Vec swap_neighbours(Vec a) { return {_mm512_permute_ps(a.v, 0xB1)}; }
 WF_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 WF_INLINE float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -136,6 +138,7 @@ WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_and_ps(bit, sign.v), _mm256_andnot_ps(bit, magnitude.v))};
 }
+WF_INLINE Vec swap_neighbours(Vec a) { return {_mm256_permute_ps(a.v, 0xB1)}; }
 WF_INLINE float sum(Vec a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -202,6 +205,7 @@ WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return {a.v < b.v ? ye
 WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   return {(Float4)(((Int4)magnitude.v & INT32_MAX) | ((Int4)sign.v & INT32_MIN))};
 }
+WF_INLINE Vec swap_neighbours(Vec a) { return {Float4{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
 WF_INLINE float sum(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 WF_INLINE float max_lane(Vec a) {
   const float low = a.v[0] > a.v[2] ? a.v[0] : a.v[2], high = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
