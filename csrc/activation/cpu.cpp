@@ -1,5 +1,5 @@
-// Work is cut into tiles: spans of columns (core/spans.h) of one row, or of a part's rows where a bias
-// gradient is summed. Biases become floats once per call.
+// Work is cut into tiles: spans of columns (core/spans.h) of one row, or of a part's rows where a
+// bias gradient is summed. Biases become floats once per call.
 //
 //                   columns
 //            | span | span | span |
@@ -7,6 +7,7 @@
 //   part 1   |  ...                                                          partial[1]
 //                                              sum over the parts, in double --> dbias
 #include "activation/op.h"
+#include "core/activation_functions.h"
 #include "core/scratch.h"
 #include "core/spans.h"
 
@@ -177,8 +178,7 @@ void activation_backward(const ActivationBackwardParams& p, int threads) {
   for_spans(1, p.parts, p.x.n, threads, [&](int t, int64_t, int64_t begin, int64_t n) {
     float* buffer = buffers + kBuffers * t;
     if (p.dbias.data) add_parts(p.dbias, p.partial, p.parts, begin, n, buffer);
-    if (p.dup_bias.data)
-      add_parts(p.dup_bias, p.partial + p.x.n, p.parts, begin, n, buffer);
+    if (p.dup_bias.data) add_parts(p.dup_bias, p.partial + p.x.n, p.parts, begin, n, buffer);
   });
 }
 

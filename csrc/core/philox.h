@@ -9,8 +9,8 @@
 namespace warpformer {
 
 constexpr int kPhiloxRounds = 10;
-constexpr uint32_t kPhiloxMultiplier[2] = {0xD2511F53u, 0xCD9E8D57u};
-constexpr uint32_t kPhiloxKeyStep[2] = {0x9E3779B9u, 0xBB67AE85u};
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
 
 }  // namespace warpformer
 
@@ -58,14 +58,15 @@ WF_INLINE Lanes odd(Lanes a, Lanes b) { return Lanes{a[1], b[1]}; }
 WF_INLINE void philox(uint64_t seed, uint64_t n, Words& first, Words& second) {
   const Lanes counter = kOrder + n;
   Lanes c0 = counter, c1 = counter >> 32, c2 = {}, c3 = {};
-  uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const Lanes p0 = multiply(c0, kPhiloxMultiplier[0]), p1 = multiply(c2, kPhiloxMultiplier[1]);
-    c0 = p1 >> 32 ^ c1 ^ uint64_t{key[0]};
-    c2 = p0 >> 32 ^ c3 ^ uint64_t{key[1]};
+    const Lanes p0 = multiply(c0, kPhiloxMultiplier0), p1 = multiply(c2, kPhiloxMultiplier1);
+    c0 = p1 >> 32 ^ c1 ^ uint64_t{k0};
+    c2 = p0 >> 32 ^ c3 ^ uint64_t{k1};
     c1 = p1;
     c3 = p0;
-    for (int i = 0; i < 2; ++i) key[i] += kPhiloxKeyStep[i];
+    k0 += kPhiloxKeyStep0;
+    k1 += kPhiloxKeyStep1;
   }
   const Lanes low = (c0 & UINT32_MAX) | c1 << 32, high = (c2 & UINT32_MAX) | c3 << 32;
   first = (Words)even(low, high);

@@ -15,8 +15,7 @@ void dropout(const Tensor& x, const std::optional<Tensor>& residual, const Tenso
   CHECK(out.floating() && out.same_shape(x), out, x);
   if (x.numel() == 0) return;
 
-  const bool one =
-      x.contiguous() && out.contiguous() && (!residual || residual->contiguous());
+  const bool one = x.contiguous() && out.contiguous() && (!residual || residual->contiguous());
   DropoutParams params{one ? flat(x) : rows(x)};
   if (residual) params.residual = one ? flat(*residual) : rows(*residual);
   params.out = one ? flat(out) : rows(out);

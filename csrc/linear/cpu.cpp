@@ -6,6 +6,7 @@
 //       for two panels of W:       (from L3 or memory once, then from L1)
 //         for each tile of rows:   tile of C += A B                                 (registers)
 //     C row + bias, activation, + residual --> out row
+#include "core/activation_functions.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "linear/op.h"

@@ -4,8 +4,9 @@ from torch import Tensor
 from warpformer import _C
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 
-PART_ROWS = 64  # at least, of a run of rows whose bias gradients are summed one after the other
-PART_FLOATS = 1 << 18  # at most, of the partial sums of a bias gradient
+PART_ROWS = 32  # at least, of a run of rows whose bias gradients are summed one after the other
+MAX_PARTS = 4096
+PART_FLOATS = 1 << 20  # at most, of the partial sums of a bias gradient
 
 
 def activation(
@@ -138,7 +139,7 @@ def _parts(x):
     """Runs of rows that bias gradients are summed over first: a function of the shape alone."""
     width = max(1, x.shape[-1])
     rows = x.numel() // width
-    return max(1, min(-(-rows // PART_ROWS), PART_FLOATS // width))
+    return max(1, min(-(-rows // PART_ROWS), PART_FLOATS // width, MAX_PARTS))
 
 
 def _setup_context(ctx, inputs, output):
