@@ -23,13 +23,6 @@ Heads heads(const Tensor& t) {
   return {rows(without(t, dim)), t.shape[dim], t.stride[dim]};
 }
 
-/// The elements of `t`, one a row.
-Rows elements(Tensor t) {
-  t.shape[t.ndim] = t.stride[t.ndim] = 1;
-  ++t.ndim;
-  return rows(t);
-}
-
 bool same_tokens(const Tensor& a, const Tensor& b) {
   bool same = a.ndim == b.ndim;
   for (int i = 0; same && i + 2 < a.ndim; ++i) same = a.dim(i) == b.dim(i);
@@ -43,7 +36,6 @@ bool is_index_of(const Tensor& positions, const Tensor& x) {
   return fits;
 }
 
-#ifndef WARPFORMER_EMULATED  // it stands for a device whose memory cannot be read here
 void check_range(const char* op, const Tensor& positions, const Tensor& cos) {
   const int64_t n = positions.numel();
   for (int64_t i = 0; i < n; ++i) {
@@ -58,7 +50,6 @@ void check_range(const char* op, const Tensor& positions, const Tensor& cos) {
       fail(op, "0 <= position < cos.dim(0)", "position, cos", position, cos);
   }
 }
-#endif
 
 }  // namespace
 
@@ -83,9 +74,7 @@ void rope(const Tensor& x, const Optional& key, const Tensor& cos, const Tensor&
     CHECK(x.dim(-3) <= cos.dim(0), cos, x);
   }
   if (without(x, x.ndim - 2).numel() == 0) return;
-#ifndef WARPFORMER_EMULATED
-  if (positions && x.device.type == DeviceType::cpu) check_range(__func__, *positions, cos);
-#endif
+  if (positions && runs_on_cpu(x)) check_range(__func__, *positions, cos);
 
   RopeParams p{{heads(x)}, {heads(out)}, cos.ptr<float>(), sin.ptr<float>()};
   if (key) {
