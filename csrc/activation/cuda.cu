@@ -8,7 +8,7 @@
 //
 //   16 rows --> chain, chains --> partial[part];     parts w, w + 32, ... --> warp w --> dbias
 #include "activation/op.h"
-#include "core/activation_functions.h"
+#include "core/cuda/activation.cuh"
 #include "core/cuda/spans.cuh"
 
 namespace warpformer::cuda {

@@ -108,9 +108,7 @@ def test_small_shapes(device, dtype, shape):
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 100, 1000])
 def test_bias_gradient_of_any_number_of_rows(device, dtype, rows):
     x, bias = torch.randn(rows, 131, dtype=dtype), torch.randn(131, dtype=dtype)
-    check_gradients(
-        lambda x, b: ops.activation(x, "silu", bias=b), lambda x, b: F.silu(x + b), x, bias
-    )
+    check_gradients(lambda x, b: ops.activation(x, "silu", bias=b), lambda x, b: F.silu(x + b), x, bias)
 
 
 @pytest.mark.parametrize("width", [2047, 2049, 5000])

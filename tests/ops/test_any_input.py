@@ -51,7 +51,9 @@ def test_activation(data, shape, dtype):
     close(ops.activation(x, up=up, bias=bias), F.gelu(x.double() + bias.double()) * up.double())
 
 
-@given(data=st.data(), shape=st.lists(SIZES, min_size=2, max_size=4), rotated=st.integers(0, 10), dtype=FLOATS)
+@given(
+    data=st.data(), shape=st.lists(SIZES, min_size=2, max_size=4), rotated=st.integers(0, 10), dtype=FLOATS
+)
 def test_rope(data, shape, rotated, dtype):
     x = data.draw(tensors([*shape, 20], dtype))
     positions = torch.randint(30, shape[:-1])

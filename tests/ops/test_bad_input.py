@@ -221,7 +221,9 @@ def test_not_a_tensor(operand, value):
     assert_type_error(caught, operand, value)
 
 
-REQUIRED = [o for o in CALLS if not re.search("mask|bias|residual|layer_norm: weight|activation: up|rope: key", o)]
+REQUIRED = [
+    o for o in CALLS if not re.search("mask|bias|residual|layer_norm: weight|activation: up|rope: key", o)
+]
 
 
 @pytest.mark.parametrize("operand", REQUIRED)

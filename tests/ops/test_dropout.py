@@ -89,7 +89,7 @@ def test_seeds(device):
     assert same_bits(ops.dropout(x), first)
     tensor = torch.tensor([2**40 + 3])
     assert same_bits(ops.dropout(x, seed=tensor), ops.dropout(x, seed=2**40 + 3))
-    with pytest.raises(TypeError, match="dropout: seed must be an int or a torch.Tensor, not float"):
+    with pytest.raises(TypeError, match=r"dropout: seed must be an int or a torch\.Tensor, not float"):
         ops.dropout(x, seed=1.0)
 
 

@@ -98,7 +98,10 @@ def test_no_gradient(sample):
 def test_no_forward_gradient(sample):
     """An error, for a missing tangent is a gradient of 0: a wrong one."""
     call = sample(torch.float32)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward only|no forward-mode gradient"):
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match=r"forward only|no forward-mode gradient"),
+    ):
         call.map(lambda t: forward_ad.make_dual(t, torch.ones_like(t)))()
 
 

@@ -103,14 +103,15 @@ def test_in_place(device, dtype, interleaved, width):
         assert same_bits(copy, expected)
 
 
-@pytest.mark.parametrize("result", [torch.float32, torch.bfloat16, torch.float16])
-def test_out(device, dtype, result):
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float16])
+def test_out(device, dtype, other):
     cos, sin = tables(16)
     query, key = torch.randn(2, 23, 5, 20, dtype=dtype), torch.randn(2, 23, 1, 20, dtype=dtype)
-    outs = tuple(torch.full(t.shape, torch.nan, dtype=result) for t in (query, key))
-    assert ops.rope(query, cos, sin, key=key, out=outs) is outs
-    for out, expected in zip(outs, ops.rope(query, cos, sin, key=key), strict=True):
-        if result == dtype:
+    outs = tuple(torch.full(t.shape, torch.nan, dtype=other) for t in (query, key))
+    results = ops.rope(query, cos, sin, key=key, out=outs)
+    for out, result, expected in zip(outs, results, ops.rope(query, cos, sin, key=key), strict=True):
+        assert result is out
+        if other == dtype:
             assert same_bits(out, expected)
         else:
             torch.testing.assert_close(out.float(), expected.float(), rtol=0.02, atol=0.02)
@@ -154,7 +155,7 @@ def test_tables_at_a_million_positions():
         assert abs(cos[position, i].item() - math.cos(position * frequency)) < 1e-7
         assert abs(sin[position, i].item() - math.sin(position * frequency)) < 1e-7
     for wrong in (torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64)):
-        with pytest.raises(InputError, match="^rope_tables: inv_freq"):
+        with pytest.raises(InputError, match=r"^rope_tables: inv_freq"):
             ops.rope_tables(wrong, 3)
     with pytest.raises(InputError, match="length = -1"):
         ops.rope_tables(inv_freq, -1)

@@ -92,7 +92,10 @@ BAD = {
     "factor = nan": ({"type": "linear", "factor": math.nan}, {}),
     "factor = 1000": ({"type": "linear", "factor": 10**400}, {}),
     "max_position_embeddings is missing": ({"type": "dynamic", "factor": 2}, {}),
-    "dynamic scaling needs more than 2": ({"type": "dynamic", "factor": 2, "partial_rotary_factor": 2 / D}, {}),
+    "dynamic scaling needs more than 2": (
+        {"type": "dynamic", "factor": 2, "partial_rotary_factor": 2 / D},
+        {},
+    ),
     "original_max_position_embeddings is missing": (YARN | {"original_max_position_embeddings": None}, {}),
     "low_freq_factor = 4 is not below": (SCALINGS["llama3"] | {"low_freq_factor": 4}, {}),
     "high_freq_factor is missing": (SCALINGS["llama3"] | {"high_freq_factor": None}, {}),

@@ -216,7 +216,9 @@ def _yarn(fields, theta, rotated, sequence_length):
         attention_factor = magnitude(fields.number("mscale")) / magnitude(fields.number("mscale_all_dim"))
     else:
         attention_factor = magnitude(1.0)
-    return inv_freq * (1 - stretched + stretched / factor), fields.number("attention_factor", attention_factor)
+    return inv_freq * (1 - stretched + stretched / factor), fields.number(
+        "attention_factor", attention_factor
+    )
 
 
 def _longrope(fields, theta, rotated, sequence_length):

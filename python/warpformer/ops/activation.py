@@ -103,7 +103,7 @@ def _operands(input, up, bias, gated):
         return *input.chunk(2, -1), None, None
     if bias.shape != input.shape[-1:]:
         raise _C.InputError(
-            f"activation: bias.shape = {list(bias.shape)} is not the last of input.shape = {list(input.shape)}"
+            f"activation: bias.shape = {list(bias.shape)} is not the end of input.shape = {list(input.shape)}"
         )
     return *input.chunk(2, -1), *bias.chunk(2)
 
