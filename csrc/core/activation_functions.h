@@ -1,5 +1,5 @@
-// The functions of core/activation.h and their derivatives, written once for both devices: a Vec is a
-// register of floats in cpu.cpp (core/simd.h), one float in cuda.cu (core/cuda/activation.cuh).
+// The functions of core/activation.h and their derivatives, written once for both devices: a Vec is
+// a register of floats in cpu.cpp (core/simd.h), one float in cuda.cu (core/cuda/activation.cuh).
 #pragma once
 
 #include "core/activation.h"
