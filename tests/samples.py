@@ -19,6 +19,7 @@ class Sample:
     args: tuple
     kwargs: dict = field(default_factory=dict)
     fixed: tuple[Tensor, ...] = ()  # operands that must be contiguous
+    constant: tuple[Tensor, ...] = ()  # operands that have no gradient, though others have
 
     def __call__(self):
         return self.op(*self.args, **self.kwargs)
@@ -35,6 +36,14 @@ class Sample:
         return replace(
             self, args=apply(self.args), kwargs={name: apply(v) for name, v in self.kwargs.items()}
         )
+
+    def leaves(self):
+        """The call with operands that require gradients, and these operands."""
+        constant = {t.data_ptr() for t in self.constant}
+        call = self.map(lambda t: t.detach().requires_grad_(t.data_ptr() not in constant))
+        found = []
+        call.map(lambda t: found.append(t) if t.requires_grad else None)
+        return call, found
 
     def kernel(self):
         """The one call of `_C` that the op makes: its name, its arguments and, of those, the output."""
@@ -59,9 +68,22 @@ def layer_norm(dtype):
     return Sample(ops.layer_norm, (x, (131,), weight, bias, 1e-6), {"residual": residual})
 
 
-def gelu(dtype):
-    bias = torch.randn(131, dtype=dtype)
-    return Sample(ops.gelu, (torch.randn(400, 131, dtype=dtype),), {"approximate": "tanh", "bias": bias})
+def activation(dtype):
+    x, up = torch.randn(2, 400, 131, dtype=dtype)
+    return Sample(ops.activation, (x, "gelu_tanh"), {"up": up, "bias": torch.randn(131, dtype=dtype)})
+
+
+def rope(dtype):
+    tables = ops.rope_tables(ops.rope_frequencies(32)[0], 60)
+    positions = torch.randint(60, (3, 41))
+    return Sample(
+        ops.rope, (torch.randn(3, 41, 7, 37, dtype=dtype), *tables), {"positions": positions}, fixed=tables
+    )
+
+
+def dropout(dtype):
+    x, residual = torch.randn(2, 400, 131, dtype=dtype)
+    return Sample(ops.dropout, (x, 0.3), {"residual": residual, "seed": torch.tensor(17)})
 
 
 def embedding_sum(dtype):
@@ -98,10 +120,14 @@ def packed_attention(dtype):
 SAMPLES = (
     softmax,
     layer_norm,
-    gelu,
+    activation,
+    rope,
+    dropout,
     embedding_sum,
     pack_linear,
     linear,
     attention,
     packed_attention,
 )
+FORWARD_ONLY = (softmax, layer_norm, embedding_sum, pack_linear, linear, attention, packed_attention)
+WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)

@@ -24,4 +24,17 @@ Rows rows(const Tensor& t, int dim) {
   return r;
 }
 
+Rows elements(const Tensor& t) {
+  Tensor with_dim = t;
+  with_dim.shape[t.ndim] = with_dim.stride[t.ndim] = 1;
+  ++with_dim.ndim;
+  return rows(with_dim);
+}
+
+Rows flat(const Tensor& t) {
+  Rows r{t.data, t.dtype, t.numel()};
+  r.step = r.count = 1;
+  return r;
+}
+
 }  // namespace warpformer

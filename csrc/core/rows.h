@@ -22,6 +22,10 @@ struct Rows {
 struct Tensor;
 /// View of `t` as rows along dimension `dim` (negative from the end). `t` has at least one.
 Rows rows(const Tensor& t, int dim = -1);
+/// Every element of t, of at most 7 dimensions, a row of its own.
+Rows elements(const Tensor& t);
+/// All of a contiguous tensor as one row.
+Rows flat(const Tensor& t);
 
 }  // namespace warpformer
 

@@ -1,19 +1,29 @@
 """Functional ops: one kernel call each. The docstrings are the contract."""
 
+from warpformer.ops._rope_frequencies import rope_frequencies, rope_tables
+from warpformer.ops.activation import activation, gelu, relu, silu
+from warpformer.ops.dropout import dropout
 from warpformer.ops.embedding_sum import embedding_sum
-from warpformer.ops.gelu import gelu
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import linear, pack_linear, unpack_linear
+from warpformer.ops.rope import rope
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
 
 __all__ = [
+    "activation",
+    "dropout",
     "embedding_sum",
     "gelu",
     "layer_norm",
     "linear",
     "pack_linear",
+    "relu",
+    "rope",
+    "rope_frequencies",
+    "rope_tables",
     "scaled_dot_product_attention",
+    "silu",
     "softmax",
     "unpack_linear",
 ]
