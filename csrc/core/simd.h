@@ -333,21 +333,37 @@ WF_INLINE void store(T* p, Vec v, Tail tail) {
 /// Calls f(i, lanes) over [0, n), register by register: f(i, Full) for whole ones, f(i, Tail) last.
 template <class F>
 WF_INLINE void for_lanes(int64_t n, const F& f) {
+  constexpr int64_t kWidth = Vec::kWidth;
   int64_t i = 0;
-  for (; i + Vec::kWidth <= n; i += Vec::kWidth) f(i, Full{});
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    f(i, Full{});
+    f(i + kWidth, Full{});
+    f(i + 2 * kWidth, Full{});
+    f(i + 3 * kWidth, Full{});
+  }
+  for (; i + kWidth <= n; i += kWidth) f(i, Full{});
   if (i < n) f(i, Tail{n - i});
 }
 
-/// A sum of registers in four interleaved chains, because a long chain of additions rounds more.
-/// Zeros at the end change no bit of it.
+/// A sum of registers in four interleaved chains: a long chain of additions rounds more, and waits
+/// for each one. Zeros at the end change no bit of it.
 struct Sum {
-  Vec chain[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
-  int next = 0;
+  Vec chain[4] = {set(0.0f), set(0.0f), set(0.0f),
+                  set(0.0f)};  // chain[0] is the next one to add to
+  int added = 0;
   WF_INLINE void add(Vec v) {
-    chain[next] = chain[next] + v;
-    next = (next + 1) % 4;
+    // The chains move on instead of an index, which would keep them in memory.
+    const Vec first = chain[0] + v;
+    chain[0] = chain[1];
+    chain[1] = chain[2];
+    chain[2] = chain[3];
+    chain[3] = first;
+    ++added;
   }
-  WF_INLINE float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
+  WF_INLINE float total() {
+    while (added % 4 != 0) add(set(0.0f));
+    return sum((chain[0] + chain[1]) + (chain[2] + chain[3]));
+  }
 };
 
 // exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2 in two parts; e^r by a minimax polynomial
