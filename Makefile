@@ -11,7 +11,7 @@ TORCH_STAMP := $(VENV)/.torch-$(firstword $(shell echo '$(TORCH)' | cksum))
 BUILT_STAMP := $(VENV)/.built-$(WARPFORMER_CUDA)
 # What the compiled module is made of; Python files need no rebuild.
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -33,8 +33,8 @@ bench: build  ## time one op beside torch: make bench OP=softmax
 	$(BIN)/warpformer bench $(OP)
 
 lint: build  ## ruff and clang-format, changing nothing
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check . .ci/ptxas
+	$(BIN)/ruff format --check . .ci/ptxas
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 format: build  ## ruff and clang-format, in place

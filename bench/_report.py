@@ -2,6 +2,7 @@
 
 import json
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -10,6 +11,10 @@ from rich.table import Table
 
 from warpformer import _C
 from warpformer.bench import roofline
+
+GPU_FACTS = (
+    "name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit",
+)  # fmt: skip
 
 
 class ProgressBar:
@@ -37,7 +42,8 @@ class ProgressBar:
 
 def machine():
     """Facts that the figures depend on; nothing that names the machine."""
-    return {
+    gpu = {"gpu": _gpu()} if roofline.on_gpu() else {}
+    return gpu | {
         "cpu": _cpu_model(),
         "cores": roofline.cores(),
         "last_level_cache": roofline.last_level_cache(),
@@ -46,6 +52,16 @@ def machine():
         "torch": torch.__version__,
         "warpformer": _C.__version__,
     }
+
+
+def _gpu():
+    """Name, driver, clocks now and at most (MHz), power limit (W), as nvidia-smi tells them."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        values = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {"name": torch.cuda.get_device_name()}
+    return dict(zip(GPU_FACTS, (value.strip() for value in values.split(",")), strict=True))
 
 
 def _cpu_model():

@@ -11,6 +11,12 @@ from warpformer.bench import roofline
 FOLDER = Path(__file__).parent
 SECONDS = 1.5  # a case, besides its warm-up
 INTERRUPTED = 130
+# What holds torch and its libraries to an instruction set; read when they load, so before `import torch`.
+TORCH_AT = {
+    isa: {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn, "MKL_ENABLE_INSTRUCTIONS": mkl}
+    for isa, aten, onednn, mkl in (("scalar", "default", "SSE41", "SSE4_2"), ("avx2", "avx2", "AVX2", "AVX2"))
+}
+CPU_ONLY = ("linear", "scaled_dot_product_attention", "sentence_encoder")
 
 
 def known_ops():
@@ -18,12 +24,14 @@ def known_ops():
     return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem[0] != "_" and p.stem != "roofline")
 
 
-def run(ops=(), *, isa=None, threads=None, json_path=None, data=None):
+def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=None):
     """Measures `ops` (all if empty), prints tables, writes `json_path`; the whole of `warpformer bench`.
 
     Args:
-        ops: names out of `known_ops()`.
-        isa: the instruction set that caps our kernels; torch's choose their own.
+        ops: names out of `known_ops()`; if empty, those that run on `device`.
+        device: "cpu" or "cuda".
+        isa: the instruction set that caps our kernels; torch's only where the environment has its
+            `TORCH_AT`, as `warpformer bench` sees to.
         threads: of both; torch's number if None.
         json_path: where rows, limits and facts about the machine go.
         data: a .tsv file with English in its second column, for `sentence_encoder`; the repository's if None.
@@ -38,6 +46,8 @@ def run(ops=(), *, isa=None, threads=None, json_path=None, data=None):
     unknown = sorted(set(ops) - set(known_ops()))
     if unknown:
         raise ValueError(f"no benchmark for {', '.join(unknown)}; there are: {', '.join(known_ops())}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device = cuda, but torch finds no GPU")
     if threads is not None and not 1 <= threads <= roofline.cores():
         raise ValueError(f"threads = {threads} is not between 1 and the {roofline.cores()} CPUs here")
     if json_path and not Path(json_path).absolute().parent.is_dir():
@@ -47,10 +57,13 @@ def run(ops=(), *, isa=None, threads=None, json_path=None, data=None):
     from warpformer.bench import _report
 
     console = Console()
-    with roofline.isa(isa), _threads(threads):
+    if not ops:
+        ops = [op for op in known_ops() if device == "cpu" or op not in CPU_ONLY]
+    default = torch.device(device) if device != "cpu" else contextlib.nullcontext()
+    with default, roofline.isa(isa), _threads(threads):
         limits = roofline.limits(torch.get_num_threads())
         console.print(_report.limits_table(limits))
-        rows, errors, interrupted = _measure(ops or known_ops(), data, console)
+        rows, errors, interrupted = _measure(ops, data, console)
     if rows:
         console.print(_report.rows_table(rows))
     for error in errors:

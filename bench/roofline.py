@@ -1,4 +1,8 @@
-"""What this machine can do at most: the memory and compute limits that every figure is a share of."""
+"""What this machine can do at most: the memory and compute limits that every figure is a share of.
+
+Of the device that `torch.device` makes the default. On a GPU they are measured by torch: its copy, and its
+matrix product.
+"""
 
 import contextlib
 import functools
@@ -13,6 +17,7 @@ from warpformer import _C
 ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")  # worst to best
 MEMORY = ("read", "copy")
 COMPUTE = ("f32", "bf16", "int8")
+GPU_LIMITS = ("copy", "f32", "bf16")
 # Of twelve instructions: below a millisecond, which other processes seldom interrupt, and far above the
 # microseconds that waking threads takes.
 ROUNDS = 200_000
@@ -36,10 +41,15 @@ def last_level_cache():
     return max((int(s.read_text().strip().removesuffix("K")) * 1024 for s in sizes), default=0)
 
 
+def on_gpu():
+    return torch.get_default_device().type == "cuda"
+
+
 @functools.cache
 def past_cache():
     """Bytes that no cache of this machine holds a useful part of."""
-    return max(4 * last_level_cache(), 256 << 20)
+    cache = torch.cuda.get_device_properties().L2_cache_size if on_gpu() else last_level_cache()
+    return max(4 * cache, 256 << 20)
 
 
 @functools.cache
@@ -50,10 +60,35 @@ def _memory():
 
 def rate(limit, threads):
     """One short run of a limit: bytes or operations per second; 0 where the ISA in use has no such limit."""
+    if on_gpu():
+        return _gpu_rate(limit)
     memory = _memory()
     start = perf_counter()
     work = _C.roofline(limit, 1 if limit in MEMORY else ROUNDS, memory, threads)
     return work / (perf_counter() - start)
+
+
+def _gpu_rate(limit):
+    if limit not in GPU_LIMITS:
+        return 0.0
+    a, b, out = _gpu_operands(limit)
+    torch.cuda.synchronize()
+    start = perf_counter()
+    if limit == "copy":
+        out.copy_(a)
+    else:
+        torch.mm(a, b, out=out)
+    torch.cuda.synchronize()
+    return (2 * out.nbytes if limit == "copy" else 2 * len(a) ** 3) / (perf_counter() - start)
+
+
+@functools.cache
+def _gpu_operands(limit):
+    if limit == "copy":
+        a = torch.randn(1 << 28)
+        return a, None, torch.empty_like(a)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[limit]
+    return tuple(torch.randn(3, 8192, 8192).to(dtype))
 
 
 def best_rate(limit, threads):
@@ -81,6 +116,11 @@ def binding(moved, flops, dtype, threads):
 
 def limits(threads):
     """Every limit of this machine on one and on `threads` threads, in GB/s or GFLOP/s (int8: GOP/s)."""
+    if on_gpu():
+        best = {limit: best_rate(limit, threads) for limit in GPU_LIMITS}
+        return [
+            {"limit": name, "isa": "cuda", "threads": 1, "giga_per_s": r / 1e9} for name, r in best.items()
+        ]
     rows = []
     for name in ISAS[: ISAS.index(_C.best_isa()) + 1]:
         # Bandwidth hardly depends on the ISA: it is measured with the one in use.

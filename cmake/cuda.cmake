@@ -30,7 +30,7 @@ if(BUILD_CUDA)
   target_sources(_C PRIVATE ${CUDA_SOURCES})
   target_compile_definitions(_C PRIVATE WARPFORMER_CUDA)
   # The static runtime: the module imports on a machine with no CUDA library and no driver.
-  set_target_properties(_C PROPERTIES CUDA_STANDARD 17 CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}"
+  set_target_properties(_C PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}"
                         CUDA_RUNTIME_LIBRARY Static)
   list(JOIN CMAKE_CUDA_ARCHITECTURES " " CUDA_ARCHITECTURE_NAMES)
   string(REPLACE "-real" "" CUDA_ARCHITECTURE_NAMES "${CUDA_ARCHITECTURE_NAMES}")

@@ -3,6 +3,7 @@
 
 #include "core/check.h"
 #include "core/cuda/runtime.h"
+#include "core/huge_pages.h"
 #include "core/isa.h"
 
 namespace warpformer {
@@ -53,6 +54,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_driver_version", &cuda::driver_version);
   m.def("isa", [] { return isa_name(current_isa()); });
   m.def("best_isa", [] { return isa_name(best_isa()); });
+  m.def("advise_huge_pages", &advise_huge_pages, py::arg("fresh"));
   m.def("set_isa", &set_isa, py::arg("name"));
   current_isa();  // an unknown WARPFORMER_ISA fails the import, not a call later
 

@@ -7,8 +7,7 @@ namespace warpformer {
 namespace {
 
 Heads heads(const Tensor& t) {
-  const int64_t size = t.dtype == DType::boolean ? 1 : t.dtype == DType::f32 ? 4 : 2;
-  Heads h{t.ptr<char>(), t.dtype, size};
+  Heads h{t.ptr<char>(), t.dtype, t.item_size()};
   for (int i = 0; i < 4; ++i) h.stride[i] = t.stride[i];
   return h;
 }

@@ -37,6 +37,21 @@ struct Tensor {
     for (int i = 0; i < ndim; ++i) n *= shape[i];
     return n;
   }
+  /// Bytes of an element.
+  int64_t item_size() const {
+    switch (dtype) {
+      case DType::f16:
+      case DType::bf16:
+        return 2;
+      case DType::f32:
+      case DType::i32:
+        return 4;
+      case DType::i64:
+        return 8;
+      default:
+        return 1;
+    }
+  }
   bool contiguous() const {
     int64_t expected = 1;
     for (int i = ndim - 1; i >= 0; --i) {

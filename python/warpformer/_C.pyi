@@ -8,6 +8,7 @@ import torch
 
 __all__: list[str] = [
     "InputError",
+    "advise_huge_pages",
     "best_isa",
     "cuda_architectures",
     "cuda_driver_version",
@@ -24,6 +25,7 @@ __all__: list[str] = [
     "softmax",
 ]
 
+def advise_huge_pages(fresh: torch.Tensor | numpy.ndarray) -> None: ...
 def best_isa() -> str: ...
 def cuda_driver_version() -> int: ...
 def cuda_runtime_version() -> int: ...

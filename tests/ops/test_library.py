@@ -128,6 +128,11 @@ def test_not_direct_in_a_function_mode():
     assert same_bits(out, ops.softmax(x))
 
 
+def test_direct_with_a_default_device():
+    with torch.device("cpu"):
+        assert is_direct(torch.randn(3))
+
+
 def test_not_direct_in_vmap():
     x, direct = torch.randn(3, 4, 5), []
 

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
-from warpformer._C import InputError
+from warpformer._C import InputError, advise_huge_pages
 
 _library = torch.library.Library("warpformer", "DEF")
 _PLAIN = (Tensor, Parameter)
+LARGE = 4 << 20  # bytes
 
 
 def register(schema, kernel, fake, *, setup_context=None, backward=None, out=None):
@@ -116,10 +118,18 @@ def _tensors(args):
 
 
 def dispatch(name, *args, out=None):
-    """The op through torch's dispatcher; with `out` (a tensor or a tuple of them) its variant that writes there."""
+    """Calls the op through the dispatcher; with `out` (a tensor or a tuple) its variant that writes there."""
     if out is None:
         return getattr(torch.ops.warpformer, name)(*args)
     getattr(torch.ops.warpformer, f"{name}_out")(*args, *(out if isinstance(out, tuple) else (out,)))
+    return out
+
+
+def empty(shape, like, dtype=None):
+    """A fresh contiguous tensor on the device of `like`, in its dtype if none is given."""
+    out = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+    if type(out) is Tensor and out.nbytes > LARGE and out.is_cpu:
+        advise_huge_pages(out)
     return out
 
 
@@ -148,11 +158,17 @@ def is_direct(*required, optional=()):
     return (
         plain
         and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
+        and not _has_function_mode()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not profiler._is_profiler_enabled
     )
+
+
+def _has_function_mode():
+    """A default device is a mode too, but one that no call with a device of its own needs to pass."""
+    modes = range(torch._C._len_torch_function_stack())
+    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in modes)
 
 
 def _refuse(value):

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import executor, is_direct, register
+from warpformer.ops._library import empty, executor, is_direct, register
 
 PANEL = 16
 
@@ -103,7 +103,7 @@ def _pack_linear(weight):
 
 def _empty_packed(weight):
     rows, depth = weight.shape
-    return torch.empty((rows + PANEL - 1) // PANEL, depth, PANEL, device=weight.device)
+    return empty(((rows + PANEL - 1) // PANEL, depth, PANEL), weight, torch.float32)
 
 
 def _linear(input, packed, out_features, bias, activation, residual):
@@ -116,7 +116,7 @@ def _linear(input, packed, out_features, bias, activation, residual):
 
 
 def _empty_product(input, out_features):
-    return torch.empty((*input.shape[:-1], out_features), dtype=input.dtype, device=input.device)
+    return empty((*input.shape[:-1], out_features), input)
 
 
 register("pack_linear(Tensor weight) -> Tensor", _pack_linear, _empty_packed)

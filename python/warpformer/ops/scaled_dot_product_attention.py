@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import executor, is_direct, register
+from warpformer.ops._library import empty, executor, is_direct, register
 from warpformer.ops.softmax import expand
 
 
@@ -96,7 +96,7 @@ def _four_dims(t):
 
 
 def _empty_attention(query, value):
-    return torch.empty((*query.shape[:-1], *value.shape[-1:]), dtype=query.dtype, device=query.device)
+    return empty((*query.shape[:-1], *value.shape[-1:]), query)
 
 
 register(

@@ -1,0 +1,155 @@
+// Rows (core/rows.h) as floats in registers. A team of threads owns a row and walks it in steps of
+// `team * kChunks * 8` elements; in one step a thread holds kChunks chunks of 8 neighbours:
+//
+//             thread 0   thread 1        thread team-1
+//   chunk 0   |0 .. 7|   |8 .. 15|  ...  |.. 8 team - 1|
+//   chunk 1   |8 team ..|           ...
+//
+// A warp so reads whole cache lines, in 16-byte accesses where dtype, step and address allow, and
+// element by element otherwise. Teams of a warp or less lie several to a block; a larger team is
+// the block, which team_sum and team_max rely on.
+#pragma once
+
+#include "core/cuda/math.cuh"
+#include "core/cuda/memory.cuh"
+#include "core/cuda/reduce.cuh"
+#include "core/rows.h"
+
+namespace warpformer::cuda {
+
+constexpr int kChunk = 8;
+constexpr int kMaxTeam = 512;
+
+/// Threads that hold a row of n elements in kChunks chunks each: a power of two, at most kMaxTeam.
+template <int kChunks>
+int team_size(int64_t n) {
+  int size = 1;
+  while (size < kMaxTeam && int64_t{size} * kChunks * kChunk < n) size *= 2;
+  return size;
+}
+/// Threads of a block of such teams.
+inline int team_threads(int team) { return team < 128 ? 128 : team; }
+/// Blocks for one team a row.
+inline int64_t team_blocks(int64_t rows, int team) {
+  const int64_t per_block = team_threads(team) / team;
+  return (rows + per_block - 1) / per_block;
+}
+
+/// This thread's place: thread `index` of the team that owns row `row` in the block's first round.
+struct Team {
+  int size, index;
+  int64_t row;
+  DEVICE explicit Team(int size)
+      : size(size),
+        index(thread_index() % size),
+        row(block_index() * (block_threads() / size) + thread_index() / size) {}
+  /// Rows from one round of a persistent grid to the next.
+  DEVICE int64_t stride() const { return grid_blocks() * (block_threads() / size); }
+};
+
+/// Over the team, in a fixed order; every thread gets it. `scratch` has 32 floats. All threads of
+/// the block call it together.
+DEVICE float team_sum(float x, int team, Shared<float> scratch, WHERE) {
+  if (team > kWarp) return block_sum(x, scratch, where);
+  for (int step = team / 2; step; step /= 2) x += shuffle_xor(x, step, where);
+  return x;
+}
+DEVICE float team_max(float x, int team, Shared<float> scratch, WHERE) {
+  if (team > kWarp) return block_max(x, scratch, where);
+  for (int step = team / 2; step; step /= 2) x = nan_max(x, shuffle_xor(x, step, where));
+  return x;
+}
+
+/// Offset of row r, in elements.
+DEVICE int64_t row_offset(const Rows& rows, int64_t r) {
+  if (rows.ndim == 1) return r * rows.stride[0];
+  int64_t offset = 0;
+  for (int i = rows.ndim - 1; i >= 0; --i) {
+    offset += r % rows.shape[i] * rows.stride[i];
+    r /= rows.shape[i];
+  }
+  return offset;
+}
+
+/// f(value of the type that dtype names); op.cpp has CHECKed that it is one of them.
+template <class F>
+DEVICE void by_float(DType dtype, F&& f) {
+  if (dtype == DType::f32) f(float{});
+  if (dtype == DType::bf16) f(bf16{});
+  if (dtype == DType::f16) f(f16{});
+}
+
+/// Whether 16-byte accesses can walk a row that begins at p.
+template <class T>
+DEVICE bool is_vector_row(const T* p, int64_t step) {
+  return step == 1 && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+template <class T>
+DEVICE void load_chunk(const T* p, float (&values)[kChunk], Cache cache, Where where) {
+#pragma unroll
+  for (int i = 0; i < kChunk; i += Vector<T>::size) {
+    const Vector<T> v = load16(p + i, cache, where);
+#pragma unroll
+    for (int j = 0; j < Vector<T>::size; ++j) values[i + j] = to_float(v[j]);
+  }
+}
+template <class T>
+DEVICE void store_chunk(T* p, const float (&values)[kChunk], Cache cache, Where where) {
+#pragma unroll
+  for (int i = 0; i < kChunk; i += Vector<T>::size) {
+    Vector<T> v;
+#pragma unroll
+    for (int j = 0; j < Vector<T>::size; ++j) v[j] = from_float<T>(values[i + j]);
+    store16(p + i, v, cache, where);
+  }
+}
+
+/// values = this thread's elements of row r in the step that begins at element `first`; `other`
+/// past the end of the row, and in all of a row past the last.
+template <int kChunks>
+DEVICE void load_row(const Rows& rows, int64_t r, int64_t first, const Team& team, float other,
+                     float (&values)[kChunks][kChunk], Cache cache = Cache::normal, WHERE) {
+  const int64_t n = r < rows.count ? rows.n : 0;
+  by_float(rows.dtype, [&](auto type) {
+    using T = decltype(type);
+    const T* row = static_cast<const T*>(rows.data) + (n ? row_offset(rows, r) : 0);
+    const bool vector = is_vector_row(row, rows.step);
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int64_t i = first + int64_t{kChunk} * (team.index + c * team.size);
+      if (vector && i + kChunk <= n) {
+        load_chunk(row + i, values[c], cache, where);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j)
+          values[c][j] = i + j < n ? to_float(load(row + (i + j) * rows.step, where)) : other;
+      }
+    }
+  });
+}
+
+/// Writes what load_row would read.
+template <int kChunks>
+DEVICE void store_row(const Rows& rows, int64_t r, int64_t first, const Team& team,
+                      const float (&values)[kChunks][kChunk], Cache cache = Cache::normal, WHERE) {
+  if (r >= rows.count) return;
+  by_float(rows.dtype, [&](auto type) {
+    using T = decltype(type);
+    T* row = static_cast<T*>(rows.data) + row_offset(rows, r);
+    const bool vector = is_vector_row(row, rows.step);
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int64_t i = first + int64_t{kChunk} * (team.index + c * team.size);
+      if (vector && i + kChunk <= rows.n) {
+        store_chunk(row + i, values[c], cache, where);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j)
+          if (i + j < rows.n) store(row + (i + j) * rows.step, from_float<T>(values[c][j]), where);
+      }
+    }
+  });
+}
+
+}  // namespace warpformer::cuda
