@@ -4,6 +4,7 @@ from warpformer.ops.embedding_sum import embedding_sum
 from warpformer.ops.gelu import gelu
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import linear, pack_linear, unpack_linear
+from warpformer.ops.rms_norm import rms_norm
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
 
@@ -13,6 +14,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "pack_linear",
+    "rms_norm",
     "scaled_dot_product_attention",
     "softmax",
     "unpack_linear",
