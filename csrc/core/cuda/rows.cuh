@@ -28,7 +28,7 @@ int team_size(int64_t n) {
   return size;
 }
 /// Threads of a block of such teams.
-inline int team_threads(int team) { return team < 128 ? 128 : team; }
+inline int team_threads(int team) { return team > kWarp ? team : 128; }
 /// Blocks for one team a row.
 inline int64_t team_blocks(int64_t rows, int team) {
   const int64_t per_block = team_threads(team) / team;
