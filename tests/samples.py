@@ -19,6 +19,7 @@ class Sample:
     args: tuple
     kwargs: dict = field(default_factory=dict)
     fixed: tuple[Tensor, ...] = ()  # operands that must be contiguous
+    constant: tuple[Tensor, ...] = ()  # operands that have no gradient, though others have
 
     def __call__(self):
         return self.op(*self.args, **self.kwargs)
@@ -35,6 +36,14 @@ class Sample:
         return replace(
             self, args=apply(self.args), kwargs={name: apply(v) for name, v in self.kwargs.items()}
         )
+
+    def leaves(self):
+        """The call with operands that require gradients, and these operands."""
+        constant = {t.data_ptr() for t in self.constant}
+        call = self.map(lambda t: t.detach().requires_grad_(t.data_ptr() not in constant))
+        found = []
+        call.map(lambda t: found.append(t) if t.requires_grad else None)
+        return call, found
 
     def kernel(self):
         """The one call of `_C` that the op makes: its name, its arguments and, of those, the output."""
@@ -57,6 +66,11 @@ def layer_norm(dtype):
     x, residual = torch.randn(2, 400, 131, dtype=dtype)
     weight, bias = torch.randn(2, 131, dtype=dtype)
     return Sample(ops.layer_norm, (x, (131,), weight, bias, 1e-6), {"residual": residual})
+
+
+def rms_norm(dtype):
+    x, residual = torch.randn(2, 400, 131, dtype=dtype)
+    return Sample(ops.rms_norm, (x, (131,), torch.randn(131, dtype=dtype), 1e-6), {"residual": residual})
 
 
 def gelu(dtype):
@@ -98,6 +112,7 @@ def packed_attention(dtype):
 SAMPLES = (
     softmax,
     layer_norm,
+    rms_norm,
     gelu,
     embedding_sum,
     pack_linear,
@@ -105,3 +120,5 @@ SAMPLES = (
     attention,
     packed_attention,
 )
+FORWARD_ONLY = (softmax, gelu, embedding_sum, pack_linear, linear, attention, packed_attention)
+WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)

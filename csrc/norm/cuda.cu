@@ -11,7 +11,7 @@
 //
 // and a second kernel adds the partials in their order: 32 columns a block, a warp for every 32nd
 // range. Other rows are walked in steps and read again by every pass; backward leaves the columns
-// to a kernel of their own.
+// to a kernel of their own. Both ways add in the same order, so the layout changes no bit.
 #include <initializer_list>
 
 #include "core/cuda/launch.cuh"
@@ -24,7 +24,7 @@ namespace {
 
 constexpr int kChunks = 2;  // of a held row, in a thread
 constexpr int64_t kHeld = int64_t{kMaxTeam} * kChunks * kChunk;
-constexpr int kColumnThreads = 128, kSumThreads = 1024, kSumWarps = kSumThreads / kWarp;
+constexpr int kSumThreads = 1024, kSumWarps = kSumThreads / kWarp;
 constexpr int kScratch = kWarp * sizeof(float);  // of team_sum
 
 template <int kCount>
@@ -304,21 +304,27 @@ norm_backward_kernel(NormBackwardParams p, int size, Rows partials) {
   if (p.centered) store_row(partials, block_index() * kinds + 1, 0, team, dbias);
 }
 
-/// The sums of one step of columns over a range of rows.
-KERNEL(kColumnThreads) norm_columns_kernel(NormBackwardParams p, Rows partials) {
-  const Team team(kColumnThreads);
-  const int64_t first = block_index() * kColumnThreads * kChunk;
+/// The sums of one step of columns over a range of rows: `size` threads of a block for the columns,
+/// the teams in turns for the rows, as in norm_backward_kernel.
+KERNEL(kMaxTeam) norm_columns_kernel(NormBackwardParams p, int size, Rows partials) {
+  const Team team(size);
+  const Shared<float> scratch = shared_memory<float>();
+  const int teams = block_threads() / team.size, own = thread_index() / team.size;
+  const int64_t first = block_index() * size * kChunk;
   const int64_t range = block_index_y(), rows = p.z.count;
   const int64_t begin = rows * range / grid_blocks_y(), end = rows * (range + 1) / grid_blocks_y();
   Chunks<1> dweight, dbias;
   fill(dweight, 0.0f);
   fill(dbias, 0.0f);
-  for (int64_t r = begin; r < end; ++r) {
+  for (int64_t r = begin + own; r < end; r += teams) {
     Chunks<1> g, y;
     load_pair<Walked>(p, r, first, team, g, y);
     add_to_columns(g, y, dweight, dbias);
   }
   const int64_t kinds = p.centered ? 2 : 1;
+  add_teams(dweight, own, teams, scratch);
+  if (p.centered) add_teams(dbias, own, teams, scratch);
+  if (own > 0) return;
   store_row(partials, range * kinds, first, team, dweight);
   if (p.centered) store_row(partials, range * kinds + 1, first, team, dbias);
 }
@@ -370,43 +376,39 @@ bool can_hold(DType dtype, int64_t n, std::initializer_list<const Rows*> all) {
 }  // namespace
 
 void norm(const NormParams& p, Stream stream) {
-  const int64_t n = p.x.n;
-  if (can_hold(p.x.dtype, n, {&p.x, &p.residual, &p.sum, &p.out}) && is_vector(p.weight) &&
-      is_vector(p.bias)) {
-    const int size = team_size<kChunks>(n);
-    const auto kernel = p.x.dtype == DType::f32    ? norm_kernel<Held<float>>
-                        : p.x.dtype == DType::bf16 ? norm_kernel<Held<bf16>>
-                                                   : norm_kernel<Held<f16>>;
-    LAUNCH(kernel, team_blocks(p.x.count, size), team_threads(size), kScratch, stream, p, size);
-  } else {
-    const int size = team_size<Walked::count>(n);
-    LAUNCH(norm_kernel<Walked>, team_blocks(p.x.count, size), team_threads(size), kScratch, stream,
-           p, size);
-  }
+  const bool held = can_hold(p.x.dtype, p.x.n, {&p.x, &p.residual, &p.sum, &p.out}) &&
+                    is_vector(p.weight) && is_vector(p.bias);
+  const auto kernel = !held                      ? norm_kernel<Walked>
+                      : p.x.dtype == DType::f32  ? norm_kernel<Held<float>>
+                      : p.x.dtype == DType::bf16 ? norm_kernel<Held<bf16>>
+                                                 : norm_kernel<Held<f16>>;
+  const int size = team_size<kChunks>(p.x.n);
+  LAUNCH(kernel, team_blocks(p.x.count, size), team_threads(size), kScratch, stream, p, size);
 }
 
 void norm_backward(const NormBackwardParams& p, Stream stream) {
   const int64_t n = p.z.n;
   const Rows partials = p.partials ? partial_rows(p) : Rows{};
-  if (can_hold(p.z.dtype, n, {&p.grad, &p.grad_sum, &p.z, &p.dz}) && is_vector(p.weight)) {
-    const int size = team_size<kChunks>(n), threads = team_threads(size);
-    // For add_teams, where there are several: half of them hand theirs to the others.
-    const int shared = threads > size ? threads / 2 * kChunks * kChunk * 4 : kScratch;
-    const int64_t blocks = p.partials ? p.parts : team_blocks(p.z.count, size);
-    const auto kernel = p.z.dtype == DType::f32    ? norm_backward_kernel<Held<float>>
-                        : p.z.dtype == DType::bf16 ? norm_backward_kernel<Held<bf16>>
-                                                   : norm_backward_kernel<Held<f16>>;
-    LAUNCH(kernel, blocks, threads, shared, stream, p, size, partials);
-  } else {
-    const int size = team_size<Walked::count>(n);
-    if (p.dz.data)
-      LAUNCH(norm_backward_kernel<Walked>, team_blocks(p.z.count, size), team_threads(size),
-             kScratch, stream, p, size, Rows{});
-    const int64_t columns = int64_t{kColumnThreads} * kChunk;
-    const Grid grid((n + columns - 1) / columns, p.parts);
-    if (p.partials) LAUNCH(norm_columns_kernel, grid, kColumnThreads, 0, stream, p, partials);
+  const bool held =
+      can_hold(p.z.dtype, n, {&p.grad, &p.grad_sum, &p.z, &p.dz}) && is_vector(p.weight);
+  const auto kernel = !held                      ? norm_backward_kernel<Walked>
+                      : p.z.dtype == DType::f32  ? norm_backward_kernel<Held<float>>
+                      : p.z.dtype == DType::bf16 ? norm_backward_kernel<Held<bf16>>
+                                                 : norm_backward_kernel<Held<f16>>;
+  const int size = team_size<kChunks>(n), threads = team_threads(size);
+  // For add_teams, where there are several: half of them hand theirs to the others.
+  const int shared = threads > size ? threads / 2 * kChunks * kChunk * 4 : kScratch;
+  const bool sums = held && p.partials;
+  if (p.dz.data || sums) {
+    const int64_t blocks = sums ? p.parts : team_blocks(p.z.count, size);
+    LAUNCH(kernel, blocks, threads, shared, stream, p, size, sums ? partials : Rows{});
   }
   if (!p.partials) return;
+  if (!held) {
+    const int64_t columns = int64_t{size} * kChunk;
+    const Grid grid((n + columns - 1) / columns, p.parts);
+    LAUNCH(norm_columns_kernel, grid, threads, shared, stream, p, size, partials);
+  }
   const Grid grid((n + kWarp - 1) / kWarp, p.centered ? 2 : 1);
   LAUNCH(norm_partials_kernel, grid, kSumThreads, kSumThreads * sizeof(float), stream, p, partials);
 }

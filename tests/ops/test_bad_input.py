@@ -38,6 +38,14 @@ SHAPES = {
     "layer_norm: weight = f32[2,3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), x),
     "layer_norm: bias = f32[2], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), bias=x[:, 0]),
     "layer_norm: residual = f32[3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), residual=x[0]),
+    "rms_norm: [2], [2, 3]": lambda: ops.rms_norm(x, (2,)),
+    "rms_norm: weight = f32[2], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), x[:, 0]),
+    "rms_norm: residual = f32[3], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), residual=x[0]),
+    "rms_norm: out = f32[3,2], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), out=x.mT),
+    "layer_norm: out = f32[3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), out=x[0]),
+    "layer_norm: sum = f16[2,3], x = f32[2,3], residual = f32[2,3]": lambda: ops.layer_norm(
+        x, (3,), residual=x, return_sum=True, out=(x, x.half())
+    ),
     "gelu: bias = f32[2], x = f32[2,3]": lambda: ops.gelu(x, bias=x[:, 0]),
     "gelu: bias = f32[2,3], x = f32[2,3]": lambda: ops.gelu(x, bias=x),
     "gelu: approximate": lambda: ops.gelu(x, approximate="erf"),
@@ -130,6 +138,11 @@ CALLS = {  # every tensor operand by its name in the error message
     "layer_norm: residual": lambda t: ops.layer_norm(x, (3,), residual=t(x)),
     "layer_norm: weight": lambda t: ops.layer_norm(x, (3,), t(x[0])),
     "layer_norm: bias": lambda t: ops.layer_norm(x, (3,), bias=t(x[0])),
+    "layer_norm: out": lambda t: ops.layer_norm(x, (3,), out=t(x)),
+    "rms_norm: x": lambda t: ops.rms_norm(t(x), (3,)),
+    "rms_norm: residual": lambda t: ops.rms_norm(x, (3,), residual=t(x)),
+    "rms_norm: weight": lambda t: ops.rms_norm(x, (3,), t(x[0])),
+    "rms_norm: out": lambda t: ops.rms_norm(x, (3,), out=t(x)),
     "gelu: x": lambda t: ops.gelu(t(x)),
     "gelu: bias": lambda t: ops.gelu(x, bias=t(x[0])),
     "embedding_sum: table": lambda t: ops.embedding_sum([index], [t(x)]),
@@ -169,7 +182,7 @@ def test_softmax_result_dtypes(result):
 @pytest.mark.parametrize("operand", CALLS)
 def test_devices(operand):
     """One operand without memory among others with: not silence, and not an uninitialized result."""
-    alone = operand in ("softmax: x", "layer_norm: x", "gelu: x", "pack_linear: weight")
+    alone = operand in ("softmax: x", "layer_norm: x", "rms_norm: x", "gelu: x", "pack_linear: weight")
     if alone:
         assert CALLS[operand](lambda t: t.to("meta")).is_meta
         return
@@ -187,7 +200,7 @@ def test_not_a_tensor(operand, value):
     assert_type_error(caught, operand, value)
 
 
-REQUIRED = [o for o in CALLS if not re.search("mask|bias|residual|layer_norm: weight", o)]
+REQUIRED = [o for o in CALLS if not re.search("mask|bias|residual|out|norm: weight", o)]
 
 
 @pytest.mark.parametrize("operand", REQUIRED)
