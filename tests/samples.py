@@ -86,6 +86,11 @@ def dropout(dtype):
     return Sample(ops.dropout, (x, 0.3), {"residual": residual, "seed": torch.tensor(17)})
 
 
+def rms_norm(dtype):
+    x, residual = torch.randn(2, 400, 131, dtype=dtype)
+    return Sample(ops.rms_norm, (x, (131,), torch.randn(131, dtype=dtype), 1e-6), {"residual": residual})
+
+
 def embedding_sum(dtype):
     indices = [torch.randint(v, (20, 41)) for v in (50, 41)]
     return Sample(ops.embedding_sum, (indices, [torch.randn(v, 131, dtype=dtype) for v in (50, 41)]))
@@ -123,11 +128,12 @@ SAMPLES = (
     activation,
     rope,
     dropout,
+    rms_norm,
     embedding_sum,
     pack_linear,
     linear,
     attention,
     packed_attention,
 )
-FORWARD_ONLY = (softmax, layer_norm, embedding_sum, pack_linear, linear, attention, packed_attention)
+FORWARD_ONLY = (softmax, embedding_sum, pack_linear, linear, attention, packed_attention)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)

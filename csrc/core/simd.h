@@ -3,6 +3,7 @@
 //
 //   load(p) load(p, n)      f32, bf16 or f16 in memory, the first n lanes and 0 in the others
 //   store(p, v) store(p, v, n)     rounds to nearest even
+//   stream(p, v)            store past the caches; p is a multiple of what it writes
 //   fma(a, b, c) = a * b + c       the product is not rounded
 //
 // Only C headers and plain functions here: what the linker could merge across ISAs would put AVX
@@ -101,6 +102,11 @@ WF_INLINE void store(f16* p, Vec v) {
 WF_INLINE void store(f16* p, Vec v, int64_t n) {
   _mm256_mask_storeu_epi16(p, lanes(n), _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
+WF_INLINE void stream(float* p, Vec v) { _mm512_stream_ps(p, v.v); }
+WF_INLINE void stream(bf16* p, Vec v) { _mm256_stream_si256((__m256i*)p, narrow(v)); }
+WF_INLINE void stream(f16* p, Vec v) {
+  _mm256_stream_si256((__m256i*)p, _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
 
 #else
 
@@ -155,8 +161,7 @@ WF_INLINE Vec load(const bf16* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(u, 16))};
 }
 WF_INLINE Vec load(const f16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
-WF_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v.v); }
-WF_INLINE void store(bf16* p, Vec v) {
+WF_INLINE __m128i narrow(Vec v) {
   const __m256i u = _mm256_castps_si256(v.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd);
@@ -165,10 +170,17 @@ WF_INLINE void store(bf16* p, Vec v) {
   const __m256i word =
       _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan)), 16);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(word, word), 0x08);
-  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+  return _mm256_castsi256_si128(packed);
 }
+WF_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v.v); }
+WF_INLINE void store(bf16* p, Vec v) { _mm_storeu_si128((__m128i*)p, narrow(v)); }
 WF_INLINE void store(f16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
+WF_INLINE void stream(float* p, Vec v) { _mm256_stream_ps(p, v.v); }
+WF_INLINE void stream(bf16* p, Vec v) { _mm_stream_si128((__m128i*)p, narrow(v)); }
+WF_INLINE void stream(f16* p, Vec v) {
+  _mm_stream_si128((__m128i*)p, _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
 #else  // any CPU: four lanes in the compiler's portable vectors (SSE2, NEON, ...)
@@ -263,6 +275,10 @@ template <class Half>
 WF_INLINE void store(Half* p, Vec v) {
   for (int i = 0; i < 4; ++i) narrow(v.v[i], p + i);
 }
+template <class T>
+WF_INLINE void stream(T* p, Vec v) {
+  store(p, v);
+}
 
 #endif
 
@@ -340,24 +356,45 @@ WF_INLINE void store(T* p, Vec v, Tail tail) {
   store(p, v, tail.n);
 }
 
+/// Makes what this thread has streamed visible, in its order, to others.
+WF_INLINE void finish_streaming() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 /// Calls f(i, lanes) over [0, n), register by register: f(i, Full) for whole ones, f(i, Tail) last.
 template <class F>
 WF_INLINE void for_lanes(int64_t n, const F& f) {
   int64_t i = 0;
-  for (; i + Vec::kWidth <= n; i += Vec::kWidth) f(i, Full{});
+  // Four at a time, as many as Sum has chains. One call, which the compiler so always inlines.
+  while (i + Vec::kWidth <= n) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4 && i + Vec::kWidth <= n; ++j, i += Vec::kWidth) f(i, Full{});
+  }
   if (i < n) f(i, Tail{n - i});
 }
 
-/// A sum of registers in four interleaved chains, because a long chain of additions rounds more.
-/// Zeros at the end change no bit of it.
+/// A sum of registers in four interleaved chains: a long chain of additions rounds more, and waits
+/// for each one. Zeros at the end change no bit of it.
 struct Sum {
-  Vec chain[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
-  int next = 0;
+  Vec chain[4] = {set(0.0f), set(0.0f), set(0.0f),
+                  set(0.0f)};  // chain[0] is the next one to add to
+  int added = 0;
   WF_INLINE void add(Vec v) {
-    chain[next] = chain[next] + v;
-    next = (next + 1) % 4;
+    // The chains move on instead of an index, which would keep them in memory.
+    const Vec first = chain[0] + v;
+    chain[0] = chain[1];
+    chain[1] = chain[2];
+    chain[2] = chain[3];
+    chain[3] = first;
+    ++added;
   }
-  WF_INLINE float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
+  WF_INLINE Vec lanes() {
+    while (added % 4 != 0) add(set(0.0f));
+    return (chain[0] + chain[1]) + (chain[2] + chain[3]);
+  }
+  WF_INLINE float total() { return sum(lanes()); }
 };
 
 // exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2 in two parts; e^r by a minimax polynomial

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.check import same_bits
 from tests.samples import SAMPLES
 from warpformer import _C, InputError, ops
 
@@ -81,7 +82,17 @@ def test_layer_norm(data, shape, dtype):
     args = (shape[-dims:], weight, bias)
     out = ops.layer_norm(x, *args, eps=0.1, residual=residual)
     wide = (t.double() if isinstance(t, torch.Tensor) else t for t in args)
-    close(out, F.layer_norm(x.double() + residual.double(), *wide, eps=0.1))
+    close(out, F.layer_norm((x + residual).double(), *wide, eps=0.1))
+
+
+@given(data=st.data(), shape=st.lists(SIZES, min_size=1, max_size=4), dtype=FLOATS)
+def test_rms_norm(data, shape, dtype):
+    dims = data.draw(st.integers(1, len(shape)))
+    x, residual = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
+    weight = data.draw(tensors(shape[-dims:], dtype))
+    out, z = ops.rms_norm(x, shape[-dims:], weight, 0.1, residual=residual, return_sum=True)
+    assert same_bits(z, x + residual)
+    close(out, F.rms_norm(z.double(), shape[-dims:], weight.double(), 0.1))
 
 
 @given(data=st.data(), shape=st.lists(SIZES, max_size=3), n=SIZES, k=SIZES, dtype=FLOATS)

@@ -48,6 +48,14 @@ SHAPES = {
     "activation: [], gated": lambda: ops.activation(x[0, 0], gated=True),
     "activation: up, gated": lambda: ops.activation(x[:, :2], up=x[:, :1], gated=True),
     "activation: bias, [3], [2, 2]": lambda: ops.activation(x[:, :2], bias=x[0], gated=True),
+    "rms_norm: [2], [2, 3]": lambda: ops.rms_norm(x, (2,)),
+    "rms_norm: weight = f32[2], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), x[:, 0]),
+    "rms_norm: residual = f32[3], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), residual=x[0]),
+    "rms_norm: out = f32[3,2], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), out=x.mT),
+    "layer_norm: out = f32[3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), out=x[0]),
+    "layer_norm: sum = f16[2,3], x = f32[2,3], residual = f32[2,3]": lambda: ops.layer_norm(
+        x, (3,), residual=x, return_sum=True, out=(x, x.half())
+    ),
     "gelu: approximate": lambda: ops.gelu(x, approximate="erf"),
     "rope: x = f32[2,3]": lambda: ops.rope(x, *tables),
     "rope: cos = f32[5,4], x = f32[2,4,5,7]": lambda: ops.rope(q[..., 1:], *tables),
@@ -166,6 +174,11 @@ CALLS = {  # every tensor operand by its name in the error message
     "rope: sin": lambda t: ops.rope(q, tables[0], t(tables[1])),
     "dropout: x": lambda t: ops.dropout(t(x), seed=torch.tensor(1)),
     "dropout: residual": lambda t: ops.dropout(x, residual=t(x)),
+    "layer_norm: out": lambda t: ops.layer_norm(x, (3,), out=t(x)),
+    "rms_norm: x": lambda t: ops.rms_norm(t(x), (3,)),
+    "rms_norm: residual": lambda t: ops.rms_norm(x, (3,), residual=t(x)),
+    "rms_norm: weight": lambda t: ops.rms_norm(x, (3,), t(x[0])),
+    "rms_norm: out": lambda t: ops.rms_norm(x, (3,), out=t(x)),
     "embedding_sum: table": lambda t: ops.embedding_sum([index], [t(x)]),
     "pack_linear: weight": lambda t: ops.pack_linear(t(x)),
     "linear: x": lambda t: ops.linear(t(x), packed, 4),
@@ -203,7 +216,7 @@ def test_softmax_result_dtypes(result):
 @pytest.mark.parametrize("operand", CALLS)
 def test_devices(operand):
     """One operand without memory among others with: not silence, and not an uninitialized result."""
-    alone = operand in ("softmax: x", "layer_norm: x", "activation: x", "pack_linear: weight")
+    alone = operand in ("softmax: x", "layer_norm: x", "rms_norm: x", "activation: x", "pack_linear: weight")
     if alone:
         assert CALLS[operand](lambda t: t.to("meta")).is_meta
         return
@@ -221,9 +234,8 @@ def test_not_a_tensor(operand, value):
     assert_type_error(caught, operand, value)
 
 
-REQUIRED = [
-    o for o in CALLS if not re.search("mask|bias|residual|layer_norm: weight|activation: up|rope: key", o)
-]
+OPTIONAL = "mask|bias|residual|out|norm: weight|activation: up|rope: key"
+REQUIRED = [o for o in CALLS if not re.search(OPTIONAL, o)]
 
 
 @pytest.mark.parametrize("operand", REQUIRED)

@@ -33,6 +33,7 @@ def softmax(x, dim, dtype=None):
 OPS = {  # with the number of samples of torch 2.13 that they can express
     "softmax": (softmax, 7),
     "nn.functional.layer_norm": (ops.layer_norm, 6),
+    "nn.functional.rms_norm": (ops.rms_norm, 1),
     "nn.functional.gelu": (ops.gelu, 8),
     "nn.functional.silu": (ops.silu, 2),
     "nn.functional.relu": (ops.relu, 2),
