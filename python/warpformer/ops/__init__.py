@@ -6,8 +6,8 @@ from warpformer.ops.dropout import dropout
 from warpformer.ops.embedding_sum import embedding_sum
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import linear, pack_linear, unpack_linear
-from warpformer.ops.rope import rope
 from warpformer.ops.rms_norm import rms_norm
+from warpformer.ops.rope import rope
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
 
@@ -20,10 +20,10 @@ __all__ = [
     "linear",
     "pack_linear",
     "relu",
+    "rms_norm",
     "rope",
     "rope_frequencies",
     "rope_tables",
-    "rms_norm",
     "scaled_dot_product_attention",
     "silu",
     "softmax",
