@@ -1,6 +1,5 @@
 """The pytest plugin behind `warpformer bench`: a `compare` fixture, and the rows that it measures."""
 
-import contextlib
 import itertools
 from statistics import median
 from time import perf_counter
@@ -46,6 +45,21 @@ class Lap:
         return seconds
 
 
+class Graph:
+    """`function` of leaves that require gradients, under autograd: for benchmarks of its backward alone,
+    which make one for each set of inputs."""
+
+    def __init__(self, function, grad, *leaves):
+        with torch.inference_mode(False):
+            self.leaves = [t.clone().requires_grad_() for t in leaves]
+            self.grad = grad.clone()
+            self.output = function(*self.leaves)
+
+    def gradients(self):
+        with torch.inference_mode(False):
+            return torch.autograd.grad(self.output, self.leaves, self.grad, retain_graph=True)
+
+
 class Recorder:
     """Collects a row per `compare`, and a message per benchmark that failed.
 
@@ -69,12 +83,15 @@ class Recorder:
         inputs: makes one tuple of arguments, different at every call.
         ours, peers: a function of those arguments, and name -> function that does the same work.
         moved, flops: bytes and operations that one call takes at least.
+        memory: the memory limit that holds, "copy" for what writes as it reads; the faster one if None.
+        tolerance: how far, in relative norm, a peer's results may be from ours.
         """
 
-        def compare(case, *, dtype, inputs, ours, peers, moved, flops):
+        def compare(case, *, dtype, inputs, ours, peers, moved, flops, memory=None, tolerance=0.02):
+            _check_same_work(ours, peers, inputs(), tolerance)
             self.rows.append(
                 {"op": request.path.stem, "case": case, "dtype": str(dtype).removeprefix("torch.")}
-                | _measure(benchmark, self.seconds, dtype, inputs, ours, peers, moved, flops)
+                | _measure(benchmark, self.seconds, dtype, inputs, ours, peers, moved, flops, memory)
             )
 
         with torch.inference_mode():
@@ -96,9 +113,9 @@ class Recorder:
         self.errors.append(f"{node.name}: {call.excinfo.exconly()}")
 
 
-def _measure(benchmark, seconds, dtype, inputs, ours, peers, moved, flops):
+def _measure(benchmark, seconds, dtype, inputs, ours, peers, moved, flops, memory):
     threads = torch.get_num_threads()
-    limit, work = roofline.binding(moved, flops, dtype, threads)
+    limit, work = roofline.binding(moved, flops, dtype, threads, memory)
     count = min(MAX_SETS, -(-roofline.past_cache() // moved))
     sets = itertools.cycle(enumerate([inputs() for _ in range(count)]))
     ours = Lap(ours, sets, count)
@@ -109,7 +126,6 @@ def _measure(benchmark, seconds, dtype, inputs, ours, peers, moved, flops):
     others = sum(peer.warm_up() for peer in peers.values())
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / (calls * (own + others)))))
 
-    _check_same_work(ours, peers)
     beside = []  # seconds per call of the limit and of each peer, round by round
 
     def run_others():
@@ -136,13 +152,19 @@ def _measure(benchmark, seconds, dtype, inputs, ours, peers, moved, flops):
     }
 
 
-def _check_same_work(ours, peers):
+def _check_same_work(ours, peers, inputs, tolerance):
     """A peer that computes something else is no peer: a mistake in a benchmark, not in a kernel."""
-    _, inputs = next(ours.sets)
-    own = torch.as_tensor(ours.function(*inputs)).double()
+    own = _tensors(ours(*inputs))
     for name, peer in peers.items():
-        other = torch.as_tensor(peer.function(*inputs)).double()
-        with contextlib.suppress(RuntimeError):  # shapes that differ
-            if (own - other).norm() <= 0.02 * other.norm():
-                continue
-        raise AssertionError(f"{name} does not compute what ours computes")
+        other = _tensors(peer(*inputs))
+        if len(own) != len(other) or not all(map(_agree, own, other, [tolerance] * len(own))):
+            raise AssertionError(f"{name} does not compute what ours computes")
+
+
+def _tensors(output):
+    parts = output if isinstance(output, tuple) else (output,)
+    return [torch.as_tensor(part).double() for part in parts]
+
+
+def _agree(own, other, tolerance):
+    return own.shape == other.shape and (own - other).norm() <= tolerance * other.norm()

@@ -71,6 +71,24 @@ def test_a_peer_that_computes_something_else_is_refused(folder, capsys):
     assert "torch does not compute what ours computes" in capsys.readouterr().out
 
 
+def test_every_part_of_an_output_is_compared(folder, capsys):
+    pairs = TINY.replace("ours=ops.softmax", "ours=lambda x: (ops.softmax(x), x)")
+    (folder / "tiny.py").write_text(
+        pairs.replace("lambda x: torch.softmax(x, -1)", "lambda x: (torch.softmax(x, -1), -x)")
+    )
+    assert run(["tiny"], threads=1) == 1
+    assert "torch does not compute what ours computes" in capsys.readouterr().out
+
+
+def test_limit_and_tolerance_of_a_row(folder):
+    options = 'memory="copy",\n        tolerance=0.5,\n        flops'
+    (folder / "tiny.py").write_text(
+        TINY.replace("flops", options).replace("softmax(x, -1)", "softmax(x, -1) * 1.2")
+    )
+    assert run(["tiny"], threads=1, json_path=folder / "result.json") == 0
+    assert {row["limit"] for row in json.loads((folder / "result.json").read_text())["rows"]} == {"copy"}
+
+
 @pytest.mark.parametrize("failure", ["raise OSError('no such data')", "import no_such_module"])
 def test_a_failure_is_reported_and_the_rest_is_kept(folder, capsys, failure):
     (folder / "broken.py").write_text(f"def bench_broken(compare):\n    {failure}\n")
