@@ -1,5 +1,9 @@
 #include "core/rows.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+
 #include "core/tensor.h"
 
 namespace warpformer {
@@ -22,6 +26,24 @@ Rows rows(const Tensor& t, int dim) {
     r.stride[at] = t.stride[i];
   }
   return r;
+}
+
+int64_t common_run(std::initializer_list<Rows> views) {
+  int64_t run = views.begin()->count;
+  for (const Rows& rows : views)
+    if (rows.ndim) run = std::min(run, rows.shape[rows.ndim - 1]);
+  return run;
+}
+
+bool past_cache(const Rows& written) {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  static const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+  constexpr int64_t cache = 0;
+#endif
+  const int64_t size = written.dtype == DType::f32 ? 4 : 2;
+  return cache > 0 && written.step == 1 && 2 * written.n * written.count * size >= cache &&
+         reinterpret_cast<uintptr_t>(written.data) % size == 0;
 }
 
 }  // namespace warpformer

@@ -3,6 +3,7 @@
 //
 //   load(p) load(p, n)      f32, bf16 or f16 in memory, the first n lanes and 0 in the others
 //   store(p, v) store(p, v, n)     rounds to nearest even
+//   stream(p, v)                   the same past the caches; p at a multiple of the size written
 //   fma(a, b, c) = a * b + c       the product is not rounded
 //
 // Only C headers and plain functions here: what the linker could merge across ISAs would put AVX
@@ -90,6 +91,11 @@ WF_INLINE void store(bf16* p, Vec v, int64_t n) {
 WF_INLINE void store(f16* p, Vec v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
+WF_INLINE void stream(float* p, Vec v) { _mm512_stream_ps(p, v.v); }
+WF_INLINE void stream(bf16* p, Vec v) { _mm256_stream_si256((__m256i*)p, narrow(v)); }
+WF_INLINE void stream(f16* p, Vec v) {
+  _mm256_stream_si256((__m256i*)p, _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
 WF_INLINE void store(f16* p, Vec v, int64_t n) {
   _mm256_mask_storeu_epi16(p, lanes(n), _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -147,7 +153,7 @@ WF_INLINE Vec load(const bf16* p) {
 }
 WF_INLINE Vec load(const f16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
 WF_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v.v); }
-WF_INLINE void store(bf16* p, Vec v) {
+WF_INLINE __m128i narrow(Vec v) {
   const __m256i u = _mm256_castps_si256(v.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7FFF)), odd);
@@ -156,10 +162,16 @@ WF_INLINE void store(bf16* p, Vec v) {
   const __m256i word =
       _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(is_nan)), 16);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(word, word), 0x08);
-  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+  return _mm256_castsi256_si128(packed);
 }
+WF_INLINE void store(bf16* p, Vec v) { _mm_storeu_si128((__m128i*)p, narrow(v)); }
 WF_INLINE void store(f16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
+WF_INLINE void stream(float* p, Vec v) { _mm256_stream_ps(p, v.v); }
+WF_INLINE void stream(bf16* p, Vec v) { _mm_stream_si128((__m128i*)p, narrow(v)); }
+WF_INLINE void stream(f16* p, Vec v) {
+  _mm_stream_si128((__m128i*)p, _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
 #else  // any CPU: four lanes in the compiler's portable vectors (SSE2, NEON, ...)
@@ -253,6 +265,10 @@ template <class Half>
 WF_INLINE void store(Half* p, Vec v) {
   for (int i = 0; i < 4; ++i) narrow(v.v[i], p + i);
 }
+template <class T>
+WF_INLINE void stream(T* p, Vec v) {
+  store(p, v);
+}
 
 #endif
 
@@ -321,6 +337,17 @@ WF_INLINE Vec keep(Vec v, Tail tail) {
   return load(kept, tail.n);
 #endif
 }
+/// v, with `other` in the lanes past the end.
+WF_INLINE Vec pad(Vec v, Full, float) { return v; }
+WF_INLINE Vec pad(Vec v, Tail tail, float other) {
+#if defined(__AVX512F__)
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(other), lanes(tail.n), v.v)};
+#else
+  float padded[Vec::kWidth];
+  store(padded, v);
+  return load_or(padded, tail, other);
+#endif
+}
 template <class T>
 WF_INLINE void store(T* p, Vec v, Full) {
   store(p, v);
@@ -329,11 +356,38 @@ template <class T>
 WF_INLINE void store(T* p, Vec v, Tail tail) {
   store(p, v, tail.n);
 }
+/// Where not all lanes are in use, p need not be at any multiple.
+template <class T>
+WF_INLINE void stream(T* p, Vec v, Full) {
+  stream(p, v);
+}
+template <class T>
+WF_INLINE void stream(T* p, Vec v, Tail tail) {
+  store(p, v, tail.n);
+}
+/// After the last stream of a thread: others see what it wrote.
+WF_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
 
 /// Calls f(i, lanes) over [0, n), register by register: f(i, Full) for whole ones, f(i, Tail) last.
 template <class F>
 WF_INLINE void for_lanes(int64_t n, const F& f) {
   int64_t i = 0;
+  for (; i + Vec::kWidth <= n; i += Vec::kWidth) f(i, Full{});
+  if (i < n) f(i, Tail{n - i});
+}
+
+/// for_lanes that calls f(i, Full) only where p + i is at a multiple of a whole register's elements, as
+/// `stream` needs it.
+template <class T, class F>
+WF_INLINE void for_aligned_lanes(const T* p, int64_t n, const F& f) {
+  const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) / sizeof(T) % Vec::kWidth);
+  const int64_t first = past == 0 ? 0 : Vec::kWidth - past < n ? Vec::kWidth - past : n;
+  if (first > 0) f(0, Tail{first});
+  int64_t i = first;
   for (; i + Vec::kWidth <= n; i += Vec::kWidth) f(i, Full{});
   if (i < n) f(i, Tail{n - i});
 }
@@ -347,15 +401,13 @@ struct Sum {
     chain[next] = chain[next] + v;
     next = (next + 1) % 4;
   }
-  WF_INLINE float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
+  WF_INLINE Vec lanes() const { return (chain[0] + chain[1]) + (chain[2] + chain[3]); }
+  WF_INLINE float total() const { return sum(lanes()); }
 };
 
-// exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2 in two parts; e^r by a minimax polynomial
-// on |r| <= ln(2) / 2, relative error 2e-9 before rounding.
-WF_INLINE Vec exp(Vec x) {
-  const Vec bounded = min(set(89.0f), max(set(-104.0f), x));  // NaN stays: it is the second operand
-  const Vec n = round(bounded * set(1.44269504f));
-  const Vec r = fma(n, set(2.12194440e-4f), fma(n, set(-0.693359375f), bounded));
+// exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2; e^r by a minimax polynomial on
+// |r| <= ln(2) / 2, relative error 2e-9 before rounding.
+WF_INLINE Vec power_times_exp(Vec n, Vec r) {
   Vec p = set(0.00139561f);
   p = fma(p, r, set(0.00837513f));
   p = fma(p, r, set(0.04166608f));
@@ -364,6 +416,18 @@ WF_INLINE Vec exp(Vec x) {
   p = fma(p, r, set(1.0f));
   p = fma(p, r, set(1.0f));
   return scale_by_power(p, n);
+}
+WF_INLINE Vec exp(Vec x) {
+  const Vec bounded = min(set(89.0f), max(set(-104.0f), x));  // NaN stays: it is the second operand
+  const Vec n = round(bounded * set(1.44269504f));
+  return power_times_exp(n, fma(n, set(2.12194440e-4f), fma(n, set(-0.693359375f), bounded)));
+}
+/// exp(x) of a probability, x <= 0, in fewer instructions: the error grows by 2e-9 |x|, which is below
+/// the rounding where the result counts beside a 1.
+WF_INLINE Vec exp_negative(Vec x) {
+  const Vec bounded = max(set(-104.0f), x);
+  const Vec n = round(bounded * set(1.44269504f));
+  return power_times_exp(n, fma(n, set(-0.693147182f), bounded));
 }
 
 // tanh(x): x + x^3 P(x^2) where |x| < 0.625, else 1 - 2 / (e^2|x| + 1).

@@ -4,6 +4,7 @@ from warpformer.ops.embedding_sum import embedding_sum
 from warpformer.ops.gelu import gelu
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import linear, pack_linear, unpack_linear
+from warpformer.ops.log_softmax import log_softmax
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
 
@@ -12,6 +13,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear",
+    "log_softmax",
     "pack_linear",
     "scaled_dot_product_attention",
     "softmax",
