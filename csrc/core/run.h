@@ -11,6 +11,16 @@ inline cuda::Stream stream_of(const Tensor& x, int64_t executor) {
   return {x.device.index, reinterpret_cast<void*>(executor)};
 }
 
+/// Whether op.cpp may read values beside x, indices to check: a GPU's memory it cannot, and the
+/// emulated build does as a GPU does.
+inline bool runs_on_cpu([[maybe_unused]] const Tensor& x) {
+#ifdef WARPFORMER_EMULATED
+  return false;
+#else
+  return x.device.type == DeviceType::cpu;
+#endif
+}
+
 }  // namespace warpformer
 
 /// RUN_CPU_KERNEL(linear, params, x, executor), for an op that has only a CPU kernel.

@@ -1,5 +1,6 @@
 """Functional ops: one kernel call each. The docstrings are the contract."""
 
+from warpformer.ops.cross_entropy import cross_entropy
 from warpformer.ops.embedding_sum import embedding_sum
 from warpformer.ops.gelu import gelu
 from warpformer.ops.layer_norm import layer_norm
@@ -9,6 +10,7 @@ from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_atten
 from warpformer.ops.softmax import softmax
 
 __all__ = [
+    "cross_entropy",
     "embedding_sum",
     "gelu",
     "layer_norm",
