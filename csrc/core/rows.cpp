@@ -28,6 +28,13 @@ Rows rows(const Tensor& t, int dim) {
   return r;
 }
 
+Rows elements(const Tensor& t) {
+  Tensor with_dim = t;
+  with_dim.shape[t.ndim] = with_dim.stride[t.ndim] = 1;
+  ++with_dim.ndim;
+  return rows(with_dim);
+}
+
 int64_t common_run(std::initializer_list<Rows> views) {
   int64_t run = views.begin()->count;
   for (const Rows& rows : views)

@@ -9,13 +9,6 @@
 namespace warpformer {
 namespace {
 
-/// Every element a row of its own.
-Rows elements(Tensor t) {
-  t.shape[t.ndim] = t.stride[t.ndim] = 1;
-  ++t.ndim;
-  return rows(t);
-}
-
 /// Whether t has the shape of x without dimension `dim`.
 bool is_target_of(const Tensor& t, const Tensor& x, int dim) {
   bool same = t.ndim == x.ndim - 1;

@@ -1,7 +1,7 @@
 """Functional ops: one kernel call each. The docstrings are the contract."""
 
 from warpformer.ops.cross_entropy import cross_entropy
-from warpformer.ops.embedding_sum import embedding_sum
+from warpformer.ops.embedding_sum import embedding, embedding_sum
 from warpformer.ops.gelu import gelu
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import linear, pack_linear, unpack_linear
@@ -11,6 +11,7 @@ from warpformer.ops.softmax import softmax
 
 __all__ = [
     "cross_entropy",
+    "embedding",
     "embedding_sum",
     "gelu",
     "layer_norm",
