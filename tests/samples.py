@@ -19,6 +19,7 @@ class Sample:
     args: tuple
     kwargs: dict = field(default_factory=dict)
     fixed: tuple[Tensor, ...] = ()  # operands that must be contiguous
+    constant: tuple[Tensor, ...] = ()  # operands that have no gradient, though others have
 
     def __call__(self):
         return self.op(*self.args, **self.kwargs)
@@ -35,6 +36,14 @@ class Sample:
         return replace(
             self, args=apply(self.args), kwargs={name: apply(v) for name, v in self.kwargs.items()}
         )
+
+    def leaves(self):
+        """The call with operands that require gradients, and these operands."""
+        constant = {t.data_ptr() for t in self.constant}
+        call = self.map(lambda t: t.detach().requires_grad_(t.data_ptr() not in constant))
+        found = []
+        call.map(lambda t: found.append(t) if t.requires_grad else None)
+        return call, found
 
     def kernel(self):
         """The one call of `_C` that the op makes: its name, its arguments and, of those, the output."""
@@ -53,6 +62,18 @@ def softmax(dtype):
     return Sample(ops.softmax, (x,), {"mask": torch.randn(7, 1, dtype=dtype), "scale": 0.5})
 
 
+def log_softmax(dtype):
+    return replace(softmax(dtype), op=ops.log_softmax)
+
+
+def cross_entropy(dtype):
+    x, weight = torch.randn(60, 131, 7, dtype=dtype), torch.rand(131, dtype=dtype)
+    target = torch.randint(131, (60, 7))
+    target[::3] = -100
+    options = {"label_smoothing": 0.1, "z_loss": 0.01}
+    return Sample(ops.cross_entropy, (x, target, weight), options, constant=(weight,))
+
+
 def layer_norm(dtype):
     x, residual = torch.randn(2, 400, 131, dtype=dtype)
     weight, bias = torch.randn(2, 131, dtype=dtype)
@@ -66,7 +87,8 @@ def gelu(dtype):
 
 def embedding_sum(dtype):
     indices = [torch.randint(v, (20, 41)) for v in (50, 41)]
-    return Sample(ops.embedding_sum, (indices, [torch.randn(v, 131, dtype=dtype) for v in (50, 41)]))
+    tables = [torch.randn(v, 131, dtype=dtype) for v in (50, 41)]
+    return Sample(ops.embedding_sum, (indices, tables), {"padding_idx": [0, None]})
 
 
 def pack_linear(dtype):
@@ -97,6 +119,8 @@ def packed_attention(dtype):
 
 SAMPLES = (
     softmax,
+    log_softmax,
+    cross_entropy,
     layer_norm,
     gelu,
     embedding_sum,
@@ -105,3 +129,5 @@ SAMPLES = (
     attention,
     packed_attention,
 )
+FORWARD_ONLY = (layer_norm, gelu, pack_linear, linear, attention, packed_attention)
+WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)

@@ -23,7 +23,7 @@ struct Rows {
 struct Tensor;
 /// View of `t` as rows along dimension `dim` (negative from the end). `t` has at least one.
 Rows rows(const Tensor& t, int dim = -1);
-/// Every element a row of its own.
+/// Every element of t, of at most 7 dimensions, a row of its own.
 Rows elements(const Tensor& t);
 
 /// How many neighbouring rows, counted from row 0, are evenly apart in each of these views of equal

@@ -88,7 +88,7 @@ void run_rows(const CrossEntropyParams& p, const Weights& weights, int64_t begin
   float *copy = buffer, *e = buffer + n;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t y = Weights::target(p, r);
-    p.row_loss[r] = 0.0f;
+    p.work[r * p.work_step] = 0.0f;
     if (y == p.ignored) {
       if (p.has_dx) zero_row(p.dx, r, streamed);
       continue;
@@ -101,7 +101,7 @@ void run_rows(const CrossEntropyParams& p, const Weights& weights, int64_t begin
       write_span(&at_target, p.dx, r, y, 1);
     };
     const float* x = row_in(p.x, r, copy);
-    p.row_loss[r] = row_loss(p, weights, x, y, Prefetch(p.x, r + 1), e, write);
+    p.work[r * p.work_step] = row_loss(p, weights, x, y, Prefetch(p.x, r + 1), e, write);
   }
 }
 
@@ -141,7 +141,7 @@ void run_columns(const CrossEntropyParams& p, const Weights& weights, int64_t r,
   for (int64_t j = 0; j < count; ++j) {
     const int64_t y = Weights::target(p, r + j);
     float* e = buffer + j * n;
-    p.row_loss[r + j] = 0.0f;
+    p.work[(r + j) * p.work_step] = 0.0f;
     if (y == p.ignored) {
       for (int64_t i = 0; i < n; ++i) e[i] = 0.0f;
       continue;
@@ -152,7 +152,7 @@ void run_columns(const CrossEntropyParams& p, const Weights& weights, int64_t r,
       });
       e[y] -= taken;
     };
-    p.row_loss[r + j] = row_loss(p, weights, e, y, Prefetch(p.x, p.x.count), e, write);
+    p.work[(r + j) * p.work_step] = row_loss(p, weights, e, y, Prefetch(p.x, p.x.count), e, write);
   }
   if (p.has_dx) scatter(buffer, p.dx, r, count);
 }
@@ -183,11 +183,11 @@ void cross_entropy(const CrossEntropyParams& p, int threads) {
   }
   if (p.reduced) {
     double total = 0;
-    for (int64_t r = 0; r < count; ++r) total += p.row_loss[r];
+    for (int64_t r = 0; r < count; ++r) total += p.work[r * p.work_step];
     const float loss = static_cast<float>(p.mean ? total / weights.of_targets : total);
     write_span(&loss, p.loss, 0, 0, 1);
   } else {
-    for (int64_t r = 0; r < count; ++r) write_span(p.row_loss + r, p.loss, r, 0, 1);
+    for (int64_t r = 0; r < count; ++r) write_span(p.work + r * p.work_step, p.loss, r, 0, 1);
   }
 }
 

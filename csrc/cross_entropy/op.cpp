@@ -34,7 +34,7 @@ void cross_entropy(const Tensor& x, const Tensor& target, const std::optional<Te
   const bool reduced = reduction != "none";
   CHECK(loss.floating() && (reduced ? loss.ndim == 0 : loss.same_shape(target)), loss, target);
   if (dx) CHECK(dx->floating() && dx->same_shape(x), dx, x);
-  CHECK(work.dtype == DType::f32 && work.contiguous() && work.numel() == target.numel() + 1, work,
+  CHECK(work.dtype == DType::f32 && work.ndim == 1 && work.dim(0) == target.numel() + 1, work,
         target);
   CHECK(smoothing >= 0 && smoothing <= 1, smoothing);
   CHECK(x.dim(dim) > 0 || target.numel() == 0, x);
@@ -60,8 +60,8 @@ void cross_entropy(const Tensor& x, const Tensor& target, const std::optional<Te
   p.mean = reduction == "mean";
   p.smoothing = static_cast<float>(smoothing);
   p.z_loss = static_cast<float>(z_loss);
-  p.row_loss = work.ptr<float>();
-  p.total_weight = p.row_loss + target.numel();
+  p.work = work.ptr<float>();
+  p.work_step = work.stride[0];
   p.run = common_run({p.x, p.dx});
   RUN_KERNEL(cross_entropy, p, x, executor);
 }

@@ -7,7 +7,7 @@
 //   weight   w: none (1), or [V], f32 f16 bf16
 //   loss     the shape of target; or [], the sum or (mean) sum loss / sum w[y] over rows not ignored
 //   dx       none, or the shape of x: the gradient of loss; where not reduced, of each row's own
-//   work     [N + 1], f32, contiguous
+//   work     [N + 1], f32
 //
 // Nothing else of the size of x is written. A target that is neither a class nor ignored is refused
 // before anything is written; on a GPU, whose memory is not read here, its row's loss and gradient
@@ -35,7 +35,8 @@ struct CrossEntropyParams {
   Rows loss;  // rows of one element
   bool reduced, mean;
   float smoothing, z_loss;
-  float *row_loss, *total_weight;  // of work
+  float* work;  // of row r at work[r * work_step], then the sum of w[y]
+  int64_t work_step;
   int64_t run;                     // rows that are neighbours in x and dx
 };
 DECLARE_KERNEL(cross_entropy, CrossEntropyParams)

@@ -59,11 +59,25 @@ void softmax_backward(const Tensor& grad, const Tensor& out, const std::optional
 }
 
 void bind_softmax(py::module_& m) {
-  m.def("softmax", &softmax, py::arg("x"), py::arg("mask"), py::arg("out"), py::arg("dim"),
-        py::arg("scale"), py::arg("causal"), py::arg("log"), py::arg("executor"), nogil());
-  m.def("softmax_backward", &softmax_backward, py::arg("grad"), py::arg("out"), py::arg("dx"),
-        py::arg("dmask"), py::arg("parts"), py::arg("dim"), py::arg("scale"), py::arg("log"),
-        py::arg("executor"), nogil());
+  for (const bool log : {false, true}) {
+    m.def(
+        log ? "log_softmax" : "softmax",
+        [log](const Tensor& x, const std::optional<Tensor>& mask, const Tensor& out, int dim,
+              double scale, bool causal, int64_t executor) {
+          softmax(x, mask, out, dim, scale, causal, log, executor);
+        },
+        py::arg("x"), py::arg("mask"), py::arg("out"), py::arg("dim"), py::arg("scale"),
+        py::arg("causal"), py::arg("executor"), nogil());
+    m.def(
+        log ? "log_softmax_backward" : "softmax_backward",
+        [log](const Tensor& grad, const Tensor& out, const std::optional<Tensor>& dx,
+              const std::optional<Tensor>& dmask, const std::optional<Tensor>& parts, int dim,
+              double scale, int64_t executor) {
+          softmax_backward(grad, out, dx, dmask, parts, dim, scale, log, executor);
+        },
+        py::arg("grad"), py::arg("out"), py::arg("dx"), py::arg("dmask"), py::arg("parts"),
+        py::arg("dim"), py::arg("scale"), py::arg("executor"), nogil());
+  }
 }
 
 }  // namespace warpformer

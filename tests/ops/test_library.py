@@ -7,9 +7,10 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from tests.check import same_bits
-from tests.samples import SAMPLES
+from tests.samples import FORWARD_ONLY, SAMPLES, WITH_GRADIENT
 from warpformer import ops
 from warpformer.ops._library import is_direct
 
@@ -59,7 +60,27 @@ def test_fake_tensors(sample, dtype):
     assert (out.shape, out.dtype, out.stride()) == (expected.shape, expected.dtype, expected.stride())
 
 
-@every_op
+@pytest.mark.parametrize("sample", WITH_GRADIENT, ids=lambda s: s.__name__)
+def test_gradient(sample):
+    """Registered as torch wants it, the same by the compiler's way as by autograd's, and without autograd."""
+    call, leaves = sample(torch.float32).leaves()
+    with Recorder() as seen:
+        out = call()
+        grad = torch.randn_like(out)
+        gradients = torch.autograd.grad(out, leaves, grad)
+    forward, *backward = seen.calls
+    assert backward
+    torch.library.opcheck(*forward)
+    for function, args in backward:  # first gradients only
+        torch.library.opcheck(function, tree_map_only(torch.Tensor, torch.Tensor.detach, args))
+    torch._dynamo.reset()
+    compiled = torch.compile(call.op, fullgraph=True, backend="aot_eager")(*call.args, **call.kwargs)
+    assert all(map(same_bits, torch.autograd.grad(compiled, leaves, grad), gradients))
+    with torch.no_grad():
+        assert same_bits(call(), out.detach())
+
+
+@pytest.mark.parametrize("sample", FORWARD_ONLY, ids=lambda s: s.__name__)
 def test_no_gradient(sample):
     call = sample(torch.float32).map(lambda t: t.detach().requires_grad_())
     out = call()
@@ -77,7 +98,7 @@ def test_no_gradient(sample):
 def test_no_forward_gradient(sample):
     """An error, for a missing tangent is a gradient of 0: a wrong one."""
     call = sample(torch.float32)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward only"):
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward only|no forward-mode gradient"):
         call.map(lambda t: forward_ad.make_dual(t, torch.ones_like(t)))()
 
 
@@ -159,7 +180,7 @@ def test_functional_gradients_are_refused(transform):
         direct.append(is_direct(row))
         return ops.softmax(row).sum()
 
-    with pytest.raises(NotImplementedError, match="softmax is forward only"):
+    with pytest.raises(NotImplementedError, match="softmax has no .* gradient, nor one under torch.func"):
         TRANSFORMS[transform](function, torch.randn(3))
     assert direct == [False]
 

@@ -1,6 +1,7 @@
 import torch
 from torch import Tensor
 
+from warpformer import _C
 from warpformer.ops._library import dispatch, is_direct, register
 from warpformer.ops.softmax import (
     BACKWARD,
@@ -57,11 +58,11 @@ def log_softmax(
 
 
 def _log_softmax(input, mask, dim, scale, is_causal, dtype, out=None):
-    return run(input, mask, dim, scale, is_causal, dtype, out, log=True)
+    return run(_C.log_softmax, input, mask, dim, scale, is_causal, dtype, out)
 
 
 def _log_softmax_backward(*args):
-    return run_backward(*args, log=True)
+    return run_backward(_C.log_softmax_backward, *args)
 
 
 register(

@@ -56,10 +56,10 @@ def result_dtype(name, dtype, out):
 
 
 def _softmax(input, mask, dim, scale, is_causal, dtype, out=None):
-    return run(input, mask, dim, scale, is_causal, dtype, out, log=False)
+    return run(_C.softmax, input, mask, dim, scale, is_causal, dtype, out)
 
 
-def run(input, mask, dim, scale, is_causal, dtype, out, log):
+def run(kernel, input, mask, dim, scale, is_causal, dtype, out):
     if out is None:
         out = empty(input.shape, input, dtype)
     if mask is not None:
@@ -67,7 +67,7 @@ def run(input, mask, dim, scale, is_causal, dtype, out, log):
     x, y = (input, out) if input.ndim else (input[None], out[None])
     if mask is not None and mask.ndim == 0:
         mask = mask[None]
-    _C.softmax(x, mask, y, dim, scale, is_causal, log, executor(input))
+    kernel(x, mask, y, dim, scale, is_causal, executor(input))
     return out
 
 
@@ -103,10 +103,10 @@ def backward_by(name):
 
 
 def _softmax_backward(*args):
-    return run_backward(*args, log=False)
+    return run_backward(_C.softmax_backward, *args)
 
 
-def run_backward(grad, out, dim, scale, dtype, mask_shape, mask_dtype, wanted, *, log):
+def run_backward(kernel, grad, out, dim, scale, dtype, mask_shape, mask_dtype, wanted):
     dx, dmask = fake_backward(grad, out, dim, scale, dtype, mask_shape, mask_dtype, wanted)
     given, threads = dx if wanted[0] else None, executor(out)
     if out.ndim == 0:
@@ -117,7 +117,7 @@ def run_backward(grad, out, dim, scale, dtype, mask_shape, mask_dtype, wanted, *
     if not wanted[1] or widths[dim] != out.shape[dim] or out.shape[dim] == 1 or out.numel() == 0:
         dmask.zero_()
         if wanted[0]:
-            _C.softmax_backward(grad, out, given, None, None, dim, scale, log, threads)
+            kernel(grad, out, given, None, None, dim, scale, threads)
         return dx, dmask
     # Rows that share one of the mask become neighbours.
     outer = [d for d in range(out.ndim) if d != dim]
@@ -128,7 +128,7 @@ def run_backward(grad, out, dim, scale, dtype, mask_shape, mask_dtype, wanted, *
     shared = out.numel() // flat.numel()
     count = min(shared, max(-(-PARTS // len(flat)), -(-shared // PART_ROWS)))
     parts = empty((count, *flat.shape), dmask, torch.float32)
-    _C.softmax_backward(grad, out, given, flat, parts, -1, scale, log, threads)
+    kernel(grad, out, given, flat, parts, -1, scale, threads)
     if not rows.is_contiguous():
         rows.copy_(flat.view(rows.shape))
     return dx, dmask
