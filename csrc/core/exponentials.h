@@ -46,27 +46,36 @@ struct Prefetch {
   WF_INLINE void fetch(int64_t i) const { __builtin_prefetch(data + i * size); }
 };
 
+/// The sum over [0, n) of term(i, lanes), which is 0 past the end: in blocks, because a long chain of
+/// additions rounds more.
+template <class F>
+WF_INLINE float sum_of(int64_t n, const F& term) {
+  constexpr int64_t kBlock = 2048;
+  float total = 0;
+  for (int64_t first = 0; first < n; first += kBlock) {
+    Sum block;
+    for_rounds(n - first < kBlock ? n - first : kBlock,
+               [&](int64_t i, auto k) { block.add(term(first + i, k)); });
+    total += block.total();
+  }
+  return total;
+}
+
 /// e[i] = exp(z[i] - shift), in place if e == z; returns the sum.
 inline float exponentials(const float* z, int64_t n, float shift, const Prefetch& next, float* e) {
-  const Vec top = set(shift);
-  Sum total;
-  for_rounds(n, [&](int64_t i, auto k) {
+  return sum_of(n, [&](int64_t i, auto k) {
     next.fetch(i);
-    const Vec v = exp_negative(load_or(z + i, k, -INFINITY) - top);
+    const Vec v = exp_negative(load_or(z + i, k, -INFINITY) - set(shift));
     store(e + i, v, k);
-    total.add(v);
+    return v;
   });
-  return total.total();
 }
 /// The sum alone.
 inline float exponential_sum(const float* z, int64_t n, float shift, const Prefetch& next) {
-  const Vec top = set(shift);
-  Sum total;
-  for_rounds(n, [&](int64_t i, auto k) {
+  return sum_of(n, [&](int64_t i, auto k) {
     next.fetch(i);
-    total.add(exp_negative(load_or(z + i, k, -INFINITY) - top));
+    return exp_negative(load_or(z + i, k, -INFINITY) - set(shift));
   });
-  return total.total();
 }
 
 /// a / d for many a, by two products in place of a division.

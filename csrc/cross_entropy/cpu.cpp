@@ -38,12 +38,10 @@ struct Weights {
 
 /// sum of w (top - x)
 float weighted_distance(const float* x, const float* w, float top, int64_t n) {
-  Sum total;
-  for_rounds(n, [&](int64_t i, auto k) {
+  return sum_of(n, [&](int64_t i, auto k) {
     const Vec distance = set(top) - load(x + i, k);
-    total.add(keep(w ? load(w + i, k) * distance : distance, k));
+    return keep(w ? load(w + i, k) * distance : distance, k);
   });
-  return total.total();
 }
 
 /// A row's loss; with `gradient` also its gradient, which is coefficient * e - smooth * w and, at the

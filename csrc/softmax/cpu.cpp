@@ -187,14 +187,13 @@ void backward_row(const SoftmaxBackwardParams& p, int64_t r, const T* grad, cons
   const int64_t n = p.out.n;
   const Prefetch next_grad(p.grad, r + 1), next_out(p.out, r + 1);
   auto gradient = [&](int64_t i, auto k, Vec o) { return kept_gradient(load(grad + i, k), o, p.log); };
-  Sum terms;
-  for_rounds(n, [&](int64_t i, auto k) {
+  const float total_term = sum_of(n, [&](int64_t i, auto k) {
     next_grad.fetch(i);
     next_out.fetch(i);
     const Vec o = load(out + i, k);
-    terms.add(row_term(gradient(i, k, o), o, p.log));
+    return row_term(gradient(i, k, o), o, p.log);
   });
-  const Vec sum = set(terms.total()), scale = set(p.scale);
+  const Vec sum = set(total_term), scale = set(p.scale);
   auto dz = [&](int64_t i, auto k) {
     const Vec o = load(out + i, k);
     return score_gradient(gradient(i, k, o), o, sum, p.log);

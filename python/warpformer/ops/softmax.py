@@ -124,12 +124,13 @@ def run_backward(kernel, grad, out, dim, scale, dtype, mask_shape, mask_dtype, w
     order = sorted(outer, key=lambda d: widths[d] != out.shape[d]) + [dim]
     grad, out, given = (None if t is None else t.permute(order) for t in (grad, out, given))
     rows = dmask.view(widths).movedim(dim, -1)
-    flat = rows.reshape(-1, rows.shape[-1])
+    in_place = rows.is_contiguous()
+    flat = rows.view(-1, rows.shape[-1]) if in_place else empty(rows.flatten(0, -2).shape, dmask)
     shared = out.numel() // flat.numel()
     count = min(shared, max(-(-PARTS // len(flat)), -(-shared // PART_ROWS)))
     parts = empty((count, *flat.shape), dmask, torch.float32)
     kernel(grad, out, given, flat, parts, -1, scale, threads)
-    if not rows.is_contiguous():
+    if not in_place:
         rows.copy_(flat.view(rows.shape))
     return dx, dmask
 
