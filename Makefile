@@ -10,7 +10,7 @@ TORCH_STAMP := $(VENV)/.torch-$(firstword $(shell echo '$(TORCH)' | cksum))
 # One stamp per WARPFORMER_CUDA (see README), for the same reason.
 BUILT_STAMP := $(VENV)/.built-$(WARPFORMER_CUDA)
 # What the compiled module is made of; Python files need no rebuild.
-SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc -type f)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc tests/emulator -type f ! -name '*.py' ! -name '*.pyc')
 CXX_FILES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -75,6 +75,6 @@ $(VENV)/.tools: pyproject.toml | $(TORCH_STAMP)
 	@touch $@
 
 $(BUILT_STAMP): $(VENV)/.tools $(TORCH_STAMP) $(SOURCES)
-	$(BIN)/python -m pip install --no-build-isolation -Cbuild-dir=$(BUILD) -e '.[test,bench,dev]'
+	$(BIN)/python -m pip install --no-build-isolation -Cbuild-dir=$(BUILD) -Ccmake.define.WARPFORMER_EMULATOR=ON -e '.[test,bench,dev]'
 	@rm -f $(VENV)/.built-*
 	@touch $@

@@ -11,6 +11,11 @@ from warpformer.bench import roofline
 FOLDER = Path(__file__).parent
 SECONDS = 1.5  # a case, besides its warm-up
 INTERRUPTED = 130
+# What holds torch and its libraries to an instruction set; read when they load, so before `import torch`.
+TORCH_AT = {
+    isa: {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn, "MKL_ENABLE_INSTRUCTIONS": mkl}
+    for isa, aten, onednn, mkl in (("scalar", "default", "SSE41", "SSE4_2"), ("avx2", "avx2", "AVX2", "AVX2"))
+}
 CPU_ONLY = ("linear", "scaled_dot_product_attention", "sentence_encoder")
 
 
@@ -25,7 +30,8 @@ def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=No
     Args:
         ops: names out of `known_ops()`; if empty, those that run on `device`.
         device: "cpu" or "cuda".
-        isa: the instruction set that caps our kernels; torch's choose their own.
+        isa: the instruction set that caps our kernels; torch's only where the environment has its
+            `TORCH_AT`, as `warpformer bench` sees to.
         threads: of both; torch's number if None.
         json_path: where rows, limits and facts about the machine go.
         data: a .tsv file with English in its second column, for `sentence_encoder`; the repository's if None.

@@ -1,21 +1,88 @@
+import os
+import zlib
+from unittest import mock
+
 import pytest
 import torch
 
 from warpformer import _C
 
+try:
+    from warpformer import _emulated
+except ImportError:  # not built; tests/emulator fails then
+    _emulated = None
+
 pytest.register_assert_rewrite("tests.check")
 
 ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")  # worst to best
 BEST = _C.isa()  # WARPFORMER_ISA lowers it, and with it every test
+WITH_CUDA_KERNELS = ("emulated", "cuda")
+DEVICES = (
+    *ISAS[: ISAS.index(BEST) + 1],
+    *(["emulated"] if _emulated else []),
+    *(["cuda"] if torch.cuda.is_available() and _C.cuda_runtime_version() else []),
+)
 
 
-# "emulated" and "cuda" will be two more parameters here.
-@pytest.fixture(params=ISAS[: ISAS.index(BEST) + 1])
+@pytest.fixture(params=DEVICES)
 def device(request):
-    """Where tensors live; one run of the test per instruction set of this CPU."""
-    _C.set_isa(request.param)
-    yield torch.device("cpu")
-    _C.set_isa(BEST)
+    """Where tensors live, and what computes there; it is also the default device.
+
+    One run of the test per instruction set of this CPU, and for an op with CUDA kernels two more:
+    "emulated" takes CPU tensors to these kernels, run by tests/emulator in an order of threads that
+    follows from the test's name (WARPFORMER_EMULATOR_SEED sets another one); "cuda", where there is a
+    GPU, takes tensors on it.
+    """
+    if request.param == "emulated":
+        with _cuda_kernels_for_cpu_tensors(_schedule(request.node.nodeid)):
+            yield torch.device("cpu")
+    elif request.param == "cuda":
+        with torch.device("cuda"):
+            yield torch.device("cuda")
+    else:
+        _C.set_isa(request.param)
+        yield torch.device("cpu")
+        _C.set_isa(BEST)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests on `emulated` and `cuda` are only for ops that have CUDA kernels: those in `_emulated`."""
+    without = [item for item in items if _device_of(item) in WITH_CUDA_KERNELS and not _has_kernel(item)]
+    config.hook.pytest_deselected(items=without)
+    items[:] = [item for item in items if item not in set(without)]
+
+
+def _device_of(item):
+    return getattr(item, "callspec", None) and item.callspec.params.get("device")
+
+
+def _has_kernel(item):
+    """Whether the op of a test, that of its `sample` or else of its module, has CUDA kernels."""
+    sample = item.callspec.params.get("sample")
+    op = sample.__name__ if sample else item.module.__name__.rpartition(".test_")[2]
+    return hasattr(_emulated, op)
+
+
+def _schedule(name):
+    seed = zlib.crc32(name.encode())
+    schedule = os.environ.get("WARPFORMER_EMULATOR_SEED") or ("fifo", "lifo", str(seed), str(seed))[seed % 4]
+    print(f"WARPFORMER_EMULATOR_SEED={schedule}")  # pytest shows it where the test fails
+    return schedule
+
+
+def _cuda_kernels_for_cpu_tensors(schedule):
+    """`_C` with the kernels of `_emulated`. One that is not there fails: no test runs another by mistake."""
+    _emulated.set_schedule(schedule)
+    kernels = [name for name, value in vars(_C).items() if "executor: " in (value.__doc__ or "")]
+    replaced = {name: getattr(_emulated, name, _missing(name)) for name in kernels}
+    return mock.patch.multiple(_C, **replaced)
+
+
+def _missing(name):
+    def function(*args):
+        raise NotImplementedError(f"{name} has no CUDA kernel")
+
+    return function
 
 
 @pytest.fixture(params=(torch.float32, torch.bfloat16, torch.float16), ids=("f32", "bf16", "f16"))

@@ -142,3 +142,18 @@ def test_the_installed_command():
     done = subprocess.run([sys.executable, "-m", "warpformer", "info"], capture_output=True, text=True)
     assert done.returncode == 0
     assert wf.__version__ in done.stdout
+
+
+def test_bench_caps_torch_too(run, monkeypatch):
+    """torch reads its caps as it loads, so the command starts itself once more with them."""
+    seen = {}
+
+    def again(command, env, check):
+        seen.update(env, command=command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(cli.subprocess, "run", again)
+    assert run("bench", "softmax", "--isa", "avx2")[0] == 3
+    assert seen["command"][1:] == ["-m", "warpformer", "bench", "softmax", "--isa", "avx2"]
+    assert seen["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert {"ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"} <= seen.keys()

@@ -3,6 +3,9 @@
 #include <string_view>
 
 #include "core/check.h"
+#ifdef WARPFORMER_EMULATED
+#include "emulator/emulator.h"
+#endif
 
 namespace py = pybind11;
 
@@ -100,6 +103,21 @@ Tensor view_numpy(py::handle object) {
   return t;
 }
 
+/// In the tests' emulated build, kernels may touch the tensors of the call and nothing else.
+Tensor registered(const Tensor& t) {
+#ifdef WARPFORMER_EMULATED
+  int64_t first = 0, last = 0;  // elements, from t.data
+  for (int i = 0; i < t.ndim; ++i) {
+    const int64_t reach = (t.shape[i] - 1) * t.stride[i];
+    (reach < 0 ? first : last) += reach;
+  }
+  if (t.data && t.numel() > 0)
+    emulator::register_global(t.ptr<char>() + first * t.item_size(),
+                              static_cast<size_t>(last - first + 1) * t.item_size());
+#endif
+  return t;
+}
+
 /// The type `name` of `module`, or null while nobody has imported that module.
 py::handle type_of(const char* module, const char* name) {
   const py::object modules = py::module_::import("sys").attr("modules");
@@ -116,8 +134,8 @@ bool is_a(py::handle object, py::handle& type, const char* module, const char* n
 }  // namespace
 
 Tensor view(py::handle object) {
-  if (is_a(object, torch_tensor, "torch", "Tensor")) return view_torch(object);
-  if (is_a(object, numpy_array, "numpy", "ndarray")) return view_numpy(object);
+  if (is_a(object, torch_tensor, "torch", "Tensor")) return registered(view_torch(object));
+  if (is_a(object, numpy_array, "numpy", "ndarray")) return registered(view_numpy(object));
   throw py::type_error("expected a torch.Tensor or a numpy.ndarray, got " +
                        std::string(py::str(py::type::of(object).attr("__name__"))));
 }

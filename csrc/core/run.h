@@ -24,17 +24,25 @@ inline bool runs_on_cpu([[maybe_unused]] const Tensor& x) {
 }  // namespace warpformer
 
 /// RUN_CPU_KERNEL(linear, params, x, executor), for an op that has only a CPU kernel.
+#if defined(WARPFORMER_EMULATED)  // has no CPU kernels
+#define RUN_CPU_KERNEL(name, params, x, executor)            \
+  do {                                                       \
+    (void)(params), (void)(executor);                        \
+    ::warpformer::fail(__func__, "a CUDA kernel", "x", (x)); \
+  } while (0)
+#else
 #define RUN_CPU_KERNEL(name, params, x, executor)         \
   do {                                                    \
     CHECK_CPU(x);                                         \
     CHECK(executor > 0, executor);                        \
     CPU_KERNEL(name)(params, static_cast<int>(executor)); \
   } while (0)
+#endif
 
 /// RUN_KERNEL(softmax, params, x, executor): the kernel of x's device. In the tests' emulated build
 /// the CUDA kernel runs on CPU tensors.
 #if defined(WARPFORMER_EMULATED)
-#define RUN_KERNEL(name, params, x, executor) cuda::name(params, stream_of(x, 0))
+#define RUN_KERNEL(name, params, x, executor) cuda::name(params, stream_of(x, executor))
 #elif defined(WARPFORMER_CUDA)
 #define RUN_KERNEL(name, params, x, executor)     \
   do {                                            \

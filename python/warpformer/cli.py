@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,7 @@ def embed(
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help="What to time; everything if none.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    isa: Annotated[str | None, typer.Option(help="Cap the instruction set.")] = None,
+    isa: Annotated[str | None, typer.Option(help="Cap the instruction set, torch's too.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="torch's")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
     data: Annotated[
@@ -112,8 +113,12 @@ def bench(
     ] = None,
 ):
     """Times ops and models beside their peers, as shares of what this machine can do at most."""
-    from warpformer.bench import run
+    from warpformer.bench import TORCH_AT, run
 
+    caps = TORCH_AT.get(isa, {})
+    if not caps.items() <= os.environ.items():  # torch has loaded without them: once more, with them
+        command = [sys.executable, "-m", "warpformer", *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env=os.environ | caps, check=False).returncode)
     sys.exit(run(ops or [], device=device, isa=isa, threads=threads, json_path=json_path, data=data))
 
 

@@ -130,7 +130,6 @@ struct AsyncOperation {
   Where where;
   int thread;                        // that issued it
   std::vector<Range> reads, writes;  // shared memory
-  std::function<void()> deliver;     // set until delivered
 };
 
 /// Issues an operation for `thread`: checks bounds and order of its shared memory accesses (in the
@@ -144,6 +143,9 @@ void async_defer(AsyncOperation* operation, std::function<void()> deliver);
 void async_deliver(AsyncOperation* operation);
 /// Ends the operation: its accesses now count as made by `thread` at this point (a wait).
 void async_complete(AsyncOperation* operation, int thread = kSelf);
+/// The same for `count` threads at once: the accesses are ordered before whatever each of them does
+/// next, but the threads learn nothing of each other.
+void async_complete(AsyncOperation* operation, int first_thread, int count);
 /// Ends the operation, usually in `deliver`: its writes are ordered before whoever sees the current
 /// phase of the mbarrier at shared address `barrier` complete; `bytes` go off its transaction
 /// count.
@@ -161,7 +163,7 @@ int sync_block(const char* op, Where where, bool predicate = true, Vote vote = V
 void named_barrier(const char* op, Where where, int id, int threads, bool waits);
 int elected_lane();
 /// Lets other threads and blocks run; called by every atomic on global memory.
-void hand_over();
+void hand_over(const char* op, Where where);
 /// Sleeps until a thread has written to global memory.
 void wait_for_write(const char* op, Where where);
 

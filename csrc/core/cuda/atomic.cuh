@@ -14,7 +14,7 @@ namespace warpformer::cuda {
 /// Replaces *p by f(*p).
 template <class T, class F>
 T atomic_apply(T* p, const char* op, Where where, F f) {
-  emulator::hand_over();
+  emulator::hand_over(op, where);
   emulator::global_access(emulator::Access::atomic, p, sizeof(T), alignof(T), op, where);
   const T before = *p;
   *p = f(before);
@@ -139,7 +139,7 @@ template <class T>
 DEVICE void red_add2(T* p, T low, T high, WHERE) {
   static_assert(std::is_same_v<T, f16> || std::is_same_v<T, bf16>);
 #ifdef WARPFORMER_EMULATED
-  emulator::hand_over();
+  emulator::hand_over("red_add2", where);
   emulator::global_access(emulator::Access::atomic, p, 4, 4, "red_add2", where);
   round_to(p[0], as_float(p[0]) + as_float(low));
   round_to(p[1], as_float(p[1]) + as_float(high));
@@ -170,7 +170,7 @@ template <class T>
 DEVICE T load_acquire(const T* p, WHERE) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
 #ifdef WARPFORMER_EMULATED
-  emulator::hand_over();
+  emulator::hand_over("load_acquire", where);
   emulator::global_access(emulator::Access::read, p, sizeof(T), alignof(T), "load_acquire", where);
   return *p;
 #else
@@ -196,7 +196,7 @@ template <class T>
 DEVICE void store_release(T* p, std::type_identity_t<T> value, WHERE) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
 #ifdef WARPFORMER_EMULATED
-  emulator::hand_over();
+  emulator::hand_over("store_release", where);
   emulator::global_access(emulator::Access::write, p, sizeof(T), alignof(T), "store_release",
                           where);
   *p = value;
