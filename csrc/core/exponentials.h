@@ -5,31 +5,28 @@
 
 namespace warpformer::cpu::WF_ISA {
 
-/// A maximum in interleaved chains; -inf of nothing. NaN may be lost: it shows in the sum.
+/// A maximum in interleaved chains, as Sum has them; -inf of nothing. NaN may be lost: it shows in
+/// the sum.
 struct Max {
   Vec chain[4] = {set(-INFINITY), set(-INFINITY), set(-INFINITY), set(-INFINITY)};
-  int next = 0;
   WF_INLINE void add(Vec v) {
-    chain[next] = max(chain[next], v);
-    next = (next + 1) % 4;
+    const Vec first = max(chain[0], v);
+    chain[0] = chain[1];
+    chain[1] = chain[2];
+    chain[2] = chain[3];
+    chain[3] = first;
   }
   WF_INLINE float total() const {
     return max_lane(max(max(chain[0], chain[1]), max(chain[2], chain[3])));
   }
 };
 
-/// for_lanes with four registers a round, which chains need to stay in registers.
-template <class F>
-WF_INLINE void for_rounds(int64_t n, const F& f) {
-  int64_t i = 0;
-  for (; i + 4 * Vec::kWidth <= n; i += 4 * Vec::kWidth)
-    for (int j = 0; j < 4; ++j) f(i + j * Vec::kWidth, Full{});
-  for_lanes(n - i, [&](int64_t j, auto k) { f(i + j, k); });
-}
-
-inline float max_of(const float* z, int64_t n) {
+/// The largest of scale * z.
+inline float largest(const float* z, int64_t n, float scale = 1.0f) {
   Max high;
-  for_rounds(n, [&](int64_t i, auto k) { high.add(load_or(z + i, k, -INFINITY)); });
+  for_lanes(n, [&](int64_t i, auto k) {
+    high.add(pad(load(z + i, k) * set(scale), k, -INFINITY));
+  });
   return high.total();
 }
 
@@ -54,27 +51,29 @@ WF_INLINE float sum_of(int64_t n, const F& term) {
   float total = 0;
   for (int64_t first = 0; first < n; first += kBlock) {
     Sum block;
-    for_rounds(n - first < kBlock ? n - first : kBlock,
-               [&](int64_t i, auto k) { block.add(term(first + i, k)); });
+    for_lanes(n - first < kBlock ? n - first : kBlock,
+              [&](int64_t i, auto k) { block.add(term(first + i, k)); });
     total += block.total();
   }
   return total;
 }
 
-/// e[i] = exp(z[i] - shift), in place if e == z; returns the sum.
-inline float exponentials(const float* z, int64_t n, float shift, const Prefetch& next, float* e) {
+/// e[i] = exp(scale z[i] - shift), in place if e == z; returns the sum.
+inline float exponentials(const float* z, int64_t n, float scale, float shift, const Prefetch& next,
+                          float* e) {
   return sum_of(n, [&](int64_t i, auto k) {
     next.fetch(i);
-    const Vec v = exp_negative(load_or(z + i, k, -INFINITY) - set(shift));
+    const Vec v = exp_negative(fma(load(z + i, k), set(scale), set(-shift)));
     store(e + i, v, k);
-    return v;
+    return keep(v, k);
   });
 }
 /// The sum alone.
-inline float exponential_sum(const float* z, int64_t n, float shift, const Prefetch& next) {
+inline float exponential_sum(const float* z, int64_t n, float scale, float shift,
+                             const Prefetch& next) {
   return sum_of(n, [&](int64_t i, auto k) {
     next.fetch(i);
-    return exp_negative(load_or(z + i, k, -INFINITY) - set(shift));
+    return keep(exp_negative(fma(load(z + i, k), set(scale), set(-shift))), k);
   });
 }
 
@@ -92,7 +91,7 @@ struct Divisor {
 /// Writes value(i, lanes) to the contiguous row `out`; past the caches if `streamed`.
 template <class T, class F>
 WF_INLINE void write_row(T* out, int64_t n, bool streamed, const F& value) {
-  if (streamed) {
+  if (streamed && reinterpret_cast<uintptr_t>(out) % sizeof(T) == 0) {
     for_aligned_lanes(out, n, [&](int64_t i, auto k) { stream(out + i, value(i, k), k); });
   } else {
     for_lanes(n, [&](int64_t i, auto k) { store(out + i, value(i, k), k); });

@@ -1,7 +1,5 @@
 #include "core/rows.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 
 #include "core/tensor.h"
@@ -40,17 +38,6 @@ int64_t common_run(std::initializer_list<Rows> views) {
   for (const Rows& rows : views)
     if (rows.ndim) run = std::min(run, rows.shape[rows.ndim - 1]);
   return run;
-}
-
-bool past_cache(const Rows& written) {
-#ifdef _SC_LEVEL3_CACHE_SIZE
-  static const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-  constexpr int64_t cache = 0;
-#endif
-  const int64_t size = written.dtype == DType::f32 ? 4 : 2;
-  return cache > 0 && written.step == 1 && 2 * written.n * written.count * size >= cache &&
-         reinterpret_cast<uintptr_t>(written.data) % size == 0;
 }
 
 }  // namespace warpformer

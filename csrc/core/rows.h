@@ -18,6 +18,9 @@ struct Rows {
   int ndim = 0;       // outer dimensions, the first one slowest
   int64_t shape[7] = {};
   int64_t stride[7] = {};
+
+  /// Of all rows.
+  int64_t bytes() const { return count * n * (dtype == DType::f32 ? 4 : 2); }
 };
 
 struct Tensor;
@@ -31,10 +34,6 @@ Rows elements(const Tensor& t);
 int64_t common_run(std::initializer_list<Rows> views);
 /// Elements of memory from a row to the next one of a run.
 inline int64_t row_step(const Rows& rows) { return rows.ndim ? rows.stride[rows.ndim - 1] : 0; }
-
-/// Whether contiguous rows that a kernel writes once are better written past the caches: together with
-/// what they are computed from they fill the largest one.
-bool past_cache(const Rows& written);
 
 }  // namespace warpformer
 
@@ -56,47 +55,53 @@ inline int64_t row_offset(const Rows& rows, int64_t r) {
   return offset;
 }
 
-/// dst[0..n) = elements [begin, begin + n) of row r, as floats.
-inline void read_span(const Rows& rows, int64_t r, int64_t begin, int64_t n, float* dst) {
+/// dst[0..n) = elements [begin, begin + n) of row r, converted to T.
+template <class T>
+inline void read_span(const Rows& rows, int64_t r, int64_t begin, int64_t n, T* dst) {
   by_float(rows.dtype, [&](auto type) {
-    using T = decltype(type);
-    const T* src = static_cast<const T*>(rows.data) + row_offset(rows, r) + begin * rows.step;
+    using S = decltype(type);
+    const S* src = static_cast<const S*>(rows.data) + row_offset(rows, r) + begin * rows.step;
     if (rows.step == 1) {
       for_lanes(n, [&](int64_t i, auto k) { store(dst + i, load(src + i, k), k); });
     } else {
-      for (int64_t i = 0; i < n; ++i) dst[i] = to_float(src[i * rows.step]);
+      for (int64_t i = 0; i < n; ++i) dst[i] = from_float<T>(to_float(src[i * rows.step]));
     }
   });
 }
-/// Elements [begin, begin + n) of row r = src[0..n), rounded to its dtype.
-inline void write_span(const float* src, const Rows& rows, int64_t r, int64_t begin, int64_t n) {
+/// Elements [begin, begin + n) of row r = src[0..n), converted to its dtype.
+template <class T>
+inline void write_span(const T* src, const Rows& rows, int64_t r, int64_t begin, int64_t n) {
   by_float(rows.dtype, [&](auto type) {
-    using T = decltype(type);
-    T* dst = static_cast<T*>(rows.data) + row_offset(rows, r) + begin * rows.step;
+    using D = decltype(type);
+    D* dst = static_cast<D*>(rows.data) + row_offset(rows, r) + begin * rows.step;
     if (rows.step == 1) {
       for_lanes(n, [&](int64_t i, auto k) { store(dst + i, load(src + i, k), k); });
     } else {
-      for (int64_t i = 0; i < n; ++i) dst[i * rows.step] = from_float<T>(src[i]);
+      for (int64_t i = 0; i < n; ++i) dst[i * rows.step] = from_float<D>(to_float(src[i]));
     }
   });
 }
 
-/// Row r as floats: the row itself where it is that already, else a copy in `buffer`.
-inline const float* row_in(const Rows& rows, int64_t r, float* buffer) {
-  if (rows.dtype == DType::f32 && rows.step == 1)
-    return static_cast<const float*>(rows.data) + row_offset(rows, r);
+/// Row r as elements of T (its dtype, or float): the row itself where it is that already, else a
+/// copy in `buffer`.
+template <class T>
+inline const T* row_in(const Rows& rows, int64_t r, T* buffer) {
+  if (rows.dtype == kDType<T> && rows.step == 1)
+    return static_cast<const T*>(rows.data) + row_offset(rows, r);
   read_span(rows, r, 0, rows.n, buffer);
   return buffer;
 }
-/// Where to write row r as floats: the row itself where that is possible, else `buffer`.
-inline float* row_out(const Rows& rows, int64_t r, float* buffer) {
-  return rows.dtype == DType::f32 && rows.step == 1
-             ? static_cast<float*>(rows.data) + row_offset(rows, r)
+/// Where to write row r as elements of T: the row itself where that is possible, else `buffer`.
+template <class T>
+inline T* row_out(const Rows& rows, int64_t r, T* buffer) {
+  return rows.dtype == kDType<T> && rows.step == 1
+             ? static_cast<T*>(rows.data) + row_offset(rows, r)
              : buffer;
 }
 /// Ends the writing of row r: `written` is what row_out gave.
-inline void finish_row(const Rows& rows, int64_t r, const float* written) {
-  if (rows.dtype != DType::f32 || rows.step != 1) write_span(written, rows, r, 0, rows.n);
+template <class T>
+inline void finish_row(const Rows& rows, int64_t r, const T* written) {
+  if (rows.dtype != kDType<T> || rows.step != 1) write_span(written, rows, r, 0, rows.n);
 }
 
 // Where the elements of a row are far apart but rows are neighbours, kernels work on tiles of rows as

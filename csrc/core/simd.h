@@ -3,7 +3,7 @@
 //
 //   load(p) load(p, n)      f32, bf16 or f16 in memory, the first n lanes and 0 in the others
 //   store(p, v) store(p, v, n)     rounds to nearest even
-//   stream(p, v)                   the same past the caches; p at a multiple of the size written
+//   stream(p, v)            store past the caches; p is a multiple of what it writes
 //   fma(a, b, c) = a * b + c       the product is not rounded
 //
 // Only C headers and plain functions here: what the linker could merge across ISAs would put AVX
@@ -91,13 +91,13 @@ WF_INLINE void store(bf16* p, Vec v, int64_t n) {
 WF_INLINE void store(f16* p, Vec v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
+WF_INLINE void store(f16* p, Vec v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, lanes(n), _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
+}
 WF_INLINE void stream(float* p, Vec v) { _mm512_stream_ps(p, v.v); }
 WF_INLINE void stream(bf16* p, Vec v) { _mm256_stream_si256((__m256i*)p, narrow(v)); }
 WF_INLINE void stream(f16* p, Vec v) {
   _mm256_stream_si256((__m256i*)p, _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
-}
-WF_INLINE void store(f16* p, Vec v, int64_t n) {
-  _mm256_mask_storeu_epi16(p, lanes(n), _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
 #else
@@ -152,7 +152,6 @@ WF_INLINE Vec load(const bf16* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(u, 16))};
 }
 WF_INLINE Vec load(const f16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
-WF_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v.v); }
 WF_INLINE __m128i narrow(Vec v) {
   const __m256i u = _mm256_castps_si256(v.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
@@ -164,6 +163,7 @@ WF_INLINE __m128i narrow(Vec v) {
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(word, word), 0x08);
   return _mm256_castsi256_si128(packed);
 }
+WF_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v.v); }
 WF_INLINE void store(bf16* p, Vec v) { _mm_storeu_si128((__m128i*)p, narrow(v)); }
 WF_INLINE void store(f16* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT));
@@ -365,10 +365,11 @@ template <class T>
 WF_INLINE void stream(T* p, Vec v, Tail tail) {
   store(p, v, tail.n);
 }
-/// After the last stream of a thread: others see what it wrote.
-WF_INLINE void stream_fence() {
-#if defined(__x86_64__)
-  __builtin_ia32_sfence();
+
+/// Makes what this thread has streamed visible, in its order, to others.
+WF_INLINE void finish_streaming() {
+#if defined(__AVX2__)
+  _mm_sfence();
 #endif
 }
 
@@ -376,7 +377,11 @@ WF_INLINE void stream_fence() {
 template <class F>
 WF_INLINE void for_lanes(int64_t n, const F& f) {
   int64_t i = 0;
-  for (; i + Vec::kWidth <= n; i += Vec::kWidth) f(i, Full{});
+  // Four at a time, as many as Sum has chains. One call, which the compiler so always inlines.
+  while (i + Vec::kWidth <= n) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4 && i + Vec::kWidth <= n; ++j, i += Vec::kWidth) f(i, Full{});
+  }
   if (i < n) f(i, Tail{n - i});
 }
 
@@ -392,17 +397,26 @@ WF_INLINE void for_aligned_lanes(const T* p, int64_t n, const F& f) {
   if (i < n) f(i, Tail{n - i});
 }
 
-/// A sum of registers in four interleaved chains, because a long chain of additions rounds more.
-/// Zeros at the end change no bit of it.
+/// A sum of registers in four interleaved chains: a long chain of additions rounds more, and waits
+/// for each one. Zeros at the end change no bit of it.
 struct Sum {
-  Vec chain[4] = {set(0.0f), set(0.0f), set(0.0f), set(0.0f)};
-  int next = 0;
+  Vec chain[4] = {set(0.0f), set(0.0f), set(0.0f),
+                  set(0.0f)};  // chain[0] is the next one to add to
+  int added = 0;
   WF_INLINE void add(Vec v) {
-    chain[next] = chain[next] + v;
-    next = (next + 1) % 4;
+    // The chains move on instead of an index, which would keep them in memory.
+    const Vec first = chain[0] + v;
+    chain[0] = chain[1];
+    chain[1] = chain[2];
+    chain[2] = chain[3];
+    chain[3] = first;
+    ++added;
   }
-  WF_INLINE Vec lanes() const { return (chain[0] + chain[1]) + (chain[2] + chain[3]); }
-  WF_INLINE float total() const { return sum(lanes()); }
+  WF_INLINE Vec lanes() {
+    while (added % 4 != 0) add(set(0.0f));
+    return (chain[0] + chain[1]) + (chain[2] + chain[3]);
+  }
+  WF_INLINE float total() { return sum(lanes()); }
 };
 
 // exp(x) = 2^n e^r, n = round(x / ln 2), r = x - n ln 2; e^r by a minimax polynomial on

@@ -15,4 +15,12 @@ struct f16 {
   uint16_t bits;
 };
 
+/// The dtype of float, bf16 or f16.
+template <class T>
+constexpr DType kDType = DType::f32;
+template <>
+inline constexpr DType kDType<bf16> = DType::bf16;
+template <>
+inline constexpr DType kDType<f16> = DType::f16;
+
 }  // namespace warpformer

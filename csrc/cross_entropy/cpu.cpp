@@ -6,6 +6,7 @@
 //
 // Where the elements of a row are far apart but rows are neighbours, as of [B, V, T], 16 of them are
 // copied to rows of a buffer and their gradients back.
+#include "core/cache.h"
 #include "core/exponentials.h"
 #include "core/scratch.h"
 #include "cross_entropy/op.h"
@@ -50,11 +51,12 @@ template <class F>
 float row_loss(const CrossEntropyParams& p, const Weights& weights, const float* x, int64_t y,
                const Prefetch& next, float* e, const F& gradient) {
   const int64_t n = p.x.n;
-  const float top = max_of(x, n), weight = weights.of(y), smooth = p.smoothing / n;
+  const float top = largest(x, n), weight = weights.of(y), smooth = p.smoothing / n;
   const float total = static_cast<float>(weights.total);
   const float at_target = top - x[y];
   const float distance = p.smoothing > 0 ? weighted_distance(x, weights.w, top, n) : 0.0f;
-  const float sum = p.has_dx ? exponentials(x, n, top, next, e) : exponential_sum(x, n, top, next);
+  const float sum = p.has_dx ? exponentials(x, n, 1.0f, top, next, e)
+                             : exponential_sum(x, n, 1.0f, top, next);
   const float log_sum = logf(sum), lse = top + log_sum;
   if (p.has_dx) {
     const float scale = p.mean ? static_cast<float>(1 / weights.of_targets) : 1.0f;
@@ -173,10 +175,10 @@ void cross_entropy(const CrossEntropyParams& p, int threads) {
       }
     });
   } else {
-    const bool streamed = p.has_dx && past_cache(p.dx);
+    const bool streamed = p.has_dx && is_past_cache(2 * p.dx.bytes());
     parallel_for(count, 1 + 16384 / (n + 1), threads, [&](int t, int64_t begin, int64_t end) {
       run_rows(p, weights, begin, end, streamed, scratch + size * t);
-      if (streamed) stream_fence();
+      if (streamed) finish_streaming();
     });
   }
   if (p.reduced) {
@@ -191,7 +193,7 @@ void cross_entropy(const CrossEntropyParams& p, int threads) {
 
 void cross_entropy_backward(const CrossEntropyBackwardParams& p, int threads) {
   const int64_t n = p.dx.n;
-  const bool in_place = p.dx.data == p.out.data, streamed = !in_place && past_cache(p.out);
+  const bool in_place = p.dx.data == p.out.data, streamed = !in_place && is_past_cache(2 * p.out.bytes());
   float* scratch = scratch_floats(n * threads);
   parallel_for(p.dx.count, 1 + 16384 / n, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
@@ -201,7 +203,7 @@ void cross_entropy_backward(const CrossEntropyBackwardParams& p, int threads) {
       const float* row = row_in(p.dx, r, scratch + n * t);
       write_row(p.out, r, streamed, [&](int64_t i, auto k) { return load(row + i, k) * set(scale); });
     }
-    if (streamed) stream_fence();
+    if (streamed) finish_streaming();
   });
 }
 

@@ -6,6 +6,7 @@
 //
 // Where the elements of a row are far apart but rows are neighbours, 64 of them are read as a tile
 // of columns and go through the same steps, a register of rows at a time.
+#include "core/cache.h"
 #include "core/exponentials.h"
 #include "core/scratch.h"
 #include "softmax/op.h"
@@ -41,37 +42,42 @@ const float* bias_row(const Rows& mask, int64_t r, int64_t n, float* buffer) {
   return buffer;
 }
 
-/// z = scale x (+ bias where there is one); returns the largest.
-template <class T>
-float scores(const T* x, int64_t n, float scale, const float* bias, float* z) {
-  const Vec factor = set(scale);
-  Max high;
-  for_rounds(n, [&](int64_t i, auto k) {
-    const Vec v = bias ? biased(load(x + i, k), factor, load(bias + i, k)) : load(x + i, k) * factor;
-    store(z + i, v, k);
-    high.add(pad(v, k, -INFINITY));
-  });
-  return high.total();
-}
+/// The scores of a row are scale * z: the row itself where it is contiguous floats, to which nothing
+/// is added, else written to a buffer.
+struct Scores {
+  const float* z;
+  float scale, top;  // the largest score
+};
 
-/// The scores of the first n elements of row r, and the largest: the row itself, or written to z.
-const float* row_scores(const SoftmaxParams& p, int64_t r, int64_t n, float* z, float* top) {
-  const float* bias = p.has_mask ? bias_row(p.mask, r, n, z + p.x.n) : nullptr;
-  if (p.x.dtype == DType::f32 && p.x.step == 1 && p.scale == 1.0f && !bias) {
-    const float* x = row_in(p.x, r, z);
-    *top = max_of(x, n);
-    return x;
+Scores row_scores(const SoftmaxParams& p, int64_t r, int64_t n, float* buffer) {
+  if (p.x.dtype == DType::f32 && p.x.step == 1 && !p.has_mask) {
+    const float* x = row_in(p.x, r, buffer);
+    return {x, p.scale, largest(x, n, p.scale)};
+  }
+  Max high;
+  if (p.has_mask) {
+    const float* bias = bias_row(p.mask, r, n, buffer + p.x.n);
+    read_span(p.x, r, 0, n, buffer);
+    for_lanes(n, [&](int64_t i, auto k) {
+      const Vec z = biased(load(buffer + i, k), set(p.scale), load(bias + i, k));
+      store(buffer + i, z, k);
+      high.add(pad(z, k, -INFINITY));
+    });
+    return {buffer, 1.0f, high.total()};
   }
   if (p.x.step != 1) {
-    read_span(p.x, r, 0, n, z);
-    *top = scores(z, n, p.scale, bias, z);
-    return z;
+    read_span(p.x, r, 0, n, buffer);
+    return {buffer, p.scale, largest(buffer, n, p.scale)};
   }
   by_float(p.x.dtype, [&](auto type) {
     const auto* x = static_cast<const decltype(type)*>(p.x.data) + row_offset(p.x, r);
-    *top = scores(x, n, p.scale, bias, z);
+    for_lanes(n, [&](int64_t i, auto k) {
+      const Vec z = load(x + i, k);
+      store(buffer + i, z, k);
+      high.add(pad(z * set(p.scale), k, -INFINITY));
+    });
   });
-  return z;
+  return {buffer, p.scale, high.total()};
 }
 
 /// What is subtracted before exponentials are taken: no NaN where all of z is -inf.
@@ -79,21 +85,22 @@ float finite(float top) { return top == -INFINITY ? 0.0f : top; }
 /// The sum of exponentials, at least that of the largest; 1 where nothing is kept.
 float kept_sum(float sum) { return sum == 0.0f ? 1.0f : sum; }
 
-void softmax_row(const SoftmaxParams& p, int64_t r, bool streamed, float* z) {
+void softmax_row(const SoftmaxParams& p, int64_t r, bool streamed, float* buffer) {
   const int64_t n = p.x.n, seen = p.queries && r % p.queries < n ? r % p.queries + 1 : n;
-  float top;
-  const float* from = row_scores(p, r, seen, z, &top);
-  const Vec shift = set(finite(top));
+  const auto [z, scale, top] = row_scores(p, r, seen, buffer);
+  const float shift = finite(top);
   const Prefetch next(p.x, r + 1);
   if (p.log) {
-    const Vec log_sum = set(logf(kept_sum(exponential_sum(from, seen, finite(top), next))));
-    for_lanes(seen, [&](int64_t i, auto k) { store(z + i, load(from + i, k) - shift - log_sum, k); });
-    for (int64_t i = seen; i < n; ++i) z[i] = -INFINITY;
-    write_row(p.out, r, streamed, [&](int64_t i, auto k) { return load(z + i, k); });
+    const Vec log_sum = set(logf(kept_sum(exponential_sum(z, seen, scale, shift, next))));
+    for_lanes(seen, [&, z = z, scale = scale](int64_t i, auto k) {
+      store(buffer + i, fma(load(z + i, k), set(scale), set(-shift)) - log_sum, k);
+    });
+    for (int64_t i = seen; i < n; ++i) buffer[i] = -INFINITY;
+    write_row(p.out, r, streamed, [&](int64_t i, auto k) { return load(buffer + i, k); });
   } else {
-    const Divisor divisor(kept_sum(exponentials(from, seen, finite(top), next, z)));
-    for (int64_t i = seen; i < n; ++i) z[i] = 0.0f;
-    write_row(p.out, r, streamed, [&](int64_t i, auto k) { return divisor.divide(load(z + i, k)); });
+    const Divisor sum(kept_sum(exponentials(z, seen, scale, shift, next, buffer)));
+    for (int64_t i = seen; i < n; ++i) buffer[i] = 0.0f;
+    write_row(p.out, r, streamed, [&](int64_t i, auto k) { return sum.divide(load(buffer + i, k)); });
   }
 }
 
@@ -109,17 +116,20 @@ void read_bias_tile(const Rows& mask, int64_t r, int64_t width, float* tile) {
 }
 
 /// The rows of a tile in the lanes of one register, n elements each, to softmax in place.
-void softmax_columns(float* z, int64_t n, bool log) {
+void softmax_columns(float* z, int64_t n, float factor, bool log) {
+  const Vec scale = set(factor);
   Vec top = set(-INFINITY);
-  for (int64_t i = 0; i < n; ++i) top = max(top, load(z + i * kTile));
-  const Vec shift = where_less(top, set(kLowest), set(0.0f), top);
+  for (int64_t i = 0; i < n; ++i) top = max(top, load(z + i * kTile) * scale);
+  const Vec shift = set(0.0f) - where_less(top, set(kLowest), set(0.0f), top);
   Sum total;
   for (int64_t i = 0; i < n; ++i) {
-    const Vec v = load(z + i * kTile) - shift, e = exp_negative(v);
+    const Vec v = fma(load(z + i * kTile), scale, shift), e = exp_negative(v);
     store(z + i * kTile, log ? v : e);
     total.add(e);
   }
-  const Vec sum = max(set(1.0f), total.lanes());  // NaN stays: it is the second operand
+  // 1 where nothing is kept. NaN stays: it is the second operand.
+  const Vec kept = total.lanes();
+  const Vec sum = where_less(set(0.0f), kept, kept, max(set(1.0f), kept));
   if (log) {
     float lanes[Vec::kWidth];
     store(lanes, sum);
@@ -140,10 +150,9 @@ void softmax_tile(const SoftmaxParams& p, int64_t r, int64_t width, float* z) {
     for_lanes(n * kTile, [&](int64_t i, auto) {
       store(z + i, biased(load(z + i), set(p.scale), load(bias + i)));
     });
-  } else if (p.scale != 1.0f) {
-    for_lanes(n * kTile, [&](int64_t i, auto) { store(z + i, load(z + i) * set(p.scale)); });
   }
-  for (int64_t j = 0; j < width; j += Vec::kWidth) softmax_columns(z + j, n, p.log);
+  for (int64_t j = 0; j < width; j += Vec::kWidth)
+    softmax_columns(z + j, n, p.has_mask ? 1.0f : p.scale, p.log);
   write_tile(z, p.out, r, width);
 }
 
@@ -159,10 +168,10 @@ void softmax(const SoftmaxParams& p, int threads) {
     return;
   }
   float* scratch = scratch_floats(2 * n * threads);
-  const bool streamed = past_cache(p.out);
+  const bool streamed = is_past_cache(p.x.bytes() + p.out.bytes());
   parallel_for(p.x.count, 1 + kGrain / n, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) softmax_row(p, r, streamed, scratch + 2 * n * t);
-    if (streamed) stream_fence();
+    if (streamed) finish_streaming();
   });
 }
 
@@ -237,7 +246,7 @@ void backward_columns(float* grad, const float* out, int64_t n, float scale, boo
 /// dmask[m], and dx of all its rows; parts are added in their order.
 void mask_backward(const SoftmaxBackwardParams& p, int threads) {
   const int64_t n = p.out.n, each = p.out.count / p.masks;
-  const bool streamed = p.has_dx && past_cache(p.dx);
+  const bool streamed = p.has_dx && is_past_cache(3 * p.dx.bytes());
   float* scratch = scratch_floats(2 * n * threads);
   parallel_for(p.masks * p.parts, 1, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -247,7 +256,7 @@ void mask_backward(const SoftmaxBackwardParams& p, int threads) {
       for (int64_t j = part_begin(p, part); j < part_begin(p, part + 1); ++j)
         backward_row(p, m * each + j, streamed, total, scratch + 2 * n * t);
     }
-    if (streamed) stream_fence();
+    if (streamed) finish_streaming();
   });
   parallel_for(p.masks, 1 + kGrain / (n * p.parts), threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
@@ -281,11 +290,11 @@ void softmax_backward(const SoftmaxBackwardParams& p, int threads) {
     return;
   }
   float* scratch = scratch_floats(2 * n * threads);
-  const bool streamed = past_cache(p.dx);
+  const bool streamed = is_past_cache(3 * p.dx.bytes());
   parallel_for(p.out.count, 1 + kGrain / n, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       backward_row(p, r, streamed, nullptr, scratch + 2 * n * t);
-    if (streamed) stream_fence();
+    if (streamed) finish_streaming();
   });
 }
 

@@ -17,8 +17,11 @@ __all__: list[str] = [
     "gelu",
     "isa",
     "layer_norm",
+    "layer_norm_backward",
     "linear",
     "pack_linear",
+    "rms_norm",
+    "rms_norm_backward",
     "roofline",
     "scaled_dot_product_attention",
     "set_isa",
@@ -48,8 +51,24 @@ def layer_norm(
     residual: torch.Tensor | numpy.ndarray | None,
     weight: torch.Tensor | numpy.ndarray | None,
     bias: torch.Tensor | numpy.ndarray | None,
+    sum: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
+    mean: torch.Tensor | numpy.ndarray | None,
+    rstd: torch.Tensor | numpy.ndarray | None,
     eps: float,
+    executor: int,
+) -> None: ...
+def layer_norm_backward(
+    grad: torch.Tensor | numpy.ndarray,
+    grad_sum: torch.Tensor | numpy.ndarray | None,
+    z: torch.Tensor | numpy.ndarray,
+    weight: torch.Tensor | numpy.ndarray | None,
+    mean: torch.Tensor | numpy.ndarray,
+    rstd: torch.Tensor | numpy.ndarray,
+    dz: torch.Tensor | numpy.ndarray | None,
+    dweight: torch.Tensor | numpy.ndarray | None,
+    dbias: torch.Tensor | numpy.ndarray | None,
+    partials: torch.Tensor | numpy.ndarray | None,
     executor: int,
 ) -> None: ...
 def linear(
@@ -63,6 +82,27 @@ def linear(
 ) -> None: ...
 def pack_linear(
     weight: torch.Tensor | numpy.ndarray, packed: torch.Tensor | numpy.ndarray, executor: int
+) -> None: ...
+def rms_norm(
+    x: torch.Tensor | numpy.ndarray,
+    residual: torch.Tensor | numpy.ndarray | None,
+    weight: torch.Tensor | numpy.ndarray | None,
+    sum: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    rstd: torch.Tensor | numpy.ndarray | None,
+    eps: float,
+    executor: int,
+) -> None: ...
+def rms_norm_backward(
+    grad: torch.Tensor | numpy.ndarray,
+    grad_sum: torch.Tensor | numpy.ndarray | None,
+    z: torch.Tensor | numpy.ndarray,
+    weight: torch.Tensor | numpy.ndarray | None,
+    rstd: torch.Tensor | numpy.ndarray,
+    dz: torch.Tensor | numpy.ndarray | None,
+    dweight: torch.Tensor | numpy.ndarray | None,
+    partials: torch.Tensor | numpy.ndarray | None,
+    executor: int,
 ) -> None: ...
 def roofline(limit: str, rounds: int, memory: torch.Tensor | numpy.ndarray, executor: int) -> float: ...
 def scaled_dot_product_attention(

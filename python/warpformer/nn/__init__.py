@@ -2,5 +2,6 @@
 
 from warpformer.nn.layer_norm import LayerNorm
 from warpformer.nn.linear import Linear
+from warpformer.nn.rms_norm import RMSNorm
 
-__all__ = ["LayerNorm", "Linear"]
+__all__ = ["LayerNorm", "Linear", "RMSNorm"]

@@ -8,7 +8,7 @@ class LayerNorm(nn.LayerNorm):
 
         forward(input, residual=None) = normalize(input + residual) * weight + bias
 
-    Constructor, parameters and state_dict are torch's; shapes, dtypes and errors the op's.
+    Constructor, parameters and state_dict are torch's; shapes, dtypes, gradients and errors the op's.
     """
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from warpformer.ops.gelu import gelu
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import linear, pack_linear, unpack_linear
 from warpformer.ops.log_softmax import log_softmax
+from warpformer.ops.rms_norm import rms_norm
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
 
@@ -18,6 +19,7 @@ __all__ = [
     "linear",
     "log_softmax",
     "pack_linear",
+    "rms_norm",
     "scaled_dot_product_attention",
     "softmax",
     "unpack_linear",

@@ -1,0 +1,15 @@
+from torch import Tensor, nn
+
+from warpformer import ops
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch.nn.RMSNorm on `warpformer.ops.rms_norm`, with the residual addition fused.
+
+        forward(input, residual=None) = normalize(input + residual) * weight
+
+    Constructor, parameters and state_dict are torch's; shapes, dtypes, gradients and errors the op's.
+    """
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ops.rms_norm(input, self.normalized_shape, self.weight, self.eps, residual=residual)
