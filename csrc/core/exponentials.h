@@ -24,9 +24,8 @@ struct Max {
 /// The largest of scale * z.
 inline float largest(const float* z, int64_t n, float scale = 1.0f) {
   Max high;
-  for_lanes(n, [&](int64_t i, auto k) {
-    high.add(pad(load(z + i, k) * set(scale), k, -INFINITY));
-  });
+  for_lanes(n,
+            [&](int64_t i, auto k) { high.add(pad(load(z + i, k) * set(scale), k, -INFINITY)); });
   return high.total();
 }
 
@@ -43,8 +42,8 @@ struct Prefetch {
   WF_INLINE void fetch(int64_t i) const { __builtin_prefetch(data + i * size); }
 };
 
-/// The sum over [0, n) of term(i, lanes), which is 0 past the end: in blocks, because a long chain of
-/// additions rounds more.
+/// The sum over [0, n) of term(i, lanes), which is 0 past the end: in blocks, because a long chain
+/// of additions rounds more.
 template <class F>
 WF_INLINE float sum_of(int64_t n, const F& term) {
   constexpr int64_t kBlock = 2048;

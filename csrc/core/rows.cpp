@@ -33,11 +33,11 @@ Rows elements(const Tensor& t) {
   return rows(with_dim);
 }
 
-int64_t common_run(std::initializer_list<Rows> views) {
-  int64_t run = views.begin()->count;
-  for (const Rows& rows : views)
-    if (rows.ndim) run = std::min(run, rows.shape[rows.ndim - 1]);
-  return run;
+int64_t common_run(const Rows& a, const Rows& b) {
+  const auto run = [](const Rows& rows) {
+    return rows.ndim ? rows.shape[rows.ndim - 1] : rows.count;
+  };
+  return std::min(run(a), run(b));
 }
 
 }  // namespace warpformer

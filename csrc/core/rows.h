@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 
 #include "core/types.h"
 
@@ -18,9 +17,6 @@ struct Rows {
   int ndim = 0;       // outer dimensions, the first one slowest
   int64_t shape[7] = {};
   int64_t stride[7] = {};
-
-  /// Of all rows.
-  int64_t bytes() const { return count * n * (dtype == DType::f32 ? 4 : 2); }
 };
 
 struct Tensor;
@@ -29,11 +25,9 @@ Rows rows(const Tensor& t, int dim = -1);
 /// Every element of t, of at most 7 dimensions, a row of its own.
 Rows elements(const Tensor& t);
 
-/// How many neighbouring rows, counted from row 0, are evenly apart in each of these views of equal
+/// How many neighbouring rows, counted from row 0, are evenly apart in both of these views of equal
 /// shape; the same holds for every next so many.
-int64_t common_run(std::initializer_list<Rows> views);
-/// Elements of memory from a row to the next one of a run.
-inline int64_t row_step(const Rows& rows) { return rows.ndim ? rows.stride[rows.ndim - 1] : 0; }
+int64_t common_run(const Rows& a, const Rows& b);
 
 }  // namespace warpformer
 
@@ -43,6 +37,13 @@ inline int64_t row_step(const Rows& rows) { return rows.ndim ? rows.stride[rows.
 #include "core/simd.h"
 
 namespace warpformer::cpu::WF_ISA {
+
+/// Bytes of all rows.
+inline int64_t bytes(const Rows& rows) {
+  return rows.data ? rows.count * rows.n * (rows.dtype == DType::f32 ? 4 : 2) : 0;
+}
+/// Elements of memory from a row to the next one of a run.
+inline int64_t row_step(const Rows& rows) { return rows.ndim ? rows.stride[rows.ndim - 1] : 0; }
 
 /// Offset of row `r`, in elements.
 inline int64_t row_offset(const Rows& rows, int64_t r) {
@@ -104,8 +105,8 @@ inline void finish_row(const Rows& rows, int64_t r, const T* written) {
   if (rows.dtype != kDType<T> || rows.step != 1) write_span(written, rows, r, 0, rows.n);
 }
 
-// Where the elements of a row are far apart but rows are neighbours, kernels work on tiles of rows as
-// columns of vectors: element i of row r + j is tile[i * kTile + j].
+// Where the elements of a row are far apart but rows are neighbours, kernels work on tiles of rows
+// as columns of vectors: element i of row r + j is tile[i * kTile + j].
 constexpr int kTile = 64;
 
 /// Whether that reads `rows` better than row by row.

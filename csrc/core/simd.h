@@ -385,8 +385,8 @@ WF_INLINE void for_lanes(int64_t n, const F& f) {
   if (i < n) f(i, Tail{n - i});
 }
 
-/// for_lanes that calls f(i, Full) only where p + i is at a multiple of a whole register's elements, as
-/// `stream` needs it.
+/// for_lanes that calls f(i, Full) only where p + i is at a multiple of a whole register's
+/// elements, as `stream` needs it.
 template <class T, class F>
 WF_INLINE void for_aligned_lanes(const T* p, int64_t n, const F& f) {
   const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) / sizeof(T) % Vec::kWidth);
@@ -436,8 +436,8 @@ WF_INLINE Vec exp(Vec x) {
   const Vec n = round(bounded * set(1.44269504f));
   return power_times_exp(n, fma(n, set(2.12194440e-4f), fma(n, set(-0.693359375f), bounded)));
 }
-/// exp(x) of a probability, x <= 0, in fewer instructions: the error grows by 2e-9 |x|, which is below
-/// the rounding where the result counts beside a 1.
+/// exp(x) of a probability, x <= 0, in fewer instructions: the error grows by 2e-9 |x|, which is
+/// below the rounding where the result counts beside a 1.
 WF_INLINE Vec exp_negative(Vec x) {
   const Vec bounded = max(set(-104.0f), x);
   const Vec n = round(bounded * set(1.44269504f));

@@ -4,8 +4,8 @@
 //   x row --max; exp, sum--> e --> loss
 //                            e --c e - b w--> dx row, less what the target takes
 //
-// Where the elements of a row are far apart but rows are neighbours, as of [B, V, T], 16 of them are
-// copied to rows of a buffer and their gradients back.
+// Where the elements of a row are far apart but rows are neighbours, as of [B, V, T], 16 of them
+// are copied to rows of a buffer and their gradients back.
 #include "core/cache.h"
 #include "core/exponentials.h"
 #include "core/scratch.h"
@@ -16,7 +16,8 @@ namespace {
 
 constexpr int kRows = 16;  // copied together
 
-/// The weights as floats, 1 where there are none; what all of them, and those of the targets, add to.
+/// The weights as floats, 1 where there are none; what all of them, and those of the targets, add
+/// to.
 struct Weights {
   const float* w = nullptr;
   double total, of_targets = 0;
@@ -45,36 +46,42 @@ float weighted_distance(const float* x, const float* w, float top, int64_t n) {
   });
 }
 
-/// A row's loss; with `gradient` also its gradient, which is coefficient * e - smooth * w and, at the
-/// target, less `taken`: gradient(coefficient, smooth, taken). `e` may be x.
+/// The gradient of a row is coefficient * e - smooth * w and, at the target, `taken` less. Exact
+/// factors, because what rounds them shifts all of the gradient.
+struct Factors {
+  double coefficient, smooth, taken;
+  float at_target(const float* e, const Weights& weights, int64_t y) const {
+    return static_cast<float>(coefficient * e[y] - smooth * weights.of(y) - taken);
+  }
+};
+
+/// A row's loss; where gradients are wanted, also e and gradient(factors). `e` may be x.
 template <class F>
 float row_loss(const CrossEntropyParams& p, const Weights& weights, const float* x, int64_t y,
                const Prefetch& next, float* e, const F& gradient) {
   const int64_t n = p.x.n;
-  const float top = largest(x, n), weight = weights.of(y), smooth = p.smoothing / n;
-  const float total = static_cast<float>(weights.total);
-  const float at_target = top - x[y];
-  const float distance = p.smoothing > 0 ? weighted_distance(x, weights.w, top, n) : 0.0f;
-  const float sum = p.has_dx ? exponentials(x, n, 1.0f, top, next, e)
-                             : exponential_sum(x, n, 1.0f, top, next);
-  const float log_sum = logf(sum), lse = top + log_sum;
+  const double weight = weights.of(y), smooth = p.smoothing / n, kept = weight * (1 - p.smoothing);
+  const float top = largest(x, n), at_target = top - x[y];
+  const float distance = smooth > 0 ? weighted_distance(x, weights.w, top, n) : 0.0f;
+  const float sum =
+      p.has_dx ? exponentials(x, n, 1.0f, top, next, e) : exponential_sum(x, n, 1.0f, top, next);
+  const double log_sum = log(static_cast<double>(sum)), lse = top + log_sum;
   if (p.has_dx) {
-    const float scale = p.mean ? static_cast<float>(1 / weights.of_targets) : 1.0f;
-    const float kept = weight * (1 - p.smoothing);
-    const float all = kept + 2 * weight * p.z_loss * lse + smooth * total;
-    gradient(scale * all / sum, scale * smooth, scale * kept);
+    const double scale = p.mean ? 1 / weights.of_targets : 1.0;
+    const double all = kept + 2 * weight * p.z_loss * lse + smooth * weights.total;
+    gradient(Factors{scale * all / sum, scale * smooth, scale * kept});
   }
-  float loss = weight * ((1 - p.smoothing) * (at_target + log_sum) + p.z_loss * lse * lse);
-  if (p.smoothing > 0) loss += smooth * (total * log_sum + distance);
-  return loss;
+  double loss = kept * (at_target + log_sum) + weight * p.z_loss * lse * lse;
+  if (smooth > 0) loss += smooth * (weights.total * log_sum + distance);
+  return static_cast<float>(loss);
 }
 
 /// The gradient at elements [i, i + lanes) but for what the target takes.
 template <class Lanes>
-WF_INLINE Vec gradient_at(const float* e, const float* w, int64_t i, Lanes k, float coefficient,
-                          float smooth) {
-  const Vec b = set(smooth);
-  return fma(load(e + i, k), set(coefficient), set(0.0f) - (w ? b * load(w + i, k) : b));
+WF_INLINE Vec gradient_at(const float* e, const float* w, int64_t i, Lanes k, const Factors& f) {
+  const Vec smooth = set(static_cast<float>(f.smooth));
+  const Vec shift = w ? smooth * load(w + i, k) : smooth;
+  return load(e + i, k) * set(static_cast<float>(f.coefficient)) - shift;
 }
 
 void zero_row(const Rows& rows, int64_t r, bool streamed) {
@@ -93,11 +100,10 @@ void run_rows(const CrossEntropyParams& p, const Weights& weights, int64_t begin
       if (p.has_dx) zero_row(p.dx, r, streamed);
       continue;
     }
-    auto write = [&](float coefficient, float smooth, float taken) {
-      const float at_target = e[y] * coefficient - smooth * weights.of(y) - taken;
-      write_row(p.dx, r, streamed, [&](int64_t i, auto k) {
-        return gradient_at(e, weights.w, i, k, coefficient, smooth);
-      });
+    auto write = [&](const Factors& f) {
+      const float at_target = f.at_target(e, weights, y);
+      write_row(p.dx, r, streamed,
+                [&](int64_t i, auto k) { return gradient_at(e, weights.w, i, k, f); });
       write_span(&at_target, p.dx, r, y, 1);
     };
     const float* x = row_in(p.x, r, copy);
@@ -146,11 +152,10 @@ void run_columns(const CrossEntropyParams& p, const Weights& weights, int64_t r,
       for (int64_t i = 0; i < n; ++i) e[i] = 0.0f;
       continue;
     }
-    auto write = [&](float coefficient, float smooth, float taken) {
-      for_lanes(n, [&](int64_t i, auto k) {
-        store(e + i, gradient_at(e, weights.w, i, k, coefficient, smooth), k);
-      });
-      e[y] -= taken;
+    auto write = [&](const Factors& f) {
+      const float at_target = f.at_target(e, weights, y);
+      for_lanes(n, [&](int64_t i, auto k) { store(e + i, gradient_at(e, weights.w, i, k, f), k); });
+      e[y] = at_target;
     };
     p.work[(r + j) * p.work_step] = row_loss(p, weights, e, y, Prefetch(p.x, p.x.count), e, write);
   }
@@ -175,7 +180,7 @@ void cross_entropy(const CrossEntropyParams& p, int threads) {
       }
     });
   } else {
-    const bool streamed = p.has_dx && is_past_cache(2 * p.dx.bytes());
+    const bool streamed = p.has_dx && is_past_cache(2 * bytes(p.dx));
     parallel_for(count, 1 + 16384 / (n + 1), threads, [&](int t, int64_t begin, int64_t end) {
       run_rows(p, weights, begin, end, streamed, scratch + size * t);
       if (streamed) finish_streaming();
@@ -193,7 +198,8 @@ void cross_entropy(const CrossEntropyParams& p, int threads) {
 
 void cross_entropy_backward(const CrossEntropyBackwardParams& p, int threads) {
   const int64_t n = p.dx.n;
-  const bool in_place = p.dx.data == p.out.data, streamed = !in_place && is_past_cache(2 * p.out.bytes());
+  const bool in_place = p.dx.data == p.out.data,
+             streamed = !in_place && is_past_cache(2 * bytes(p.out));
   float* scratch = scratch_floats(n * threads);
   parallel_for(p.dx.count, 1 + 16384 / n, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
@@ -201,7 +207,8 @@ void cross_entropy_backward(const CrossEntropyBackwardParams& p, int threads) {
       read_span(p.grad, p.grad.count == 1 ? 0 : r, 0, 1, &scale);
       if (in_place && scale == 1.0f) continue;
       const float* row = row_in(p.dx, r, scratch + n * t);
-      write_row(p.out, r, streamed, [&](int64_t i, auto k) { return load(row + i, k) * set(scale); });
+      write_row(p.out, r, streamed,
+                [&](int64_t i, auto k) { return load(row + i, k) * set(scale); });
     }
     if (streamed) finish_streaming();
   });

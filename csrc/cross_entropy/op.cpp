@@ -29,7 +29,8 @@ void cross_entropy(const Tensor& x, const Tensor& target, const std::optional<Te
   const int dim = class_dim(x);
   CHECK(target.dtype == DType::i64 || target.dtype == DType::i32, target);
   CHECK(is_target_of(target, x, dim) && target.contiguous(), target, x);
-  if (weight) CHECK(weight->floating() && weight->ndim == 1 && weight->dim(0) == x.dim(dim), weight, x);
+  if (weight)
+    CHECK(weight->floating() && weight->ndim == 1 && weight->dim(0) == x.dim(dim), weight, x);
   CHECK(reduction == "none" || reduction == "mean" || reduction == "sum", reduction);
   const bool reduced = reduction != "none";
   CHECK(loss.floating() && (reduced ? loss.ndim == 0 : loss.same_shape(target)), loss, target);
@@ -58,11 +59,11 @@ void cross_entropy(const Tensor& x, const Tensor& target, const std::optional<Te
   p.loss = elements(loss);
   p.reduced = reduced;
   p.mean = reduction == "mean";
-  p.smoothing = static_cast<float>(smoothing);
-  p.z_loss = static_cast<float>(z_loss);
+  p.smoothing = smoothing;
+  p.z_loss = z_loss;
   p.work = work.ptr<float>();
   p.work_step = work.stride[0];
-  p.run = common_run({p.x, p.dx});
+  p.run = common_run(p.x, p.dx);
   RUN_KERNEL(cross_entropy, p, x, executor);
 }
 

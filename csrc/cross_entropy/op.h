@@ -2,19 +2,20 @@
 //   loss = w[y] ((1 - s) nll(y) + z L^2) + s / V sum_v w[v] nll(v)       s smoothing, z z_loss
 //
 //   x        [N, V], [V] or [B, V, ..], f32 f16 bf16, any strides
-//   target   x without V, i64 or i32, contiguous. Where it is `ignored`, loss and gradient are 0 and
+//   target   x without V, i64 or i32, contiguous. Where it is `ignored`, loss and gradient are 0
+//   and
 //            the row is not read
 //   weight   w: none (1), or [V], f32 f16 bf16
-//   loss     the shape of target; or [], the sum or (mean) sum loss / sum w[y] over rows not ignored
-//   dx       none, or the shape of x: the gradient of loss; where not reduced, of each row's own
-//   work     [N + 1], f32
+//   loss     the shape of target; or [], the sum or (mean) sum loss / sum w[y] over rows not
+//   ignored dx       none, or the shape of x: the gradient of loss; where not reduced, of each
+//   row's own work     [N + 1], f32
 //
 // Nothing else of the size of x is written. A target that is neither a class nor ignored is refused
 // before anything is written; on a GPU, whose memory is not read here, its row's loss and gradient
 // are NaN.
 //
-// cross_entropy_backward: out = dx grad, where grad is [] or the shape of target; out may be dx, and
-// then a grad of 1 costs nothing.
+// cross_entropy_backward: out = dx grad, where grad is [] or the shape of target; out may be dx,
+// and then a grad of 1 costs nothing.
 //
 // Source: torch.nn.functional.cross_entropy; z-loss: Chowdhery et al., "PaLM", section 5.
 #pragma once
@@ -34,10 +35,10 @@ struct CrossEntropyParams {
   bool has_weight;
   Rows loss;  // rows of one element
   bool reduced, mean;
-  float smoothing, z_loss;
+  double smoothing, z_loss;
   float* work;  // of row r at work[r * work_step], then the sum of w[y]
   int64_t work_step;
-  int64_t run;                     // rows that are neighbours in x and dx
+  int64_t run;  // rows that are neighbours in x and dx
 };
 DECLARE_KERNEL(cross_entropy, CrossEntropyParams)
 

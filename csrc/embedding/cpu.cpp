@@ -33,17 +33,24 @@ namespace {
 
 constexpr int64_t kBlock = 256;  // columns
 
-/// dtable[index[i]], columns [first, first + n), from the run of equal indices that begins at i.
-/// Returns the end of the run.
+/// dtable[index[i]], columns [first, first + n), from the run of equal indices that begins at i: in
+/// blocks of rows, because a long chain of additions rounds more. Returns the end of the run.
 int64_t add_run(const EmbeddingSumBackwardParams& p, int64_t i, int64_t first, int64_t n) {
-  float total[kBlock], term[kBlock];
-  const int64_t row = p.index[i], count = p.grad.count;
-  read_span(p.grad, p.order[i], first, n, total);
-  for (++i; i < count && p.index[i] == row; ++i) {
-    read_span(p.grad, p.order[i], first, n, term);
-    for_lanes(n, [&](int64_t j, auto k) {
-      store(total + j, load(total + j, k) + load(term + j, k), k);
-    });
+  constexpr int kRows = 16;
+  float total[kBlock], block[kBlock], term[kBlock];
+  const int64_t begin = i, row = p.index[i], count = p.grad.count;
+  const auto add = [&](float* to, const float* what) {
+    for_lanes(n, [&](int64_t j, auto k) { store(to + j, load(to + j, k) + load(what + j, k), k); });
+  };
+  while (i < count && p.index[i] == row) {
+    float* sum = i == begin ? total : block;
+    read_span(p.grad, p.order[i], first, n, sum);
+    const int64_t end = i + kRows < count ? i + kRows : count;
+    for (++i; i < end && p.index[i] == row; ++i) {
+      read_span(p.grad, p.order[i], first, n, term);
+      add(sum, term);
+    }
+    if (sum == block) add(total, block);
   }
   if (row != p.padding) write_span(total, p.dtable, row, first, n);
   return i;

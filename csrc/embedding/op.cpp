@@ -74,8 +74,8 @@ void embedding_sum_backward(const Tensor& grad, const Tensor& index, const Tenso
     }
   }
 
-  EmbeddingSumBackwardParams p{rows(grad), rows(dtable), index.ptr<int64_t>(),
-                               order.ptr<int64_t>(), padding, rows(work)};
+  EmbeddingSumBackwardParams p{rows(grad),           rows(dtable), index.ptr<int64_t>(),
+                               order.ptr<int64_t>(), padding,      rows(work)};
   RUN_KERNEL(embedding_sum_backward, p, grad, executor);
 }
 

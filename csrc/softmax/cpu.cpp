@@ -42,8 +42,8 @@ const float* bias_row(const Rows& mask, int64_t r, int64_t n, float* buffer) {
   return buffer;
 }
 
-/// The scores of a row are scale * z: the row itself where it is contiguous floats, to which nothing
-/// is added, else written to a buffer.
+/// The scores of a row are scale * z: the row itself where it is contiguous floats, to which
+/// nothing is added, else written to a buffer.
 struct Scores {
   const float* z;
   float scale, top;  // the largest score
@@ -100,7 +100,8 @@ void softmax_row(const SoftmaxParams& p, int64_t r, bool streamed, float* buffer
   } else {
     const Divisor sum(kept_sum(exponentials(z, seen, scale, shift, next, buffer)));
     for (int64_t i = seen; i < n; ++i) buffer[i] = 0.0f;
-    write_row(p.out, r, streamed, [&](int64_t i, auto k) { return sum.divide(load(buffer + i, k)); });
+    write_row(p.out, r, streamed,
+              [&](int64_t i, auto k) { return sum.divide(load(buffer + i, k)); });
   }
 }
 
@@ -163,12 +164,13 @@ void softmax(const SoftmaxParams& p, int threads) {
   if (is_columns(p.x) && p.run > 1 && !p.queries) {
     const int64_t size = (1 + p.has_mask) * n * kTile;
     float* scratch = scratch_floats(size * threads);
-    for_tiles(p.x.count, p.run, 1 + kGrain / (n * kTile), threads,
-              [&](int t, int64_t r, int64_t width) { softmax_tile(p, r, width, scratch + size * t); });
+    for_tiles(
+        p.x.count, p.run, 1 + kGrain / (n * kTile), threads,
+        [&](int t, int64_t r, int64_t width) { softmax_tile(p, r, width, scratch + size * t); });
     return;
   }
   float* scratch = scratch_floats(2 * n * threads);
-  const bool streamed = is_past_cache(p.x.bytes() + p.out.bytes());
+  const bool streamed = is_past_cache(bytes(p.x) + bytes(p.out));
   parallel_for(p.x.count, 1 + kGrain / n, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) softmax_row(p, r, streamed, scratch + 2 * n * t);
     if (streamed) finish_streaming();
@@ -177,7 +179,8 @@ void softmax(const SoftmaxParams& p, int threads) {
 
 namespace {
 
-/// The gradient where an element was kept, else 0, which `out` (log: its exponential) is there, too.
+/// The gradient where an element was kept, else 0, which `out` (log: its exponential) is there,
+/// too.
 WF_INLINE Vec kept_gradient(Vec grad, Vec out, bool log) {
   if (log) return where_less(set(-INFINITY), out, grad, set(0.0f));
   return where_less(set(0.0f), out, grad, out);  // out may be NaN, and stays it
@@ -189,13 +192,16 @@ WF_INLINE Vec score_gradient(Vec grad, Vec out, Vec sum, bool log) {
   return log ? grad - exp_negative(out) * sum : out * (grad - sum);
 }
 
-/// Row r, given by contiguous elements of `grad` and `out`; its dz is added to `total`, if there is one.
+/// Row r, given by contiguous elements of `grad` and `out`; its dz is added to `total`, if there is
+/// one.
 template <class T>
 void backward_row(const SoftmaxBackwardParams& p, int64_t r, const T* grad, const T* out,
                   bool streamed, float* total) {
   const int64_t n = p.out.n;
   const Prefetch next_grad(p.grad, r + 1), next_out(p.out, r + 1);
-  auto gradient = [&](int64_t i, auto k, Vec o) { return kept_gradient(load(grad + i, k), o, p.log); };
+  auto gradient = [&](int64_t i, auto k, Vec o) {
+    return kept_gradient(load(grad + i, k), o, p.log);
+  };
   const float total_term = sum_of(n, [&](int64_t i, auto k) {
     next_grad.fetch(i);
     next_out.fetch(i);
@@ -209,8 +215,7 @@ void backward_row(const SoftmaxBackwardParams& p, int64_t r, const T* grad, cons
   };
   if (total)
     for_lanes(n, [&](int64_t i, auto k) { store(total + i, load(total + i, k) + dz(i, k), k); });
-  if (p.has_dx)
-    write_row(p.dx, r, streamed, [&](int64_t i, auto k) { return dz(i, k) * scale; });
+  if (p.has_dx) write_row(p.dx, r, streamed, [&](int64_t i, auto k) { return dz(i, k) * scale; });
 }
 
 void backward_row(const SoftmaxBackwardParams& p, int64_t r, bool streamed, float* total,
@@ -246,14 +251,14 @@ void backward_columns(float* grad, const float* out, int64_t n, float scale, boo
 /// dmask[m], and dx of all its rows; parts are added in their order.
 void mask_backward(const SoftmaxBackwardParams& p, int threads) {
   const int64_t n = p.out.n, each = p.out.count / p.masks;
-  const bool streamed = p.has_dx && is_past_cache(3 * p.dx.bytes());
+  const bool streamed = p.has_dx && is_past_cache(3 * bytes(p.dx));
   float* scratch = scratch_floats(2 * n * threads);
   parallel_for(p.masks * p.parts, 1, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t m = i / p.parts, part = i % p.parts;
       float* total = p.part + (part * p.masks + m) * n;
       for (int64_t j = 0; j < n; ++j) total[j] = 0.0f;
-      for (int64_t j = part_begin(p, part); j < part_begin(p, part + 1); ++j)
+      for (int64_t j = each * part / p.parts; j < each * (part + 1) / p.parts; ++j)
         backward_row(p, m * each + j, streamed, total, scratch + 2 * n * t);
     }
     if (streamed) finish_streaming();
@@ -290,7 +295,7 @@ void softmax_backward(const SoftmaxBackwardParams& p, int threads) {
     return;
   }
   float* scratch = scratch_floats(2 * n * threads);
-  const bool streamed = is_past_cache(3 * p.dx.bytes());
+  const bool streamed = is_past_cache(3 * bytes(p.dx));
   parallel_for(p.out.count, 1 + kGrain / n, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       backward_row(p, r, streamed, nullptr, scratch + 2 * n * t);

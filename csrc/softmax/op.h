@@ -11,9 +11,9 @@
 // softmax_backward:      dz = out (grad - sum out grad)      dx = scale dz
 // log_softmax_backward:  dz = grad - exp(out) sum grad
 //
-//   out, grad, dx   as out and x above; dx may be none. What is not kept has dz = 0, whatever its grad
-//   dmask           none, or [M, S], f32 f16 bf16: dmask[m] = sum of dz over the rows [m R, (m + 1) R)
-//   parts           [P, M, S] f32, where dmask is: the sums of P equal runs of those rows
+//   out, grad, dx   as out and x above; dx may be none. What is not kept has dz = 0, whatever its
+//   grad dmask           none, or [M, S], f32 f16 bf16: dmask[m] = sum of dz over the rows [m R, (m
+//   + 1) R) parts           [P, M, S] f32, where dmask is: the sums of P equal runs of those rows
 //
 // Source: "Attention Is All You Need", section 3.2.1; torch.nn.functional.softmax, log_softmax.
 #pragma once
@@ -42,10 +42,5 @@ struct SoftmaxBackwardParams {
   Rows dmask;
 };
 DECLARE_KERNEL(softmax_backward, SoftmaxBackwardParams)
-
-/// How many rows of each mask row come before part i.
-inline int64_t part_begin(const SoftmaxBackwardParams& p, int64_t i) {
-  return p.out.count / p.masks * i / p.parts;
-}
 
 }  // namespace warpformer

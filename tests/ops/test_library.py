@@ -98,7 +98,10 @@ def test_no_gradient(sample):
 def test_no_forward_gradient(sample):
     """An error, for a missing tangent is a gradient of 0: a wrong one."""
     call = sample(torch.float32)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward only|no forward-mode gradient"):
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match=r"forward only|no forward-mode gradient"),
+    ):
         call.map(lambda t: forward_ad.make_dual(t, torch.ones_like(t)))()
 
 
@@ -180,7 +183,7 @@ def test_functional_gradients_are_refused(transform):
         direct.append(is_direct(row))
         return ops.softmax(row).sum()
 
-    with pytest.raises(NotImplementedError, match="softmax has no .* gradient, nor one under torch.func"):
+    with pytest.raises(NotImplementedError, match=r"softmax has no .* gradient, nor one under torch.func"):
         TRANSFORMS[transform](function, torch.randn(3))
     assert direct == [False]
 

@@ -33,7 +33,7 @@ def cross_entropy(
         out: where the result goes: its shape, any strides, any floating dtype.
 
     Returns:
-        [], or the shape of `target` for "none", in the dtype of `input`; or `out`. The mean over no row is NaN.
+        [], or the shape of `target` for "none", in the dtype of `input`; or `out`. The mean of no row is NaN.
 
     Raises:
         InputError: a shape or dtype does not fit (probabilities as targets are not served), `reduction` or

@@ -36,7 +36,7 @@ def log_softmax(
         dtype: of the result; that of `out`, or of `input`, if None.
         mask: broadcastable to `input`; bool (True = keep) or additive float.
         scale: multiplies `input` before the mask is added.
-        is_causal: of [..., T, S], row t keeps the elements 0 to t; later ones are not read. `dim` is the last.
+        is_causal: of [..., T, S], `dim` the last: row t keeps the elements 0 to t, and reads no others.
         out: where the result goes: the shape of `input`, any strides; it may be `input` itself.
 
     Returns:

@@ -28,7 +28,7 @@ def softmax(
         dtype: of the result; that of `out`, or of `input`, if None.
         mask: broadcastable to `input`; bool (True = keep) or additive float.
         scale: multiplies `input` before the mask is added.
-        is_causal: of [..., T, S], row t keeps the elements 0 to t; later ones are not read. `dim` is the last.
+        is_causal: of [..., T, S], `dim` the last: row t keeps the elements 0 to t, and reads no others.
         out: where the result goes: the shape of `input`, any strides; it may be `input` itself.
 
     Returns:
@@ -41,7 +41,8 @@ def softmax(
         TypeError: an argument is not a tensor.
 
     Sums are float32. Gradients, of `input` and an additive `mask`, come from the result alone; elements that
-    are not kept take no part in them. Source: torch.nn.functional.softmax; "Attention Is All You Need", 3.2.1.
+    are not kept take no part in them: their gradient is 0.
+    Source: torch.nn.functional.softmax; "Attention Is All You Need", 3.2.1.
     """
     args = (input, mask, dim, scale, is_causal, result_dtype("softmax", dtype, out))
     if is_direct(input, optional=(mask, out)):
@@ -121,7 +122,7 @@ def run_backward(kernel, grad, out, dim, scale, dtype, mask_shape, mask_dtype, w
         return dx, dmask
     # Rows that share one of the mask become neighbours.
     outer = [d for d in range(out.ndim) if d != dim]
-    order = sorted(outer, key=lambda d: widths[d] != out.shape[d]) + [dim]
+    order = [*sorted(outer, key=lambda d: widths[d] != out.shape[d]), dim]
     grad, out, given = (None if t is None else t.permute(order) for t in (grad, out, given))
     rows = dmask.view(widths).movedim(dim, -1)
     in_place = rows.is_contiguous()
