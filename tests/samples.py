@@ -80,9 +80,27 @@ def layer_norm(dtype):
     return Sample(ops.layer_norm, (x, (131,), weight, bias, 1e-6), {"residual": residual})
 
 
-def gelu(dtype):
-    bias = torch.randn(131, dtype=dtype)
-    return Sample(ops.gelu, (torch.randn(400, 131, dtype=dtype),), {"approximate": "tanh", "bias": bias})
+def activation(dtype):
+    x, up = torch.randn(2, 400, 131, dtype=dtype)
+    return Sample(ops.activation, (x, "gelu_tanh"), {"up": up, "bias": torch.randn(131, dtype=dtype)})
+
+
+def rope(dtype):
+    tables = ops.rope_tables(ops.rope_frequencies(32)[0], 60)
+    positions = torch.randint(60, (3, 41))
+    return Sample(
+        ops.rope, (torch.randn(3, 41, 7, 37, dtype=dtype), *tables), {"positions": positions}, fixed=tables
+    )
+
+
+def dropout(dtype):
+    x, residual = torch.randn(2, 400, 131, dtype=dtype)
+    return Sample(ops.dropout, (x, 0.3), {"residual": residual, "seed": torch.tensor(17)})
+
+
+def rms_norm(dtype):
+    x, residual = torch.randn(2, 400, 131, dtype=dtype)
+    return Sample(ops.rms_norm, (x, (131,), torch.randn(131, dtype=dtype), 1e-6), {"residual": residual})
 
 
 def embedding_sum(dtype):
@@ -122,12 +140,15 @@ SAMPLES = (
     log_softmax,
     cross_entropy,
     layer_norm,
-    gelu,
+    activation,
+    rope,
+    dropout,
+    rms_norm,
     embedding_sum,
     pack_linear,
     linear,
     attention,
     packed_attention,
 )
-FORWARD_ONLY = (layer_norm, gelu, pack_linear, linear, attention, packed_attention)
+FORWARD_ONLY = (pack_linear, linear, attention, packed_attention)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)

@@ -33,6 +33,12 @@ Rows elements(const Tensor& t) {
   return rows(with_dim);
 }
 
+Rows flat(const Tensor& t) {
+  Rows r{t.data, t.dtype, t.numel()};
+  r.step = r.count = 1;
+  return r;
+}
+
 int64_t common_run(const Rows& a, const Rows& b) {
   const auto run = [](const Rows& rows) {
     return rows.ndim ? rows.shape[rows.ndim - 1] : rows.count;

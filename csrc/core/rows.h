@@ -24,6 +24,8 @@ struct Tensor;
 Rows rows(const Tensor& t, int dim = -1);
 /// Every element of t, of at most 7 dimensions, a row of its own.
 Rows elements(const Tensor& t);
+/// All of a contiguous tensor as one row.
+Rows flat(const Tensor& t);
 
 /// How many neighbouring rows, counted from row 0, are evenly apart in both of these views of equal
 /// shape; the same holds for every next so many.

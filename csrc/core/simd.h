@@ -55,6 +55,8 @@ WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign.v),
                                                         _mm512_castps_si512(magnitude.v), 0xCA))};
 }
+/// Lanes 0 and 1 exchanged, 2 and 3, and so on.
+WF_INLINE Vec swap_neighbours(Vec a) { return {_mm512_permute_ps(a.v, 0xB1)}; }
 WF_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 WF_INLINE float max_lane(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -63,12 +65,18 @@ WF_INLINE Vec widen(__m256i half) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
 WF_INLINE __m256i narrow(Vec v) {
+#if defined(__AVX512BF16__)
+  // The instruction takes subnormals (class 0x20) for 0: those, which are rare, go the long way.
+  if (__builtin_expect(!_mm512_fpclass_ps_mask(v.v, 0x20), true))
+    return (__m256i)_mm512_cvtneps_pbh(v.v);
+#endif
   const __m512i u = _mm512_castps_si512(v.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), odd);
-  const __m512i nan = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));  // quiet, never infinity
   const __mmask16 is_nan = _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, is_nan, nan), 16));
+  const __m512i quiet = _mm512_set1_epi32(0x400000);  // a NaN, never infinity
+  return _mm512_cvtepi32_epi16(
+      _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, is_nan, u, quiet), 16));
 }
 WF_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 WF_INLINE Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(lanes(n), p)}; }
@@ -136,6 +144,7 @@ WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_and_ps(bit, sign.v), _mm256_andnot_ps(bit, magnitude.v))};
 }
+WF_INLINE Vec swap_neighbours(Vec a) { return {_mm256_permute_ps(a.v, 0xB1)}; }
 WF_INLINE float sum(Vec a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -208,6 +217,7 @@ WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return {a.v < b.v ? ye
 WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   return {(Float4)(((Int4)magnitude.v & INT32_MAX) | ((Int4)sign.v & INT32_MIN))};
 }
+WF_INLINE Vec swap_neighbours(Vec a) { return {Float4{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
 WF_INLINE float sum(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 WF_INLINE float max_lane(Vec a) {
   const float low = a.v[0] > a.v[2] ? a.v[0] : a.v[2], high = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
@@ -456,34 +466,6 @@ WF_INLINE Vec tanh(Vec x) {
   const Vec small = fma(p * square, x, x);
   const Vec large = set(1.0f) - set(2.0f) / (exp(a + a) + set(1.0f));
   return where_less(a, set(0.625f), small, copy_sign(large, x));
-}
-
-// gelu(x) = x Phi(x) = max(x, 0) - |x| Phi(-|x|): no cancellation on either side.
-// Phi(-a) = exp(-a^2 / 2 + R(a)), R a minimax polynomial on [0, 6] (beyond, the term is below
-// 6e-9).
-WF_INLINE Vec gelu(Vec x) {
-  const Vec a = min(set(40.0f), abs(x)), bounded = min(set(6.0f), a);
-  Vec r = set(2.15554752e-09f);
-  r = fma(r, bounded, set(-7.8046682e-08f));
-  r = fma(r, bounded, set(1.25290649e-06f));
-  r = fma(r, bounded, set(-1.16735937e-05f));
-  r = fma(r, bounded, set(6.8002606e-05f));
-  r = fma(r, bounded, set(-0.000227484052f));
-  r = fma(r, bounded, set(4.50198058e-05f));
-  r = fma(r, bounded, set(0.00478125457f));
-  r = fma(r, bounded, set(-0.0363367349f));
-  r = fma(r, bounded, set(0.181690589f));
-  r = fma(r, bounded, set(-0.797884643f));
-  r = fma(r, bounded, set(-0.693147182f));
-  const Vec tail = exp(fma(a * a, set(-0.5f), r));
-  return max(set(0.0f), x) - a * tail;
-}
-
-// The tanh form: x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3).
-WF_INLINE Vec gelu_tanh(Vec v) {
-  const Vec x = max(set(-40.0f), v);  // below, the result is 0; -inf / inf would not be
-  const Vec u2 = x * fma(x * x, set(2 * 0.7978845608f * 0.044715f), set(2 * 0.7978845608f));
-  return x / (set(1.0f) + exp(set(0.0f) - u2));
 }
 
 }  // namespace warpformer::cpu::WF_ISA

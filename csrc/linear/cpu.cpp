@@ -6,6 +6,7 @@
 //       for two panels of W:       (from L3 or memory once, then from L1)
 //         for each tile of rows:   tile of C += A B                                 (registers)
 //     C row + bias, activation, + residual --> out row
+#include "core/activation_functions.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "linear/op.h"
@@ -25,23 +26,11 @@ void pack_rows(const Rows& x, int64_t begin, int64_t count, int64_t k, int64_t d
 
 /// c = act(c + bias)
 void activate(float* c, const float* bias, int64_t n, Activation activation) {
-  const auto map = [&](const auto& function) {
+  by_activation(activation, false, [&](auto act) {
     for_lanes(n, [&](int64_t i, auto k) {
-      store(c + i, function(load(c + i, k) + load(bias + i, k)), k);
+      store(c + i, act.value(load(c + i, k) + load(bias + i, k)), k);
     });
-  };
-  switch (activation) {
-    case Activation::none:
-      return map([](Vec v) { return v; });
-    case Activation::relu:
-      return map([](Vec v) { return max(set(0.0f), v); });
-    case Activation::gelu:
-      return map([](Vec v) { return gelu(v); });
-    case Activation::gelu_tanh:
-      return map([](Vec v) { return gelu_tanh(v); });
-    case Activation::tanh:
-      return map([](Vec v) { return tanh(v); });
-  }
+  });
 }
 
 struct Range {

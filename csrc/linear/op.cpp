@@ -6,17 +6,6 @@
 namespace warpformer {
 namespace {
 
-constexpr const char* kActivations[] = {"none", "relu", "gelu", "gelu_tanh", "tanh"};
-
-bool is_activation(const std::string& name, Activation& activation) {
-  for (int i = 0; i < 5; ++i) {
-    if (name != kActivations[i]) continue;
-    activation = static_cast<Activation>(i);
-    return true;
-  }
-  return false;
-}
-
 int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 }  // namespace
@@ -49,7 +38,7 @@ void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   if (bias) CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == out.dim(-1), bias, out);
   if (residual) CHECK(residual->floating() && residual->same_shape(out), residual, out);
   LinearParams p{rows(x)};
-  CHECK(is_activation(activation, p.activation), activation);
+  CHECK(is_activation(activation.c_str(), p.activation), activation);
   if (out.numel() == 0) return;
 
   if (bias) p.bias = rows(*bias);

@@ -5,20 +5,19 @@
 //                 panel[p][k][j] = W[16 p + j][k], 0 past the last row
 //   bias          [N] or none
 //   out, residual [..., N], any strides, f32 f16 bf16 each
-//   act           none, relu, gelu, gelu_tanh, tanh
+//   act           of core/activation.h
 //
 // Sums are float, over k in ascending order.
 // Source: torch.nn.functional.linear; Goto, van de Geijn, "Anatomy of High-Performance Matrix
 // Multiplication", for packing.
 #pragma once
 
+#include "core/activation.h"
 #include "core/gemm.h"
 #include "core/isa_list.h"
 #include "core/rows.h"
 
 namespace warpformer {
-
-enum class Activation : int { none, relu, gelu, gelu_tanh, tanh };
 
 // A block is what a thread works on at a time: as packed rows of x it takes 0.4 MiB at most, as
 // result as much, so that both stay in a megabyte of L2 beside the two panels of the weight in use.

@@ -47,46 +47,72 @@ WF_INLINE Vec rounded(Vec v, const T*) {
 /// The rows of buffers of a thread: z, then a row for each operand that is not contiguous.
 constexpr int kBuffers = 4;
 
+/// Sums are kept in chains of at most 64 additions of floats, which are added up as doubles.
+constexpr int64_t kSpan = 4 * 64 * Vec::kWidth;
+
+/// The sum of what add(i, lanes, sum) adds to `sum`.
+template <class F>
+WF_INLINE double add_up(int64_t n, const F& add) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kSpan) {
+    Sum sum;
+    for_lanes(n - begin < kSpan ? n - begin : kSpan,
+              [&](int64_t i, auto k) { add(begin + i, k, sum); });
+    total += sum.total();
+  }
+  return total;
+}
+struct Two {
+  double first = 0, second = 0;
+};
+/// The same of two sums.
+template <class F>
+WF_INLINE Two add_up_two(int64_t n, const F& add) {
+  Two totals;
+  for (int64_t begin = 0; begin < n; begin += kSpan) {
+    Sum first, second;
+    for_lanes(n - begin < kSpan ? n - begin : kSpan,
+              [&](int64_t i, auto k) { add(begin + i, k, first, second); });
+    totals.first += first.total();
+    totals.second += second.total();
+  }
+  return totals;
+}
+
 WF_INLINE Vec itself(Vec v) { return v; }
 WF_INLINE Vec squared(Vec v) { return v * v; }
 
 /// The row x as floats; total = the sum of their terms.
 template <Vec (*term)(Vec)>
-const float* as_floats(const float* x, int64_t n, float*, float& total) {
-  Sum sum;
-  for_lanes(n, [&](int64_t i, auto k) { sum.add(term(load(x + i, k))); });
-  total = sum.total();
+const float* as_floats(const float* x, int64_t n, float*, double& total) {
+  total = add_up(n, [&](int64_t i, auto k, Sum& sum) { sum.add(term(load(x + i, k))); });
   return x;
 }
 template <Vec (*term)(Vec), class T>
-const float* as_floats(const T* x, int64_t n, float* z, float& total) {
-  Sum sum;
-  for_lanes(n, [&](int64_t i, auto k) {
+const float* as_floats(const T* x, int64_t n, float* z, double& total) {
+  total = add_up(n, [&](int64_t i, auto k, Sum& sum) {
     const Vec v = load(x + i, k);
     sum.add(term(v));
     store(z + i, v, k);
   });
-  total = sum.total();
   return z;
 }
 
 /// z = x + residual, rounded to T, also written to out; total = the sum of its terms.
 template <Vec (*term)(Vec), class T>
 void add_rows(const T* x, const T* residual, int64_t n, float* z, const Writer<T>& out,
-              float& total) {
-  Sum sum;
-  for_lanes(n, [&](int64_t i, auto k) {
+              double& total) {
+  total = add_up(n, [&](int64_t i, auto k, Sum& sum) {
     const Vec v = rounded(load(x + i, k) + load(residual + i, k), x);
     sum.add(term(v));
     store(z + i, v, k);
     if (out.row) out(i, v, k);
   });
-  total = sum.total();
 }
 
 /// Row r of x + residual as floats, also written to sum; total = the sum of their terms.
 template <Vec (*term)(Vec), class T>
-const float* sum_row(const NormParams& p, int64_t r, bool streams, float* buffers, float& total) {
+const float* sum_row(const NormParams& p, int64_t r, bool streams, float* buffers, double& total) {
   const int64_t n = p.x.n;
   const T* x = row_in(p.x, r, reinterpret_cast<T*>(buffers + n));
   if (!p.residual.data) return as_floats<term>(x, n, buffers, total);
@@ -100,19 +126,21 @@ const float* sum_row(const NormParams& p, int64_t r, bool streams, float* buffer
 struct Statistics {
   float mean, rstd;
 };
+float rstd_of(double variance, float eps) {
+  return static_cast<float>(1.0 / sqrt(variance + static_cast<double>(eps)));
+}
 
-Statistics of_layer(const float* z, int64_t n, float total, float eps) {
-  const float rough = total / static_cast<float>(n);
-  Sum deviations, squares;
-  for_lanes(n, [&](int64_t i, auto k) {
+Statistics of_layer(const float* z, int64_t n, double total, float eps) {
+  const auto rough = static_cast<float>(total / static_cast<double>(n));
+  const Two sums = add_up_two(n, [&](int64_t i, auto k, Sum& deviations, Sum& squares) {
     const Vec d = load_or(z + i, k, rough) - set(rough);
     deviations.add(d);
     squares.add(d * d);
   });
   // What rounding left of the mean shows in the deviations, and is taken out of both.
-  const float off = deviations.total() / static_cast<float>(n);
-  const float variance = squares.total() / static_cast<float>(n) - off * off;
-  return {rough + off, 1.0f / sqrtf((variance > 0.0f ? variance : 0.0f) + eps)};
+  const double off = sums.first / static_cast<double>(n);
+  const double variance = sums.second / static_cast<double>(n) - off * off;
+  return {static_cast<float>(rough + off), rstd_of(variance > 0 ? variance : 0, eps)};
 }
 
 /// The row that `rows` has, as floats; all `otherwise` where it is not given.
@@ -126,7 +154,7 @@ template <class T>
 void normalize_row(const NormParams& p, int64_t r, const float* weight, const float* bias,
                    bool streams, float* buffers) {
   const int64_t n = p.x.n;
-  float total;
+  double total;
   const float* z;
   Statistics s;
   if (p.centered) {
@@ -134,7 +162,7 @@ void normalize_row(const NormParams& p, int64_t r, const float* weight, const fl
     s = of_layer(z, n, total, p.eps);
   } else {
     z = sum_row<squared, T>(p, r, streams, buffers, total);
-    s = {0.0f, 1.0f / sqrtf(total / static_cast<float>(n) + p.eps)};
+    s = {0.0f, rstd_of(total / static_cast<double>(n), p.eps)};
   }
   if (p.mean) p.mean[r] = s.mean;
   if (p.rstd) p.rstd[r] = s.rstd;
@@ -185,14 +213,13 @@ void backward_rows(const NormBackwardParams& p, int64_t begin, int64_t end, cons
     Vec mean_g = set(0.0f), mean_gy = mean_g;
     T* dz = nullptr;
     if (p.dz.data) {
-      Sum values, products;
-      for_lanes(n, [&](int64_t i, auto k) {
+      const Two sums = add_up_two(n, [&](int64_t i, auto k, Sum& values, Sum& products) {
         const Vec g = load(grad + i, k) * load(weight + i, k);
         values.add(g);
         products.add(g * (load(z + i, k) - mean));
       });
-      if (p.centered) mean_g = set(values.total() / static_cast<float>(n));
-      mean_gy = set(products.total() / static_cast<float>(n) * p.rstd[r]);
+      if (p.centered) mean_g = set(static_cast<float>(sums.first / static_cast<double>(n)));
+      mean_gy = set(static_cast<float>(sums.second / static_cast<double>(n) * p.rstd[r]));
       dz = row_out(p.dz, r, buffer(3));
     }
     const Writer<T> write(dz, streams);

@@ -8,13 +8,15 @@ import torch
 
 __all__: list[str] = [
     "InputError",
+    "activation",
+    "activation_backward",
     "advise_huge_pages",
     "best_isa",
     "cuda_architectures",
     "cuda_driver_version",
     "cuda_runtime_version",
+    "dropout",
     "embedding_sum",
-    "gelu",
     "isa",
     "layer_norm",
     "layer_norm_backward",
@@ -23,26 +25,51 @@ __all__: list[str] = [
     "rms_norm",
     "rms_norm_backward",
     "roofline",
+    "rope",
     "scaled_dot_product_attention",
     "set_isa",
     "softmax",
 ]
 
+def activation(
+    x: torch.Tensor | numpy.ndarray,
+    up: torch.Tensor | numpy.ndarray | None,
+    bias: torch.Tensor | numpy.ndarray | None,
+    up_bias: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    activation: str,
+    executor: int,
+) -> None: ...
+def activation_backward(
+    grad: torch.Tensor | numpy.ndarray,
+    x: torch.Tensor | numpy.ndarray,
+    up: torch.Tensor | numpy.ndarray | None,
+    bias: torch.Tensor | numpy.ndarray | None,
+    up_bias: torch.Tensor | numpy.ndarray | None,
+    dx: torch.Tensor | numpy.ndarray | None,
+    dup: torch.Tensor | numpy.ndarray | None,
+    dbias: torch.Tensor | numpy.ndarray | None,
+    dup_bias: torch.Tensor | numpy.ndarray | None,
+    partial: torch.Tensor | numpy.ndarray | None,
+    activation: str,
+    executor: int,
+) -> None: ...
 def advise_huge_pages(fresh: torch.Tensor | numpy.ndarray) -> None: ...
 def best_isa() -> str: ...
 def cuda_driver_version() -> int: ...
 def cuda_runtime_version() -> int: ...
+def dropout(
+    x: torch.Tensor | numpy.ndarray,
+    residual: torch.Tensor | numpy.ndarray | None,
+    seed: torch.Tensor | numpy.ndarray,
+    p: float,
+    out: torch.Tensor | numpy.ndarray,
+    executor: int,
+) -> None: ...
 def embedding_sum(
     indices: collections.abc.Sequence[torch.Tensor | numpy.ndarray],
     tables: collections.abc.Sequence[torch.Tensor | numpy.ndarray],
     out: torch.Tensor | numpy.ndarray,
-    executor: int,
-) -> None: ...
-def gelu(
-    x: torch.Tensor | numpy.ndarray,
-    bias: torch.Tensor | numpy.ndarray | None,
-    out: torch.Tensor | numpy.ndarray,
-    approximate: str,
     executor: int,
 ) -> None: ...
 def isa() -> str: ...
@@ -105,6 +132,18 @@ def rms_norm_backward(
     executor: int,
 ) -> None: ...
 def roofline(limit: str, rounds: int, memory: torch.Tensor | numpy.ndarray, executor: int) -> float: ...
+def rope(
+    x: torch.Tensor | numpy.ndarray,
+    key: torch.Tensor | numpy.ndarray | None,
+    cos: torch.Tensor | numpy.ndarray,
+    sin: torch.Tensor | numpy.ndarray,
+    positions: torch.Tensor | numpy.ndarray | None,
+    interleaved: bool,
+    conjugate: bool,
+    out: torch.Tensor | numpy.ndarray,
+    key_out: torch.Tensor | numpy.ndarray | None,
+    executor: int,
+) -> None: ...
 def scaled_dot_product_attention(
     query: torch.Tensor | numpy.ndarray,
     key: torch.Tensor | numpy.ndarray,

@@ -25,16 +25,18 @@ DEVICE Barrier start_barrier() {
 }
 #endif
 
-// Bytes in and, another way round, out again: out = in shifted by 16 bytes within the copied part; and
-// additions of T.
+// Bytes in and, another way round, out again: out = in shifted by 16 bytes within the copied part;
+// and additions of T.
 template <class T>
-KERNEL(64) bytes(const uint8_t* in, uint8_t* out, int count) {
+KERNEL(64)
+bytes(const uint8_t* in, uint8_t* out, int count) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   const auto space = aligned_space();
   const Barrier barrier = start_barrier();
   if (thread_index() == 0) {
-    barrier.arrive_expect(count);
+    barrier.expect(count);
     bulk_load(space, in, count - 16, barrier);
+    barrier.arrive();
     bulk_load(space + (count - 16), in + (count - 16), 16, barrier);
   }
   barrier.wait(0);
@@ -102,8 +104,9 @@ struct Coordinates {
 
 // The image of the box in shared memory, which starts zeroed: `bytes` from the aligned base on.
 template <int rank>
-KERNEL(64) load_box(const GRID_CONSTANT TensorMap map, Coordinates coordinates, int offset,
-                    int box_bytes, uint8_t* out, int bytes) {
+KERNEL(64)
+load_box(const GRID_CONSTANT TensorMap map, Coordinates coordinates, int offset, int box_bytes,
+         uint8_t* out, int bytes) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   const auto space = aligned_space();
   const Barrier barrier = start_barrier();
@@ -124,8 +127,9 @@ KERNEL(64) load_box(const GRID_CONSTANT TensorMap map, Coordinates coordinates, 
 
 // Stores (or adds) the image in[0] as a box of the tensor that is the output.
 template <int rank, bool add>
-KERNEL(64) store_box(const GRID_CONSTANT TensorMap map, Coordinates coordinates, int offset,
-                     const uint8_t* in, int bytes) {
+KERNEL(64)
+store_box(const GRID_CONSTANT TensorMap map, Coordinates coordinates, int offset, const uint8_t* in,
+          int bytes) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   const auto space = aligned_space();
   for (int i = thread_index(); i < bytes; i += block_threads()) space.store(i, load(in + i));
@@ -153,7 +157,8 @@ void run_load_box(const conformance::Call& call, const Box& box) {
   for (int i = 0; i < 5; ++i) at.at[i] = box.coordinates[i];
   const int bytes = static_cast<int>(call.result_bytes);
   LAUNCH(load_box<rank>, 1, 64, static_cast<size_t>(bytes + 2 * kLine), call.stream,
-         (box.map<T, rank>(call.input<T>(0))), at, box.offset, box_bytes, call.output<uint8_t>(), bytes);
+         (box.map<T, rank>(call.input<T>(0))), at, box.offset, box_bytes, call.output<uint8_t>(),
+         bytes);
 }
 // Numbers also: the bytes of the image.
 template <class T, int rank, bool add>
@@ -165,25 +170,31 @@ void run_store_box(const conformance::Call& call, const Box& box) {
          (box.map<T, rank>(call.output<T>())), at, box.offset, call.input<uint8_t>(0), bytes);
 }
 
-#define EVERY_RANK(function, T, ...)                                         \
-  const Box box(call);                                                       \
-  switch (box.rank) {                                                        \
-    case 1: return function<T, 1 __VA_OPT__(, ) __VA_ARGS__>(call, box);     \
-    case 2: return function<T, 2 __VA_OPT__(, ) __VA_ARGS__>(call, box);     \
-    case 3: return function<T, 3 __VA_OPT__(, ) __VA_ARGS__>(call, box);     \
-    case 4: return function<T, 4 __VA_OPT__(, ) __VA_ARGS__>(call, box);     \
-    default: return function<T, 5 __VA_OPT__(, ) __VA_ARGS__>(call, box);    \
+#define EVERY_RANK(function, T, ...)                               \
+  const Box box(call);                                             \
+  switch (box.rank) {                                              \
+    case 1:                                                        \
+      return function<T, 1 __VA_OPT__(, ) __VA_ARGS__>(call, box); \
+    case 2:                                                        \
+      return function<T, 2 __VA_OPT__(, ) __VA_ARGS__>(call, box); \
+    case 3:                                                        \
+      return function<T, 3 __VA_OPT__(, ) __VA_ARGS__>(call, box); \
+    case 4:                                                        \
+      return function<T, 4 __VA_OPT__(, ) __VA_ARGS__>(call, box); \
+    default:                                                       \
+      return function<T, 5 __VA_OPT__(, ) __VA_ARGS__>(call, box); \
   }
-CASE(tensor_load_u8) { EVERY_RANK(run_load_box, uint8_t) }
-CASE(tensor_load_u16) { EVERY_RANK(run_load_box, uint16_t) }
-CASE(tensor_load_f32) { EVERY_RANK(run_load_box, float) }
-CASE(tensor_store_u8) { EVERY_RANK(run_store_box, uint8_t, false) }
-CASE(tensor_store_u16) { EVERY_RANK(run_store_box, uint16_t, false) }
-CASE(tensor_store_f32) { EVERY_RANK(run_store_box, float, false) }
-CASE(tensor_add_f32) { EVERY_RANK(run_store_box, float, true) }
-CASE(tensor_add_bf16) { EVERY_RANK(run_store_box, bf16, true) }
-CASE(tensor_add_f16) { EVERY_RANK(run_store_box, f16, true) }
-CASE(tensor_add_i32) { EVERY_RANK(run_store_box, int32_t, true) }
+CASE(tensor_load_u8){EVERY_RANK(run_load_box, uint8_t)} CASE(tensor_load_u16){
+    EVERY_RANK(run_load_box, uint16_t)} CASE(tensor_load_f32){
+    EVERY_RANK(run_load_box, float)} CASE(tensor_store_u8){
+    EVERY_RANK(run_store_box, uint8_t, false)} CASE(tensor_store_u16){
+    EVERY_RANK(run_store_box, uint16_t, false)} CASE(tensor_store_f32){
+    EVERY_RANK(run_store_box, float, false)} CASE(tensor_add_f32){
+    EVERY_RANK(run_store_box, float, true)} CASE(tensor_add_bf16){
+    EVERY_RANK(run_store_box, bf16, true)} CASE(tensor_add_f16){
+    EVERY_RANK(run_store_box, f16, true)} CASE(tensor_add_i32) {
+  EVERY_RANK(run_store_box, int32_t, true)
+}
 
 }  // namespace
 }  // namespace warpformer::cuda

@@ -24,7 +24,7 @@ def cases() -> Iterator[Case]:
 def _bytes() -> Iterator[Case]:
     g = np.random.default_rng(8)
     x = g.integers(0, 256, 2048).astype(np.uint8)
-    yield Case("bulk_copy", "bulk_copy", 0 * x, np.roll(x, 1024), [x], hopper=True)
+    yield Case("bulk_copy", "bulk_copy", 0 * x, np.roll(x, 1024), [x], needs="sm_90")
     encodings = {
         "f32": lambda v: v.astype(np.float32),
         "i32": lambda v: v.astype(np.int32),
@@ -37,8 +37,9 @@ def _bytes() -> Iterator[Case]:
         per_16 = 16 // encode(values).itemsize
         expected = 2 * y  # stored, then added once more; and the first 16 bytes go to the second as well
         expected[per_16 : 2 * per_16] += y[:per_16]
-        start = np.zeros_like(encode(values))
-        yield Case(f"bulk_add_{kind}", f"bulk_add_{kind}", start, encode(expected), [encode(values)], hopper=True)
+        x = encode(values)
+        kernel = f"bulk_add_{kind}"
+        yield Case(kernel, kernel, np.zeros_like(x), encode(expected), [x], needs="sm_90")
 
 
 def codes(shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -107,7 +108,7 @@ def _load_and_store(name: str, kind: str, box: Box) -> Iterator[Case]:
         expected,
         [box.tensor],
         box.numbers(),
-        hopper=True,
+        needs="sm_90",
     )
     values = codes(box.box, box.tensor.dtype)[..., ::-1]
     yield Case(
@@ -117,7 +118,7 @@ def _load_and_store(name: str, kind: str, box: Box) -> Iterator[Case]:
         box.stored(values),
         [box.image(values)],
         box.numbers(),
-        hopper=True,
+        needs="sm_90",
     )
 
 
@@ -183,5 +184,5 @@ def _additions() -> Iterator[Case]:
                 encode(after),
                 [box.image(encode(values))],
                 box.numbers(),
-                hopper=True,
+                needs="sm_90",
             )

@@ -1,6 +1,6 @@
-// A case: one kernel over one primitive, run by name from Python with arrays of bytes in and out. The
-// same sources are built for a GPU (nvcc) and for the emulator (g++ -DWARPFORMER_EMULATED), with the C
-// interface of entry.cu.
+// A case: one kernel over one primitive, run by name from Python with arrays of bytes in and out.
+// The same sources are built for a GPU (nvcc) and for the emulator (g++ -DWARPFORMER_EMULATED),
+// with the C interface of entry.cu.
 #pragma once
 
 #include <cstdint>
@@ -42,14 +42,14 @@ inline std::map<std::string, Case>& cases() {
   return all;
 }
 
-/// CASE(name) { LAUNCH(...call.input<float>(0)...); } runs under its name and the file's prefix, if any.
+/// CASE(name) { LAUNCH(...call.input<float>(0)...); } runs under its name and the file's prefix, if
+/// any.
 struct Registration {
   Registration(const std::string& name, Case function) { cases().emplace(name, function); }
 };
-#define CASE(name)                                                            \
-  static void case_##name(const ::warpformer::conformance::Call&);            \
-  static const ::warpformer::conformance::Registration registration_##name(   \
-      #name, case_##name);                                                    \
+#define CASE(name)                                                                              \
+  static void case_##name(const ::warpformer::conformance::Call&);                              \
+  static const ::warpformer::conformance::Registration registration_##name(#name, case_##name); \
   static void case_##name([[maybe_unused]] const ::warpformer::conformance::Call& call)
 
 }  // namespace warpformer::conformance

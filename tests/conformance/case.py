@@ -11,7 +11,8 @@ class Case:
     """`kernel` over `inputs` and `numbers`, its output starting as `output`, gives `expected`.
 
     Without `bound` the bits are equal, whatever computes them; with it, values differ by at most that much
-    from the exact result, so two implementations by twice that. `hopper`: the GPU must be an sm_90a.
+    from the exact result, so two implementations by twice that. `needs` is what a GPU must be: "sm_80",
+    "sm_90" or later, or "sm_90a" exactly.
     """
 
     name: str
@@ -21,7 +22,7 @@ class Case:
     inputs: Sequence[np.ndarray] = ()
     numbers: Sequence[int] = ()
     bound: np.ndarray | None = None
-    hopper: bool = False
+    needs: str = "sm_80"
 
     def __str__(self):
         return self.name

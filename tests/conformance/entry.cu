@@ -66,8 +66,9 @@ struct Memory {
 
 /// Runs a case; the output holds what it should start with. Returns 0, or 1 and the message.
 EXPORT int conformance_run(const char* name, int inputs, const void* const* input,
-                           const int64_t* input_bytes, void* output, int64_t output_bytes, int numbers,
-                           const int64_t* number, char* message, int64_t message_bytes) {
+                           const int64_t* input_bytes, void* output, int64_t output_bytes,
+                           int numbers, const int64_t* number, char* message,
+                           int64_t message_bytes) {
   using namespace warpformer::conformance;
   try {
     const auto found = cases().find(name);

@@ -5,32 +5,33 @@ namespace warpformer::cuda {
 namespace {
 
 template <class T, class U, class F>
-KERNEL(128) map(const T* in, U* out, int64_t count, F f) {
+KERNEL(128)
+map(const T* in, U* out, int64_t count, F f) {
   const int64_t i = block_index() * block_threads() + thread_index();
   if (i < count) store(out + i, f(in, i));
 }
 template <class T, class U, class F>
 void run_map(const conformance::Call& call, F f) {
   const int64_t count = call.result_bytes / static_cast<int64_t>(sizeof(U));
-  LAUNCH((map<T, U, F>), (count + 127) / 128, 128, 0, call.stream, call.input<T>(0), call.output<U>(),
-         count, f);
+  LAUNCH((map<T, U, F>), (count + 127) / 128, 128, 0, call.stream, call.input<T>(0),
+         call.output<U>(), count, f);
 }
 
-#define MATH_CASE(name, T, U, expression)                              \
-  struct Map_##name {                                                  \
-    DEVICE U operator()(const T* in, int64_t i) const {                \
-      const T x = load(in + i);                                        \
-      return expression;                                               \
-    }                                                                  \
-  };                                                                   \
+#define MATH_CASE(name, T, U, expression)               \
+  struct Map_##name {                                   \
+    DEVICE U operator()(const T* in, int64_t i) const { \
+      const T x = load(in + i);                         \
+      return expression;                                \
+    }                                                   \
+  };                                                    \
   CASE(name) { run_map<T, U>(call, Map_##name{}); }
-#define BINARY_CASE(name, U, expression)                               \
-  struct Map_##name {                                                  \
-    DEVICE U operator()(const float* in, int64_t i) const {            \
-      const float x = load(in + 2 * i), y = load(in + 2 * i + 1);      \
-      return expression;                                               \
-    }                                                                  \
-  };                                                                   \
+#define BINARY_CASE(name, U, expression)                          \
+  struct Map_##name {                                             \
+    DEVICE U operator()(const float* in, int64_t i) const {       \
+      const float x = load(in + 2 * i), y = load(in + 2 * i + 1); \
+      return expression;                                          \
+    }                                                             \
+  };                                                              \
   CASE(name) { run_map<float, U>(call, Map_##name{}); }
 
 MATH_CASE(exp2_approx, float, float, exp2_approx(x))

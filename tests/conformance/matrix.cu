@@ -4,8 +4,8 @@
 namespace warpformer::cuda {
 namespace {
 
-// A warp reads `count` matrices: lane i its row at in[1][i]. Shared memory is in[0], 4 KB; the output is
-// the registers, [register][lane].
+// A warp reads `count` matrices: lane i its row at in[1][i]. Shared memory is in[0], 4 KB; the
+// output is the registers, [register][lane].
 constexpr int kSpace = 4096;
 
 DEVICE void fill(Shared<uint8_t> space, const uint8_t* from, int bytes) {
@@ -14,7 +14,8 @@ DEVICE void fill(Shared<uint8_t> space, const uint8_t* from, int bytes) {
 }
 
 template <int count, bool transposed>
-KERNEL(32) load_matrices(const uint8_t* in, const int32_t* rows, uint32_t* out) {
+KERNEL(32)
+load_matrices(const uint8_t* in, const int32_t* rows, uint32_t* out) {
   const auto space = shared_memory<uint8_t>();
   fill(space, in, kSpace);
   sync_block();
@@ -40,7 +41,8 @@ CASE(ldmatrix_transposed_4) { run_load<4, true>(call); }
 
 // The pair of fragments that one ldmatrix fills: the same registers.
 template <bool transposed>
-KERNEL(32) load_fragments(const uint8_t* in, const int32_t* rows, uint32_t* out) {
+KERNEL(32)
+load_fragments(const uint8_t* in, const int32_t* rows, uint32_t* out) {
   const auto space = shared_memory<uint8_t>();
   fill(space, in, kSpace);
   sync_block();
@@ -81,7 +83,8 @@ DEVICE void store_matrices(const uint32_t* in, const int32_t* rows, uint8_t* out
 }
 #endif
 template <int count, bool transposed>
-KERNEL(32) store_matrices_kernel(const uint32_t* in, const int32_t* rows, uint8_t* out) {
+KERNEL(32)
+store_matrices_kernel(const uint32_t* in, const int32_t* rows, uint8_t* out) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   store_matrices<count, transposed>(in, rows, out);
 #endif
@@ -101,7 +104,8 @@ CASE(stmatrix_transposed_4) { run_store<4, true>(call); }
 // A block a product: a [block][lane][4], b [block][lane][2], and in the output d [block][lane][4].
 enum class Mma { bf16, f16, tf32, s8 };
 template <Mma kind, class D>
-KERNEL(32) products(const uint32_t* a, const uint32_t* b, D* out) {
+KERNEL(32)
+products(const uint32_t* a, const uint32_t* b, D* out) {
   const int64_t lane = block_index() * 32 + lane_index();
   uint32_t left[4], right[2];
   D d[4];

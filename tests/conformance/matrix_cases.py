@@ -132,7 +132,7 @@ def _fragments() -> Iterator[Case]:
                     np.zeros_like(stored),
                     stored,
                     [np.ascontiguousarray(words[:count]), valid],
-                    hopper=True,
+                    needs="sm_90",
                 )
             yield Case(
                 f"ldmatrix{kind}_pair_{order}", f"ldmatrix{kind}_pair", np.zeros_like(words), words, inputs
@@ -149,7 +149,8 @@ def _products(t: Operand) -> Iterator[Case]:
         d = t.decode(a) @ t.decode(b) + c
         rows, columns = c_fragment()
         if bound is not None:
-            bound = (k * 2.0**-22 * (np.abs(t.decode(a)) @ np.abs(t.decode(b)) + np.abs(c)))[..., rows, columns]
+            magnitude = np.abs(t.decode(a)) @ np.abs(t.decode(b)) + np.abs(c)
+            bound = k * 2.0**-22 * magnitude[..., rows, columns]
         return Case(
             f"mma_{t.name}_{name}",
             f"mma_{t.name}",

@@ -48,8 +48,8 @@ CASE(scalars) {
   LAUNCH(scalars, 1, 32, 256, call.stream, call.input<uint8_t>(0), call.output<uint8_t>());
 }
 
-// Three groups in flight, each thread's 16 bytes and 4 bytes of them; a third is zero-filled. Waits for
-// the groups one by one and writes what has landed.
+// Three groups in flight, each thread's 16 bytes and 4 bytes of them; a third is zero-filled. Waits
+// for the groups one by one and writes what has landed.
 KERNEL(64) async_copies(const uint8_t* in, uint8_t* out) {
   constexpr int stage = 64 * 20;
   const auto space = shared_memory<uint8_t>();

@@ -106,7 +106,8 @@ def _atomics(g) -> Iterator[Case]:
         sums[thread % 4] += 2 * (thread % 8), -2
     for name, encode in (("f16", to_f16), ("bf16", to_bf16)):
         kernel = f"red_add2_{name}"
-        yield Case(kernel, kernel, np.zeros((4, 2), np.uint16), encode(sums), hopper=name == "bf16")
+        needs = "sm_90" if name == "bf16" else "sm_80"
+        yield Case(kernel, kernel, np.zeros((4, 2), np.uint16), encode(sums), needs=needs)
     expected = np.array([1, 1, 1, 1, 3, 6], np.int32)
     yield Case("relay", "relay", np.zeros(6, np.int32), expected)
 
@@ -137,9 +138,8 @@ def memory() -> Iterator[Case]:
     ones = np.ones((4, 64), np.int32)
     yield Case("barrier_phases", "barrier_phases", 0 * ones, ones)
     u = g.integers(0, 1 << 32, (2, 64)).astype(np.uint32)
-    yield Case(
-        "barrier_after_copies", "barrier_after_copies", 0 * u, np.ascontiguousarray(u[:, ::-1]), [u]
-    )
+    reversed_rows = np.ascontiguousarray(u[:, ::-1])
+    yield Case("barrier_after_copies", "barrier_after_copies", 0 * u, reversed_rows, [u])
 
 
 def math() -> Iterator[Case]:
@@ -223,7 +223,8 @@ def _conversions() -> Iterator[Case]:
     half = bits.view(np.float16).astype(np.float32)
     keep = ~np.isnan(half)
     yield Case("f16_to_float", "f16_to_float", 0 * half[keep], half[keep], [bits[keep]])
-    yield Case("bf16_to_float", "bf16_to_float", 0 * from_bf16(bits[keep]), from_bf16(bits[keep]), [bits[keep]])
+    brain = from_bf16(bits[keep])
+    yield Case("bf16_to_float", "bf16_to_float", 0 * brain, brain, [bits[keep]])
     x = g.normal(0, 1, 512) * 2.0 ** g.integers(-30, 20, 512)
     ties = (1 + np.arange(32) / 256) * 2.0 ** g.integers(-8, 8, 32)
     x = np.concatenate([x, ties, 1 + np.arange(32) / 2048, [0.0, -0.0, np.inf, -np.inf, 65520, 1e-8]])

@@ -21,7 +21,8 @@ CASE(positions) { LAUNCH(positions, (Grid{3, 2}), 96, 0, call.stream, call.outpu
 
 // Four kinds of shuffle of 64 threads, their operand given: [kind][thread].
 template <class T>
-KERNEL(64) shuffles(const T* in, T* out, int operand) {
+KERNEL(64)
+shuffles(const T* in, T* out, int operand) {
   const T value = load(in + thread_index());
   const T results[4] = {shuffle(value, operand), shuffle_xor(value, operand % 32),
                         shuffle_up(value, operand % 32), shuffle_down(value, operand % 32)};
@@ -108,8 +109,8 @@ CASE(reductions) {
   LAUNCH(reductions, 1, 96, 128, call.stream, call.input<float>(0), call.output<float>());
 }
 
-// Every thread of 4 blocks on the same words; the results do not depend on the order. Words: sum, max,
-// min, exchange, sum of what the exchanges saw, a counter made of compare_exchange.
+// Every thread of 4 blocks on the same words; the results do not depend on the order. Words: sum,
+// max, min, exchange, sum of what the exchanges saw, a counter made of compare_exchange.
 template <class P>
 DEVICE void update(P words, int32_t x) {
   atomic_add(words, x);
@@ -157,14 +158,16 @@ CASE(more_atomics) {
 
 // Pairs of 2-byte numbers; bf16 needs sm_90.
 template <class T>
-KERNEL(64) paired_atomics(T* out) {
+KERNEL(64)
+paired_atomics(T* out) {
   red_add2(out + 2 * (thread_index() % 4), from_float<T>(static_cast<float>(thread_index() % 8)),
            from_float<T>(-1.0f));
 }
 CASE(red_add2_f16) { LAUNCH(paired_atomics<f16>, 2, 64, 0, call.stream, call.output<f16>()); }
 CASE(red_add2_bf16) { LAUNCH(paired_atomics<bf16>, 2, 64, 0, call.stream, call.output<bf16>()); }
 
-// Block 0 hands a number to block 1 and so on: words[b] is released by block b.
+// Block 0 hands a number to block 1 and so on: words[b] is released by block b. The data start as
+// 0.
 KERNEL(32) relay(int32_t* words, int32_t* data) {
   const auto block = static_cast<int32_t>(block_index());
   if (thread_index() != 0) return;
@@ -173,7 +176,8 @@ KERNEL(32) relay(int32_t* words, int32_t* data) {
     spin_until(words + block - 1, [](int32_t word) { return word == 1; });
     before = load(data + block - 1);
   }
-  store(data + block, before + block + 1);
+  store(data + block, before + block + 1 + load_acquire(words + 3 + block));
+  fence_block();
   fence_gpu();
   store_release(words + block, 1);
 }

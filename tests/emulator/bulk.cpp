@@ -1,6 +1,6 @@
 // Bulk copies. A load lands when the scheduler says so and completes on its mbarrier. A store reads
-// shared memory when the scheduler says so, at the latest when its thread waits for that, and writes
-// global memory at the last moment: at bulk_wait or when the thread ends.
+// shared memory when the scheduler says so, at the latest when its thread waits for that, and
+// writes global memory at the last moment: at bulk_wait or when the thread ends.
 #include "emulator/bulk.h"
 
 #include <algorithm>
@@ -24,6 +24,8 @@ struct Piece {
 using Pieces = std::vector<Piece>;
 
 struct Store {
+  const char* op;
+  Where where;
   AsyncOperation* operation;  // null once it has read shared memory and that is known
   Pieces pieces;
   std::vector<std::byte> data;  // what it has read
@@ -41,7 +43,8 @@ void add_all(char* to, const std::byte* from, uint32_t bytes) {
       const float sum = std::bit_cast<float>(uint32_t{a.bits} << 16) +
                         std::bit_cast<float>(uint32_t{b.bits} << 16);
       const uint32_t wide = std::bit_cast<uint32_t>(sum);
-      a.bits = static_cast<uint16_t>(sum != sum ? 0x7fff : (wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+      a.bits =
+          static_cast<uint16_t>(sum != sum ? 0x7fff : (wide + 0x7fff + (wide >> 16 & 1)) >> 16);
     } else if constexpr (std::is_same_v<T, int32_t>) {
       a = static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
     } else {
@@ -51,15 +54,34 @@ void add_all(char* to, const std::byte* from, uint32_t bytes) {
   }
 }
 
+// Bounds and alignment; wakes those who wait for a write.
+void check_global(const Store& store) {
+  const Access access = store.add == TensorMap::Element::bytes ? Access::write : Access::atomic;
+  for (const Piece& piece : store.pieces)
+    global_access(access, piece.global, piece.bytes, static_cast<size_t>(store.element_bytes),
+                  store.op, store.where);
+}
+
 void write_out(const Store& store) {
+  check_global(store);
   const std::byte* from = store.data.data();
   for (const Piece& piece : store.pieces) {
     switch (store.add) {
-      case TensorMap::Element::bytes: std::memcpy(piece.global, from, piece.bytes); break;
-      case TensorMap::Element::f32: add_all<float>(piece.global, from, piece.bytes); break;
-      case TensorMap::Element::i32: add_all<int32_t>(piece.global, from, piece.bytes); break;
-      case TensorMap::Element::bf16: add_all<bf16>(piece.global, from, piece.bytes); break;
-      case TensorMap::Element::f16: add_all<_Float16>(piece.global, from, piece.bytes); break;
+      case TensorMap::Element::bytes:
+        std::memcpy(piece.global, from, piece.bytes);
+        break;
+      case TensorMap::Element::f32:
+        add_all<float>(piece.global, from, piece.bytes);
+        break;
+      case TensorMap::Element::i32:
+        add_all<int32_t>(piece.global, from, piece.bytes);
+        break;
+      case TensorMap::Element::bf16:
+        add_all<bf16>(piece.global, from, piece.bytes);
+        break;
+      case TensorMap::Element::f16:
+        add_all<_Float16>(piece.global, from, piece.bytes);
+        break;
     }
     from += piece.bytes;
   }
@@ -99,13 +121,12 @@ void issue_store(const char* op, Where where, Pieces pieces, TensorMap::Element 
   Stores& mine = stores();
   std::vector<Range> reads;
   for (const Piece& piece : pieces) reads.push_back({piece.shared, piece.bytes});
-  for (const Piece& piece : pieces)
-    global_access(add == TensorMap::Element::bytes ? Access::write : Access::atomic, piece.global,
-                  piece.bytes, static_cast<size_t>(element_bytes), op, where);
-  AsyncOperation* operation = async_issue(op, where, Proxy::async, std::move(reads), {});
   mine.queue.push_back(std::make_unique<Store>(
-      Store{operation, std::move(pieces), {}, add, element_bytes, mine.groups}));
+      Store{op, where, nullptr, std::move(pieces), {}, add, element_bytes, mine.groups}));
   Store* store = mine.queue.back().get();
+  check_global(*store);
+  AsyncOperation* operation = async_issue(op, where, Proxy::async, std::move(reads), {});
+  store->operation = operation;
   async_defer(operation, [store] {
     for (const Piece& piece : store->pieces) {
       const std::byte* from = shared_at(piece.shared);
@@ -140,8 +161,22 @@ void check_bytes(const char* op, Where where, uint32_t shared, const void* globa
     fail(op, where, "the address in global memory is misaligned: a multiple of 16 is needed");
 }
 
-// The box at `coordinates` as pieces of at most 16 bytes of shared memory (the unit of a swizzle) and,
-// inside the tensor or not, of global memory; all of them, or those inside alone.
+// Adds a piece, to the last one if it goes on from there.
+void append(Pieces& pieces, const Piece& piece) {
+  if (!pieces.empty()) {
+    Piece& last = pieces.back();
+    const bool goes_on =
+        piece.global ? last.global && last.global + last.bytes == piece.global : !last.global;
+    if (goes_on && last.shared + last.bytes == piece.shared) {
+      last.bytes += piece.bytes;
+      return;
+    }
+  }
+  pieces.push_back(piece);
+}
+
+// The box at `coordinates`, chunk by chunk (the unit of a swizzle), as pieces of shared memory and,
+// in the tensor, of global memory; all of them, or those in the tensor alone.
 Pieces box_pieces(const TensorMap& map, const int* coordinates, uint32_t shared, bool inside_only) {
   Pieces pieces;
   const uint32_t pitch = static_cast<uint32_t>(map.box[0]) * map.element_bytes;
@@ -151,7 +186,8 @@ Pieces box_pieces(const TensorMap& map, const int* coordinates, uint32_t shared,
     char* row = map.data;
     bool inside = true;
     for (uint32_t d = 1, rest = line; d < map.rank; ++d) {
-      const int64_t x = coordinates[d] + static_cast<int64_t>(rest % static_cast<uint32_t>(map.box[d]));
+      const int64_t x =
+          coordinates[d] + static_cast<int64_t>(rest % static_cast<uint32_t>(map.box[d]));
       rest /= static_cast<uint32_t>(map.box[d]);
       inside = inside && x >= 0 && x < map.sizes[d];
       row += x * map.strides[d];
@@ -165,8 +201,8 @@ Pieces box_pieces(const TensorMap& map, const int* coordinates, uint32_t shared,
       const uint32_t at = box_address(shared, line, chunk, pitch, map.span);
       auto add = [&](int64_t from, int64_t to, bool zeros) {
         if (from < to && !(zeros && inside_only))
-          pieces.push_back({at + static_cast<uint32_t>(from - begin), zeros ? nullptr : row + from,
-                            static_cast<uint32_t>(to - from)});
+          append(pieces, {at + static_cast<uint32_t>(from - begin), zeros ? nullptr : row + from,
+                          static_cast<uint32_t>(to - from)});
       };
       add(begin, first, true);
       add(first, last, false);
@@ -184,8 +220,9 @@ uint32_t box_bytes(const TensorMap& map) {
 
 void check_box(const char* op, Where where, const TensorMap& map, int rank, uint32_t shared) {
   if (map.rank != rank)
-    fail(op, where, std::to_string(rank) + " coordinates for a tensor map of " +
-                        std::to_string(map.rank) + " dimensions");
+    fail(op, where,
+         std::to_string(rank) + " coordinates for a tensor map of " + std::to_string(map.rank) +
+             " dimensions");
   if (shared % kBoxAlignment != 0)
     fail(op, where, "the box in shared memory is misaligned: a multiple of 128 is needed");
 }

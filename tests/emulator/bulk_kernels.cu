@@ -39,11 +39,11 @@ tensor_load_expects_half(const GRID_CONSTANT TensorMap from, const GRID_CONSTANT
   s.init();
   if (thread_index() == 0) {
     s.barrier.arrive_expect(broken ? kBoxBytes / 2 : kBoxBytes);
-    tensor_load(s.tile, from, s.coordinates, s.barrier);  // caught: tensor_load_expects_half
+    tensor_load(s.tile, from, s.coordinates, s.barrier);
   }
-  s.barrier.wait(0);
+  s.barrier.wait(0);  // caught: tensor_load_expects_half
   for (int i = thread_index(); i < kBox; i += block_threads())
-    store(out + s.first + i, s.tile.load(i));  // caught: tensor_load_expects_half
+    store(out + s.first + i, s.tile.load(i));
 }
 
 KERNEL(64)

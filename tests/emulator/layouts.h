@@ -39,8 +39,8 @@ constexpr Element mma_c(int lane, int element) {
   return {lane / 4 + 8 * (element / 2), 2 * (lane % 4) + element % 2};
 }
 
-// ldmatrix and stmatrix: 8 x 8 matrices of 2-byte elements, one register of each matrix a lane. Lane
-// 8m + r gives the address of row r of matrix m (16 bytes). A lane's register holds
+// ldmatrix and stmatrix: 8 x 8 matrices of 2-byte elements, one register of each matrix a lane.
+// Lane 8m + r gives the address of row r of matrix m (16 bytes). A lane's register holds
 //
 //   plain        row g, columns 2t and 2t + 1
 //   transposed   rows 2t and 2t + 1, column g
@@ -95,21 +95,27 @@ constexpr MatrixDescriptor decode(uint64_t bits) {
 }
 
 // Where element (i, k) of a wgmma operand lies; i is the row of A or the column of B. Everything is
-// made of 16-byte chunks, eight of which, one below the other, are the unit of the layout: a pitch of
-// W bytes (16 without swizzle), so 8 W bytes when the whole span is used.
+// made of 16-byte chunks. A unit is eight lines of W bytes, one below the other; W is the swizzle's
+// span, or 16 without one: then a line is a chunk.
 //
-//   K-major: a chunk holds neighbours in k                   MN-major: a chunk holds neighbours in i
+//   K-major: neighbours in memory are neighbours in k
 //
-//          k chunk 0   1   ..                                       i chunk 0   1   ..
-//   i = 0        |  [W-byte row    ]  + leading -> chunk 1   k = 0        |  [W-byte row    ]  + leading
-//   i = 1        |  [               ]   (no swizzle only)    k = 1        |  [               ]  -> next
-//   ..7          |                                           ..7          |                     W / 16 chunks
-//   i = 8        |  + stride                                 k = 8        |  + stride
+//                  k chunk 0, 1                W > 16: chunks lie side by side in the line
+//        i = 0    | unit          | unit       W = 16: `leading` bytes from chunk 0 to chunk 1
+//        ..   7   |               |
+//        i = 8    | unit          | unit       `stride` bytes from the unit above
 //
-// MN-major without swizzle is the odd one: there leading is the step of 8 in k, stride that of a chunk
-// in i. The swizzle acts on the bits of the final address, counted from where its pattern starts.
-constexpr uint32_t operand_address(const MatrixDescriptor& d, bool mn_major, int element_bytes, int i,
-                                   int k) {
+//   MN-major: neighbours in memory are neighbours in i
+//
+//                  i in a line    i in the next
+//        k = 0    | unit        | unit         `leading` bytes from the unit to the left (W > 16)
+//        ..   7   |             |
+//        k = 8    | unit        | unit         `stride` bytes from the unit above (W > 16)
+//
+// With W = 16, MN-major takes the two the other way round. The swizzle acts on the bits of the
+// final address, counted from where its pattern starts.
+constexpr uint32_t operand_address(const MatrixDescriptor& d, bool mn_major, int element_bytes,
+                                   int i, int k) {
   uint32_t along = (mn_major ? i : k) * element_bytes, across = mn_major ? k : i;
   uint32_t chunk = along / 16, eight = across / 8, line = across % 8, offset = 0;
   if (mn_major && d.span == 16) {
@@ -125,8 +131,8 @@ constexpr uint32_t operand_address(const MatrixDescriptor& d, bool mn_major, int
   return swizzled(address - pattern, d.span) + pattern;
 }
 
-/// Where a bulk tensor copy puts the byte `inner` of the box's line `line`: lines of `pitch` bytes one
-/// after the other, swizzled by the bits of the address itself.
+/// Where a bulk tensor copy puts the byte `inner` of the box's line `line`: lines of `pitch` bytes
+/// one after the other, swizzled by the bits of the address itself.
 constexpr uint32_t box_address(uint32_t start, uint32_t line, uint32_t inner, uint32_t pitch,
                                uint32_t span) {
   return swizzled(start + line * pitch + inner, span);

@@ -54,7 +54,8 @@ struct MmaLane {
   const uint32_t *a, *b;
 };
 
-// Registers as rows: a[i] holds row i of A, b[r] all columns of the rows of B that one register holds.
+// Registers as rows: a[i] holds row i of A, b[r] all columns of the rows of B that one register
+// holds.
 struct Fragments {
   uint32_t a[16][8], b[8][8];
   U8 packed_a(int row) const { return load<U8>(a[row]); }
@@ -90,7 +91,8 @@ struct Tile {
   }
 };
 
-// In floats: products and (of s8) their sums are exact. Four rows at once hide the latency of a sum.
+// In floats: products and (of s8) their sums are exact. Four rows at once hide the latency of a
+// sum.
 template <MatrixType type>
 [[gnu::always_inline]] inline void multiply(MmaLane* const* lanes) {
   constexpr bool integer = type == MatrixType::s8;

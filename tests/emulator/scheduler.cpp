@@ -37,7 +37,7 @@ Thread& pop(Block& b) {
     return *b.ready[(b.ready_begin + --b.ready_count) & mask];
   if (launched.schedule.order == Order::random)
     std::swap(b.ready[b.ready_begin & mask],
-              b.ready[(b.ready_begin + next_random() % b.ready_count) & mask]);
+              b.ready[(b.ready_begin + (next_random() * b.ready_count >> 32)) & mask]);
   --b.ready_count;
   return *b.ready[b.ready_begin++ & mask];
 }

@@ -7,22 +7,18 @@ namespace warpformer::emulator {
 namespace {
 
 constexpr uint32_t kLine = 16;
-const Stamp kMany{~0u};
 
 // The few files that hold kernels and primitives, by the address of their name.
 std::vector<const char*> files;
 
-bool ordered(Stamp stamp, const Accessor& by) {
-  return stamp.agent() == by.stamp.agent() || by.known.knows(stamp);
-}
-
 }  // namespace
 
-Site::Site(Where where) {
-  uint32_t file = 0;
-  while (file < files.size() && files[file] != where.file) ++file;
-  if (file == files.size()) files.push_back(where.file);
-  bits_ = file << 20 | static_cast<uint32_t>(where.line);
+void Site::find(const char* file) {
+  uint32_t number = 0;
+  while (number < files.size() && files[number] != file) ++number;
+  if (number == files.size()) files.push_back(file);
+  last_file_ = file;
+  last_bits_ = number << 20;
 }
 
 Where Site::where() const { return {files[bits_ >> 20], static_cast<int>(bits_ & 0xfffff)}; }
@@ -135,6 +131,7 @@ void Shadow::record(Cell& cell, Access access, const Accessor& by, Site site) {
     cell.writer = by.stamp;
     cell.writer_site = site;
     cell.reader = {};
+    cell.reader_atomic = false;
   } else {
     add_reader(cell, by, site, access == Access::atomic);
   }
@@ -163,6 +160,7 @@ void Shadow::written(uint32_t address, uint32_t bytes, Stamp stamp, Site site) {
     cell.writer = stamp;
     cell.writer_site = site;
     cell.reader = {};
+    cell.reader_atomic = false;
   });
 }
 

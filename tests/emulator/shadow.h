@@ -16,11 +16,17 @@ namespace warpformer::emulator {
 class Site {
  public:
   Site() = default;
-  explicit Site(Where where);
+  explicit Site(Where where) {
+    if (where.file != last_file_) find(where.file);
+    bits_ = last_bits_ | static_cast<uint32_t>(where.line);
+  }
   Where where() const;
   bool operator==(const Site&) const = default;
 
  private:
+  static void find(const char* file);
+  static inline const char* last_file_ = nullptr;
+  static inline uint32_t last_bits_ = 0;
   uint32_t bits_ = 0;
 };
 
@@ -40,6 +46,12 @@ struct Conflict {
   uint32_t address = 0;
 };
 
+inline bool ordered(Stamp stamp, const Accessor& by) {
+  return stamp.agent() == by.stamp.agent() || by.known.knows(stamp);
+}
+
+constexpr Stamp kMany{~0u};  // in place of one reader
+
 class Shadow {
  public:
   /// Forgets everything: `bytes` of memory that nobody has written, at addresses from 0.
@@ -47,6 +59,9 @@ class Shadow {
   /// The first conflict of the access with those before it; if there is none, it is recorded.
   /// Atomic accesses do not conflict with each other.
   Conflict access(Access access, uint32_t address, uint32_t bytes, const Accessor& by, Site site);
+  /// The same for the common case, of exactly one cell and without conflict; false where it is not.
+  bool access_cell(Access access, uint32_t address, uint32_t bytes, const Accessor& by,
+                   Where where);
   /// The same without recording.
   Conflict check(Access access, uint32_t address, uint32_t bytes, const Accessor& by);
   /// Records a write without checking it: an asynchronous copy landed.
@@ -95,5 +110,26 @@ class Shadow {
   std::vector<Readers> readers_;
   uint32_t readers_used_ = 0;
 };
+
+inline bool Shadow::access_cell(Access access, uint32_t address, uint32_t bytes, const Accessor& by,
+                                Where where) {
+  const Line line = lines_[address / 16];
+  Cell& cell = cells_[address];
+  if (line.size != bytes || address % bytes || line.in_flight) return false;
+  if (access == Access::atomic || cell.reader_atomic || cell.reader.bits == kMany.bits)
+    return false;
+  if (cell.reader && !ordered(cell.reader, by)) return false;
+  if (access == Access::read) {
+    if (!cell.writer || !ordered(cell.writer, by)) return false;
+    cell.reader = by.stamp;
+    cell.reader_site = Site(where);
+  } else {
+    if (cell.writer && !ordered(cell.writer, by)) return false;
+    cell.writer = by.stamp;
+    cell.writer_site = Site(where);
+    cell.reader = {};
+  }
+  return true;
+}
 
 }  // namespace warpformer::emulator

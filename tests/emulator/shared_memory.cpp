@@ -12,7 +12,7 @@ struct Buffer {
 };
 thread_local std::vector<Buffer> registered;  // of the calls that this OS thread is in
 std::vector<Buffer> buffers;                  // of the launch
-Buffer last_buffer{0, 0};     // that an access was in
+Buffer last_buffer{0, 0};                     // that an access was in
 
 const char* name(Access access) {
   return access == Access::read ? "reads" : access == Access::write ? "writes" : "updates";
@@ -120,9 +120,11 @@ std::byte* shared_access(Access access, uint32_t address, uint32_t bytes, uint32
   Thread& t = thread_at(thread);
   Shadow& shadow = t.block->shadow;
   const uint32_t offset = address - begin;
+  const Accessor by = accessor(t, Proxy::generic);
+  if (shadow.access_cell(access, offset, bytes, by, where)) return t.block->memory.data() + offset;
   if (shadow.may_be_in_flight(offset, bytes))
     check_in_flight(access, address, bytes, op, where, thread);
-  const Conflict c = shadow.access(access, offset, bytes, accessor(t, Proxy::generic), Site(where));
+  const Conflict c = shadow.access(access, offset, bytes, by, Site(where));
   if (c.kind != Conflict::Kind::none) report(c, access, address, bytes, op, where, thread);
   return t.block->memory.data() + offset;
 }
@@ -145,9 +147,7 @@ void register_global(const void* begin, size_t bytes) {
   if (bytes) registered.push_back({address, address + bytes});
 }
 
-void forget_globals() {
-  registered.clear();
-}
+void forget_globals() { registered.clear(); }
 
 void begin_global() {
   buffers = registered;

@@ -31,14 +31,14 @@ def test_every_kernel_has_a_case():
 
 
 PLANTS = {  # what is said
-    "tensor_load_expects_half": "tensor_load|bytes",
+    "tensor_load_expects_half": "-1024 bytes",
     "tensor_load_expects_more": "deadlock(.|\n)*16 bytes",
     "tensor_load_not_waited": "in flight|race|not landed|uninitialised",
     "tensor_load_misaligned": "tensor_load.*misaligned",
     "tensor_load_over_readers": "race",
     "barrier_init_not_fenced": "fence_barrier_init",
     "tensor_store_not_fenced": "fence_proxy_async",
-    "tensor_store_not_synchronized": "race",
+    "tensor_store_not_synchronized": "race|uninitialised",
     "tensor_store_source_reused": "tensor_store",
     "tensor_store_not_waited": r"bulk_wait_read<0>\(\) is missing",
     "bulk_load_out_of_bounds": "bulk_load.*out of bounds",
@@ -60,8 +60,6 @@ def test_a_forgotten_swizzle_gives_other_numbers(schedule):
 @pytest.mark.parametrize("name", [*PLANTS, "tensor_load_swizzled"])
 def test_without_the_bug_all_is_well(schedule, name):
     x, out = run(name, schedule, False, SIZE)
-    if name == "tensor_store_source_reused":
-        out = out.clone()
     assert torch.equal(out, x)
 
 

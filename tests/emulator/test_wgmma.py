@@ -6,6 +6,7 @@ import torch
 from tests.conformance import wgmma_cases
 from tests.conformance.library import emulated
 from tests.emulator.plants import SCHEDULES, assert_caught, kernels
+from warpformer import _emulated
 
 CASES = list(wgmma_cases.cases())
 
@@ -37,7 +38,7 @@ PLANTS = {  # of the product: what is said
     "accumulator_written_early": "accumulator 7 was written before its wgmma_wait",
     "released_early": "reads|read|race",
     "no_fence": r"no wgmma_fence\(\)",
-    "no_commit": "wgmma_commit",
+    "no_commit": r"wgmma_commit\(\) is missing",
     "no_wait": "reads|read|wgmma_wait",
     "waits_too_little": "reads|read|race",
     "stride_of_zero": "descriptor of A: the stride offset is 0",
@@ -53,26 +54,12 @@ OPERANDS = {
 }
 
 
-def product(name, schedule, broken):
-    kernels_schedule(schedule)
-    x = torch.randint(-4, 5, (2, 64, 128)).float()
-    out = torch.full((64, 64), torch.nan)
-    getattr(kernels, name)(x, out, broken)
-    return x[0] @ x[1].T, out
-
-
-def small_product(name, schedule, broken):
-    kernels_schedule(schedule)
-    x = torch.randint(-4, 5, (2, 64, 8)).float()
-    out = torch.full((64, 64), torch.nan)
-    getattr(kernels, name)(x, out, broken)
-    return x[0] @ x[1].T, out
-
-
-def kernels_schedule(schedule):
-    from warpformer import _emulated
-
+def product(name, schedule, broken, depth=128):
     _emulated.set_schedule(schedule)
+    x = torch.randint(-4, 5, (2, 64, depth)).float()
+    out = torch.full((64, 64), torch.nan)
+    getattr(kernels, name)(x, out, broken)
+    return x[0] @ x[1].T, out
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -99,5 +86,5 @@ def test_without_the_bug_all_is_well(schedule, name):
 
 @pytest.mark.parametrize("name", OPERANDS)
 def test_without_the_bug_of_the_operands_all_is_well(schedule, name):
-    expected, out = small_product(name, schedule, False)
+    expected, out = product(name, schedule, False, depth=8)
     assert torch.equal(out, expected)

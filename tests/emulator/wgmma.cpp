@@ -1,5 +1,5 @@
-// wgmma: a queue per warpgroup. An instruction reads its operands at the last legal moment, the wait
-// for its group; until then they are marked as being read, and its accumulators are poisoned.
+// wgmma: a queue per warpgroup. An instruction reads its operands at the last legal moment, the
+// wait for its group; until then they are marked as being read, and its accumulators are poisoned.
 #include "emulator/wgmma.h"
 
 #include <array>
@@ -149,9 +149,10 @@ template <MatrixType type>
 inline void gather_registers(const Instruction& instruction, float* out, int i_step) {
   constexpr int per_register = 4 / element_bytes(type);
   for (int thread = 0; thread < kThreads; ++thread) {
-    const auto registers = load<U8>(std::array<uint32_t, 8>{
-        instruction.a[thread][0], instruction.a[thread][1], instruction.a[thread][2],
-        instruction.a[thread][3]}.data());
+    const auto registers =
+        load<U8>(std::array<uint32_t, 8>{instruction.a[thread][0], instruction.a[thread][1],
+                                         instruction.a[thread][2], instruction.a[thread][3]}
+                     .data());
     for (int i = 0; i < per_register; ++i) {
       const F8 wide = widen<type>(registers, i);
       for (int r = 0; r < 4; ++r) {
@@ -206,10 +207,14 @@ FOR_EACH_CPU void execute_s8(const Instruction& i) { execute<MatrixType::s8>(i);
 
 void execute_any(const Instruction& instruction) {
   switch (instruction.wgmma.type) {
-    case MatrixType::bf16: return execute_bf16(instruction);
-    case MatrixType::f16: return execute_f16(instruction);
-    case MatrixType::tf32: return execute_tf32(instruction);
-    case MatrixType::s8: return execute_s8(instruction);
+    case MatrixType::bf16:
+      return execute_bf16(instruction);
+    case MatrixType::f16:
+      return execute_f16(instruction);
+    case MatrixType::tf32:
+      return execute_tf32(instruction);
+    case MatrixType::s8:
+      return execute_s8(instruction);
   }
 }
 
@@ -254,7 +259,8 @@ void give_back(Warpgroup& group, Tile* tile, Where where) {
     uint32_t* registers = tile->registers[thread];
     for (int i = 0; i < tile->n / 2; ++i) {
       if (registers[i] != kInFlight)
-        fail("wgmma", where, "accumulator " + std::to_string(i) + " was written before its wgmma_wait",
+        fail("wgmma", where,
+             "accumulator " + std::to_string(i) + " was written before its wgmma_wait",
              thread_of_warpgroup(thread));
       const Element e = wgmma_d(thread, i);
       registers[i] = tile->values[e.row * tile->n + e.column];
@@ -274,8 +280,10 @@ void issue(Lane* const* lanes) {
     auto refuse = [&](const char* what) {
       fail("wgmma", where, what, thread_of_warpgroup(thread));
     };
-    if (other.a != first.a) refuse("the descriptor of A is not that of the warpgroup's first thread");
-    if (other.b != first.b) refuse("the descriptor of B is not that of the warpgroup's first thread");
+    if (other.a != first.a)
+      refuse("the descriptor of A is not that of the warpgroup's first thread");
+    if (other.b != first.b)
+      refuse("the descriptor of B is not that of the warpgroup's first thread");
     if (other.accumulate != first.accumulate)
       refuse("`accumulate` is not that of the warpgroup's first thread");
     if (!group.fenced[thread]) refuse("no wgmma_fence() since the last group was committed");
@@ -293,8 +301,8 @@ void issue(Lane* const* lanes) {
   add_ranges(b, reads);
   Tile* tile = tile_of(group, lanes);
   ++tile->users;
-  Instruction& instruction = group.queue.emplace_back(
-      Instruction{first, where, {}, tile, nullptr, group.commits[0]});
+  Instruction& instruction =
+      group.queue.emplace_back(Instruction{first, where, {}, tile, nullptr, group.commits[0]});
   if (first.a_registers)
     for (int thread = 0; thread < kThreads; ++thread)
       std::memcpy(instruction.a[thread].data(), lanes[thread]->wgmma.a_registers, 16);
@@ -313,8 +321,11 @@ void retire(WaitLane* const* lanes) {
       fail("wgmma_wait", lanes[0]->where,
            "the thread has made more or fewer wgmma_commit() than the warpgroup's first thread",
            thread_of_warpgroup(thread));
-  while (!group.queue.empty() &&
-         group.queue.front().group < group.commits[0] - lanes[0]->pending) {
+  if (!group.queue.empty() && group.queue.back().group == group.commits[0])
+    fail("wgmma_wait", lanes[0]->where,
+         "does not wait for the wgmma at " + to_string(group.queue.back().where) +
+             ": wgmma_commit() is missing");
+  while (!group.queue.empty() && group.queue.front().group < group.commits[0] - lanes[0]->pending) {
     const Instruction& instruction = group.queue.front();
     execute_any(instruction);
     async_complete(instruction.operation, thread_of_warpgroup(0), kThreads);

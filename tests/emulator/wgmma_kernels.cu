@@ -1,9 +1,10 @@
-// A pipelined product as sm_90 kernels write it, with bugs that can be switched on; the lines marked
-// "caught: <name>" are those the emulator names.
+// A pipelined product as sm_90 kernels write it, with bugs that can be switched on; the lines
+// marked "caught: <name>" are those the emulator names.
 //
 //   D = A B^T in tf32, A and B 64 x 128 floats: one block, two stages of 64 x 32 boxes of A and B.
-//   warp 4  waits on empty[stage], then has the copy engine fill the stage and full[stage] count it
-//   warps 0-3  wait on full[stage], multiply the stage (4 wgmmas), wait for that, arrive on empty[stage]
+//   warp 4     waits on empty[stage], has the copy engine fill the stage, which full[stage] counts
+//   warps 0-3  wait on full[stage], multiply the stage (4 wgmmas), wait for that, arrive on
+//              empty[stage]
 #include "core/cuda/bulk.cuh"
 #include "core/cuda/ptx.cuh"
 #include "core/cuda/wgmma.cuh"
@@ -15,11 +16,13 @@ namespace {
 constexpr int kM = 64, kN = 64, kDepth = 128, kSlice = 32, kStages = 2;
 constexpr int kBoxBytes = 4 * kM * kSlice, kThreads = 160, kConsumers = 128;
 
-#define WGMMA_BUGS(X)                                                                              \
-  X(full_not_waited) X(empty_not_waited) X(expects_half) X(empty_expects_two)                      \
-  X(accumulator_read_early) X(accumulator_written_early) X(released_early) X(no_fence)             \
-  X(no_commit) X(no_wait) X(waits_too_little) X(stride_of_zero) X(divergent_descriptor)            \
+// clang-format off
+#define WGMMA_BUGS(X)                                                                    \
+  X(full_not_waited) X(empty_not_waited) X(expects_half) X(empty_expects_two)            \
+  X(accumulator_read_early) X(accumulator_written_early) X(released_early) X(no_fence)   \
+  X(no_commit) X(no_wait) X(waits_too_little) X(stride_of_zero) X(divergent_descriptor)  \
   X(divergent_accumulate) X(misplaced_start) X(wrong_advance) X(wrong_swizzle) X(other_width)
+// clang-format on
 
 #define WGMMA_NAME(bug) bug,
 enum class Bug { WGMMA_BUGS(WGMMA_NAME) };
@@ -30,7 +33,8 @@ struct Stages {
   DEVICE Barrier empty(int i) const { return Barrier(shared_memory<uint64_t>(16 + 8 * i)); }
   DEVICE Shared<float> a(int i) const {
     const auto base = shared_memory<float>(32);
-    return base + static_cast<int>((1024 - base.address() % 1024) % 1024 / 4 + 2 * i * kBoxBytes / 4);
+    return base +
+           static_cast<int>((1024 - base.address() % 1024) % 1024 / 4 + 2 * i * kBoxBytes / 4);
   }
   DEVICE Shared<float> b(int i) const { return a(i) + kBoxBytes / 4; }
 };
@@ -44,9 +48,9 @@ DEVICE void produce(const TensorMap& a, const TensorMap& b, bool broken) {
     if (!(broken && bug == Bug::empty_not_waited))
       stages.empty(s).wait((round & 1) ^ 1);  // caught: empty_expects_two
     const int bytes = broken && bug == Bug::expects_half ? kBoxBytes : 2 * kBoxBytes;
-    stages.full(s).arrive_expect(bytes);  // caught: empty_not_waited
-    tensor_load(stages.a(s), a, {i * kSlice, 0}, stages.full(s));  // caught: released_early expects_half empty_not_waited full_not_waited waits_too_little
-    tensor_load(stages.b(s), b, {i * kSlice, 0}, stages.full(s));  // caught: released_early expects_half empty_not_waited full_not_waited waits_too_little
+    stages.full(s).arrive_expect(bytes);                           // caught: empty_not_waited
+    tensor_load(stages.a(s), a, {i * kSlice, 0}, stages.full(s));  // caught: expects_half
+    tensor_load(stages.b(s), b, {i * kSlice, 0}, stages.full(s));  // caught: expects_half
   }
 }
 
@@ -68,13 +72,15 @@ DEVICE void consume(float* out, bool broken) {
     const Descriptor b = make_descriptor(stages.b(s), 16, stride, swizzle);
     const int step = broken && bug == Bug::wrong_advance ? 16 : 32;
     if (!(broken && bug == Bug::no_fence)) wgmma_fence(d);
+    // clang-format off
     for (int k = 0; k < 4; ++k) {
       bool accumulate = i > 0 || k > 0;
       if (broken && bug == Bug::divergent_accumulate && warp_index() == 2) accumulate = true;
-      wgmma<tf32>(d, a + k * step, b + k * step, accumulate);  // caught: full_not_waited released_early no_fence no_wait no_commit stride_of_zero divergent_descriptor divergent_accumulate misplaced_start expects_half accumulator_written_early waits_too_little empty_not_waited
+      wgmma<tf32>(d, a + k * step, b + k * step, accumulate);  // caught: full_not_waited released_early no_fence no_wait stride_of_zero divergent_descriptor divergent_accumulate misplaced_start expects_half accumulator_written_early waits_too_little empty_not_waited
     }
+    // clang-format on
     if (broken && bug == Bug::other_width)
-      wgmma<tf32>(reinterpret_cast<float(&)[kN / 4]>(d), a, b, true);  // caught: other_width
+      wgmma<tf32>(reinterpret_cast<float (&)[kN / 4]>(d), a, b, true);  // caught: other_width
     if (!(broken && bug == Bug::no_commit)) wgmma_commit();
     if (broken && bug == Bug::accumulator_read_early)
       early = from_float<float>(d[5] * 2.0f);  // caught: accumulator_read_early
@@ -83,7 +89,7 @@ DEVICE void consume(float* out, bool broken) {
     if (broken && bug == Bug::waits_too_little) {
       wgmma_wait<1>(d);
     } else if (!(broken && bug == Bug::no_wait)) {
-      wgmma_wait<0>(d);
+      wgmma_wait<0>(d);  // caught: no_commit
     }
     if (!(broken && bug == Bug::released_early) && thread_index() == 0) stages.empty(s).arrive();
   }
@@ -94,8 +100,8 @@ DEVICE void consume(float* out, bool broken) {
 }
 
 template <Bug bug>
-KERNEL(160, 1) product(const GRID_CONSTANT TensorMap a, const GRID_CONSTANT TensorMap b, float* out,
-                       bool broken) {
+KERNEL(160, 1)
+product(const GRID_CONSTANT TensorMap a, const GRID_CONSTANT TensorMap b, float* out, bool broken) {
   const Stages stages;
   if (thread_index() == 0) {
     for (int i = 0; i < kStages; ++i) {
@@ -127,12 +133,14 @@ KERNEL(128) operands_not_fenced(const float* in, float* out, bool broken) {
   sync_block();
   float d[32] = {};
   wgmma_fence(d);
-  wgmma<tf32>(d, make_descriptor(a, 1024, 128, Swizzle::none),
-              make_descriptor(b, 1024, 128, Swizzle::none), false);  // caught: operands_not_fenced
+  const Descriptor from_a = make_descriptor(a, 1024, 128, Swizzle::none);
+  const Descriptor from_b = make_descriptor(b, 1024, 128, Swizzle::none);
+  wgmma<tf32>(d, from_a, from_b, false);  // caught: operands_not_fenced
   wgmma_commit();
   wgmma_wait<0>(d);
   const int row = 16 * warp_index() + lane_index() / 4, column = 2 * (lane_index() % 4);
-  for (int i = 0; i < 32; ++i) store(out + (row + i / 2 % 2 * 8) * 64 + column + i / 4 * 8 + i % 2, d[i]);
+  for (int i = 0; i < 32; ++i)
+    store(out + (row + i / 2 % 2 * 8) * 64 + column + i / 4 * 8 + i % 2, d[i]);
 }
 
 /// The same, but one thread overwrites an operand before the wait.
@@ -148,13 +156,15 @@ KERNEL(128) operand_overwritten(const float* in, float* out, bool broken) {
   sync_block();
   float d[32] = {};
   wgmma_fence(d);
-  wgmma<tf32>(d, make_descriptor(a, 1024, 128, Swizzle::none),
-              make_descriptor(b, 1024, 128, Swizzle::none), false);  // caught: operand_overwritten
+  const Descriptor from_a = make_descriptor(a, 1024, 128, Swizzle::none);
+  const Descriptor from_b = make_descriptor(b, 1024, 128, Swizzle::none);
+  wgmma<tf32>(d, from_a, from_b, false);  // caught: operand_overwritten
   wgmma_commit();
   if (broken && thread_index() == 9) b.store(100, 0.0f);  // caught: operand_overwritten
   wgmma_wait<0>(d);
   const int row = 16 * warp_index() + lane_index() / 4, column = 2 * (lane_index() % 4);
-  for (int i = 0; i < 32; ++i) store(out + (row + i / 2 % 2 * 8) * 64 + column + i / 4 * 8 + i % 2, d[i]);
+  for (int i = 0; i < 32; ++i)
+    store(out + (row + i / 2 % 2 * 8) * 64 + column + i / 4 * 8 + i % 2, d[i]);
 }
 
 }  // namespace
@@ -173,8 +183,8 @@ void bind_product(py::module_& m, const char* name) {
           return make_tensor_map(data, {kDepth, kM}, {1, kDepth}, {kSlice, kM}, Swizzle::bytes128);
         };
         const float* x = in.ptr<float>();
-        cuda::launch(name, product<bug>, 1, kThreads, 2048 + 2 * kStages * kBoxBytes, Stream{}, map(x),
-                     map(x + kM * kDepth), out.ptr<float>(), broken);
+        cuda::launch(name, product<bug>, 1, kThreads, 2048 + 2 * kStages * kBoxBytes, Stream{},
+                     map(x), map(x + kM * kDepth), out.ptr<float>(), broken);
       },
       nogil());
 }

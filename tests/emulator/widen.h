@@ -12,7 +12,8 @@ using F8 = float __attribute__((vector_size(32)));
 using U8 = uint32_t __attribute__((vector_size(32)));
 using I8 = int32_t __attribute__((vector_size(32)));
 
-/// Compiles the function for AVX2 as well, to be chosen where the CPU has it. What it calls is inlined.
+/// Compiles the function for AVX2 as well, to be chosen where the CPU has it. What it calls is
+/// inlined.
 #define FOR_EACH_CPU [[gnu::target_clones("avx2", "default"), gnu::optimize("O3"), gnu::flatten]]
 
 template <class V>

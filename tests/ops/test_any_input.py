@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.check import same_bits
 from tests.samples import SAMPLES
 from warpformer import _C, InputError, ops
 
@@ -54,9 +55,31 @@ def test_cross_entropy(data, shape, dtype):
 
 
 @given(data=st.data(), shape=st.lists(SIZES, min_size=1, max_size=4), dtype=FLOATS)
-def test_gelu(data, shape, dtype):
-    x, bias = data.draw(tensors(shape, dtype)), data.draw(tensors(shape[-1:], dtype))
-    close(ops.gelu(x, bias=bias), F.gelu(x.double() + bias.double()))
+def test_activation(data, shape, dtype):
+    x, up, bias = (data.draw(tensors(size, dtype)) for size in (shape, shape, shape[-1:]))
+    close(ops.activation(x, up=up, bias=bias), F.gelu(x.double() + bias.double()) * up.double())
+
+
+@given(
+    data=st.data(), shape=st.lists(SIZES, min_size=2, max_size=4), rotated=st.integers(0, 10), dtype=FLOATS
+)
+def test_rope(data, shape, rotated, dtype):
+    x = data.draw(tensors([*shape, 20], dtype))
+    positions = torch.randint(30, shape[:-1])
+    inv_freq = torch.rand(rotated, dtype=torch.float64)
+    out = ops.rope(x, *ops.rope_tables(inv_freq, 30), positions=positions, interleaved=True)
+    turned = torch.view_as_complex(x.double()[..., : 2 * rotated].unflatten(-1, (-1, 2)).contiguous())
+    turned = turned * torch.polar(torch.ones(()).double(), positions[..., None, None] * inv_freq)
+    expected = torch.cat([torch.view_as_real(turned).flatten(-2), x[..., 2 * rotated :].double()], -1)
+    close(out, expected)
+
+
+@given(data=st.data(), shape=st.lists(SIZES, min_size=1, max_size=4), p=st.floats(0, 1), dtype=FLOATS)
+def test_dropout(data, shape, p, dtype):
+    x, residual = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
+    out = ops.dropout(x, p, residual=residual, seed=3)
+    kept = ops.dropout(torch.ones(shape), p, seed=3) > 0
+    close(out, residual.double() + torch.where(kept, x.double() / (1 - p), 0))
 
 
 @given(data=st.data(), shape=st.lists(SIZES, min_size=1, max_size=4), dtype=FLOATS)
@@ -67,7 +90,17 @@ def test_layer_norm(data, shape, dtype):
     args = (shape[-dims:], weight, bias)
     out = ops.layer_norm(x, *args, eps=0.1, residual=residual)
     wide = (t.double() if isinstance(t, torch.Tensor) else t for t in args)
-    close(out, F.layer_norm(x.double() + residual.double(), *wide, eps=0.1))
+    close(out, F.layer_norm((x + residual).double(), *wide, eps=0.1))
+
+
+@given(data=st.data(), shape=st.lists(SIZES, min_size=1, max_size=4), dtype=FLOATS)
+def test_rms_norm(data, shape, dtype):
+    dims = data.draw(st.integers(1, len(shape)))
+    x, residual = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
+    weight = data.draw(tensors(shape[-dims:], dtype))
+    out, z = ops.rms_norm(x, shape[-dims:], weight, 0.1, residual=residual, return_sum=True)
+    assert same_bits(z, x + residual)
+    close(out, F.rms_norm(z.double(), shape[-dims:], weight.double(), 0.1))
 
 
 @given(data=st.data(), shape=st.lists(SIZES, max_size=3), n=SIZES, k=SIZES, dtype=FLOATS)

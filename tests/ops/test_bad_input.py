@@ -16,6 +16,7 @@ index = classes = torch.zeros(2, dtype=torch.int64)
 packed = torch.zeros(1, 3, 16)
 q, k, v = torch.zeros(3, 2, 4, 5, 8)
 attention = ops.scaled_dot_product_attention
+tables = torch.zeros(2, 5, 4)
 
 
 def starts(*values, dtype=torch.int32):
@@ -51,9 +52,43 @@ SHAPES = {
     "layer_norm: weight = f32[2,3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), x),
     "layer_norm: bias = f32[2], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), bias=x[:, 0]),
     "layer_norm: residual = f32[3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), residual=x[0]),
-    "gelu: bias = f32[2], x = f32[2,3]": lambda: ops.gelu(x, bias=x[:, 0]),
-    "gelu: bias = f32[2,3], x = f32[2,3]": lambda: ops.gelu(x, bias=x),
+    "activation: bias = f32[2], x = f32[2,3]": lambda: ops.activation(x, bias=x[:, 0]),
+    "activation: bias = f32[2,3], x = f32[2,3]": lambda: ops.activation(x, bias=x),
+    "activation: up = f32[2], x = f32[2,3]": lambda: ops.activation(x, up=x[:, 0]),
+    "activation: out = f32[2], x = f32[2,3]": lambda: ops.activation(x, out=x[:, 0].clone()),
+    'activation: "swish"': lambda: ops.activation(x, "swish"),
+    "activation: [2, 3], gated": lambda: ops.activation(x, gated=True),
+    "activation: [], gated": lambda: ops.activation(x[0, 0], gated=True),
+    "activation: up, gated": lambda: ops.activation(x[:, :2], up=x[:, :1], gated=True),
+    "activation: bias, [3], [2, 2]": lambda: ops.activation(x[:, :2], bias=x[0], gated=True),
+    "rms_norm: [2], [2, 3]": lambda: ops.rms_norm(x, (2,)),
+    "rms_norm: weight = f32[2], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), x[:, 0]),
+    "rms_norm: residual = f32[3], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), residual=x[0]),
+    "rms_norm: out = f32[3,2], x = f32[2,3]": lambda: ops.rms_norm(x, (3,), out=x.mT),
+    "layer_norm: out = f32[3], x = f32[2,3]": lambda: ops.layer_norm(x, (3,), out=x[0]),
+    "layer_norm: sum = f16[2,3], x = f32[2,3], residual = f32[2,3]": lambda: ops.layer_norm(
+        x, (3,), residual=x, return_sum=True, out=(x, x.half())
+    ),
     "gelu: approximate": lambda: ops.gelu(x, approximate="erf"),
+    "rope: x = f32[2,3]": lambda: ops.rope(x, *tables),
+    "rope: cos = f32[5,4], x = f32[2,4,5,7]": lambda: ops.rope(q[..., 1:], *tables),
+    "rope: cos = f32[5,4], sin = f32[4,4]": lambda: ops.rope(q, tables[0], tables[1][1:]),
+    "rope: cos = f32[5,3]": lambda: ops.rope(q, *(t[:, 1:] for t in tables)),
+    "rope: cos = f32[3,4], x = f32[2,4,5,8]": lambda: ops.rope(q, *(t[:3] for t in tables)),
+    "rope: key = f32[2,3,5,8], x = f32[2,4,5,8]": lambda: ops.rope(q, *tables, key=k[:, 1:]),
+    "rope: key = f32[2,4,5,7], x = f32[2,4,5,8]": lambda: ops.rope(q, *tables, key=k[..., 1:]),
+    "rope: positions = i64[2], x = f32[2,4,5,8]": lambda: ops.rope(q, *tables, positions=index),
+    "rope: key = f32[2,4,5,8], key_out = None": lambda: ops.rope(q, *tables, key=k, out=q.clone()),
+    "rope: position = 5, cos = f32[5,4]": lambda: ops.rope(q, *tables, positions=index[0] + 5),
+    "rope: position = -1, cos = f32[5,4]": lambda: ops.rope(q, *tables, positions=index[0] - 1),
+    "dropout: residual = f32[2], x = f32[2,3]": lambda: ops.dropout(x, residual=x[:, 0]),
+    "dropout: out = f32[3], x = f32[2,3]": lambda: ops.dropout(x, out=x[0].clone()),
+    "dropout: p = -0.1": lambda: ops.dropout(x, -0.1),
+    "dropout: p = 1.1": lambda: ops.dropout(x, 1.1),
+    "dropout: p = nan": lambda: ops.dropout(x, float("nan")),
+    "dropout: seed = i64[2]": lambda: ops.dropout(x, seed=index),
+    "dropout: seed = f32[]": lambda: ops.dropout(x, seed=x[0, 0]),
+    "dropout: 9223372036854775808": lambda: ops.dropout(x, seed=2**63),
     "embedding_sum: table = f32[3]": lambda: ops.embedding_sum([index], [x[0]]),
     "embedding_sum: indices": lambda: ops.embedding_sum([], []),
     "embedding_sum: indices.size() == tables.size(), count = 1": lambda: ops.embedding_sum([index] * 2, [x]),
@@ -147,8 +182,20 @@ CALLS = {  # every tensor operand by its name in the error message
     "layer_norm: residual": lambda t: ops.layer_norm(x, (3,), residual=t(x)),
     "layer_norm: weight": lambda t: ops.layer_norm(x, (3,), t(x[0])),
     "layer_norm: bias": lambda t: ops.layer_norm(x, (3,), bias=t(x[0])),
-    "gelu: x": lambda t: ops.gelu(t(x)),
-    "gelu: bias": lambda t: ops.gelu(x, bias=t(x[0])),
+    "activation: x": lambda t: ops.activation(t(x)),
+    "activation: up": lambda t: ops.activation(x, up=t(x)),
+    "activation: bias": lambda t: ops.activation(x, bias=t(x[0])),
+    "rope: x": lambda t: ops.rope(t(q), *tables),
+    "rope: key": lambda t: ops.rope(q, *tables, key=t(k)),
+    "rope: cos": lambda t: ops.rope(q, t(tables[0]), tables[1]),
+    "rope: sin": lambda t: ops.rope(q, tables[0], t(tables[1])),
+    "dropout: x": lambda t: ops.dropout(t(x), seed=torch.tensor(1)),
+    "dropout: residual": lambda t: ops.dropout(x, residual=t(x)),
+    "layer_norm: out": lambda t: ops.layer_norm(x, (3,), out=t(x)),
+    "rms_norm: x": lambda t: ops.rms_norm(t(x), (3,)),
+    "rms_norm: residual": lambda t: ops.rms_norm(x, (3,), residual=t(x)),
+    "rms_norm: weight": lambda t: ops.rms_norm(x, (3,), t(x[0])),
+    "rms_norm: out": lambda t: ops.rms_norm(x, (3,), out=t(x)),
     "embedding_sum: table": lambda t: ops.embedding_sum([index], [t(x)]),
     "pack_linear: weight": lambda t: ops.pack_linear(t(x)),
     "linear: x": lambda t: ops.linear(t(x), packed, 4),
@@ -193,7 +240,8 @@ def test_softmax_result_dtypes(result):
 @pytest.mark.parametrize("operand", CALLS)
 def test_devices(operand):
     """One operand without memory among others with: not silence, and not an uninitialized result."""
-    alone = operand in ("softmax: x", "log_softmax: x", "layer_norm: x", "gelu: x", "pack_linear: weight")
+    inputs = ("softmax: x", "log_softmax: x", "layer_norm: x", "rms_norm: x", "activation: x")
+    alone = operand in (*inputs, "pack_linear: weight")
     if alone:
         assert CALLS[operand](lambda t: t.to("meta")).is_meta
         return
@@ -211,7 +259,8 @@ def test_not_a_tensor(operand, value):
     assert_type_error(caught, operand, value)
 
 
-REQUIRED = [o for o in CALLS if not re.search("mask|bias|residual|(layer_norm|cross_entropy): weight", o)]
+OPTIONAL = "mask|bias|residual|out|(norm|cross_entropy): weight|activation: up|rope: key"
+REQUIRED = [o for o in CALLS if not re.search(OPTIONAL, o)]
 
 
 @pytest.mark.parametrize("operand", REQUIRED)

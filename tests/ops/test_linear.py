@@ -8,6 +8,8 @@ from warpformer import ops
 ACTIVATIONS = {
     "none": lambda x: x,
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x) ** 2,
+    "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "tanh": torch.tanh,

@@ -1,5 +1,7 @@
 """torch's own operator database as inputs: every sample that our signatures can express."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
@@ -41,7 +43,11 @@ OPS = {  # with the number of samples of torch 2.13 that they can express
     "log_softmax": (log_softmax, 7),
     "nn.functional.cross_entropy": (cross_entropy, 1),
     "nn.functional.layer_norm": (ops.layer_norm, 6),
+    "nn.functional.rms_norm": (ops.rms_norm, 1),
     "nn.functional.gelu": (ops.gelu, 8),
+    "nn.functional.silu": (ops.silu, 2),
+    "nn.functional.relu": (ops.relu, 2),
+    "tanh": (partial(ops.activation, activation="tanh"), 1),
     "nn.functional.linear": (linear, 18),
     "nn.functional.scaled_dot_product_attention": (attention, 9),
     "nn.functional.embedding": (embedding, 5),

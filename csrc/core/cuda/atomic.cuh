@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "core/cuda/math.cuh"
 #include "core/cuda/memory.cuh"
 
 namespace warpformer::cuda {
@@ -123,17 +124,6 @@ DEVICE void red_add(int32_t* p, int32_t value, WHERE) {
 #endif
 }
 
-#ifdef WARPFORMER_EMULATED
-inline float as_float(bf16 x) { return bits_as<float>(uint32_t{x.bits} << 16); }
-inline float as_float(f16 x) { return bits_as<_Float16>(x.bits); }
-inline void round_to(f16& out, float x) { out.bits = bits_as<uint16_t>(_Float16(x)); }
-inline void round_to(bf16& out, float x) {
-  const uint32_t bits = bits_as<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  out.bits = static_cast<uint16_t>(x != x ? 0x7fff : rounded);
-}
-#endif
-
 /// Adds two neighbours, rounding each sum to nearest even: one access of 4 bytes, a multiple of 4.
 template <class T>
 DEVICE void red_add2(T* p, T low, T high, WHERE) {
@@ -141,8 +131,8 @@ DEVICE void red_add2(T* p, T low, T high, WHERE) {
 #ifdef WARPFORMER_EMULATED
   emulator::hand_over("red_add2", where);
   emulator::global_access(emulator::Access::atomic, p, 4, 4, "red_add2", where);
-  round_to(p[0], as_float(p[0]) + as_float(low));
-  round_to(p[1], as_float(p[1]) + as_float(high));
+  p[0] = from_float<T>(to_float(p[0]) + to_float(low));
+  p[1] = from_float<T>(to_float(p[1]) + to_float(high));
 #else
   const uint32_t both = low.bits | uint32_t{high.bits} << 16;
   if constexpr (std::is_same_v<T, f16>) {

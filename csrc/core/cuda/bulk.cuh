@@ -1,15 +1,15 @@
-// Bulk copies, sm_90: one thread has the copy engine move bytes, or boxes of tensors, between global
-// and shared memory.
+// Bulk copies, sm_90: one thread has the copy engine move bytes, or boxes of tensors, between
+// global and shared memory.
 //
-//   loads    tensor_load(tile, map, {x, y}, barrier)   complete on an mbarrier, which somebody has told
-//            to expect all the bytes of the box
-//   stores   tensor_store(map, {x, y}, tile)           complete in groups of the thread that issued
-//            bulk_commit(); bulk_wait_read<0>();       them: the tile may be written again
+//   loads    tensor_load(tile, map, {x, y}, barrier)  complete on an mbarrier, which has been told
+//                                                     to expect all bytes of the box
+//   stores   tensor_store(map, {x, y}, tile)          complete in groups of the thread that issued
+//            bulk_commit(); bulk_wait_read<0>();      them: then the tile may be written again
 //
-// Coordinates are in elements, innermost first, and may lie outside the tensor: what is outside loads
-// as zeros (and counts as bytes) and is not stored. In shared memory the rows of a box follow each
-// other, swizzled by their own addresses; it starts at a multiple of 128 bytes. Ordinary writes that a
-// store reads need fence_proxy_async() first.
+// Coordinates are in elements, innermost first, and may lie outside the tensor: what is outside
+// loads as zeros (and counts as bytes) and is not stored. In shared memory the rows of a box follow
+// each other, swizzled by their own addresses; it starts at a multiple of 128 bytes. Ordinary
+// writes that a store reads need fence_proxy_async() first.
 //
 // The layouts (tests/emulator/layouts.h has the pictures) are unverified on hardware.
 #pragma once
@@ -33,8 +33,8 @@ DEVICE void bulk_load(Shared<T> to, const T* from, int bytes, Barrier barrier, W
   emulator::bulk_load(to.address(), from, bytes, barrier.address(), where);
 #else
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          to.address()),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to.address()),
       "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier.address())
       : "memory");
 #endif
@@ -60,15 +60,15 @@ DEVICE void bulk_add(T* to, Shared<T> from, int bytes, WHERE) {
 #else
   const auto global = __cvta_generic_to_global(to);
   if constexpr (std::is_same_v<T, float>) {
-    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(
-                     global),
-                 "r"(from.address()), "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global),
+        "r"(from.address()), "r"(bytes)
+        : "memory");
   } else if constexpr (std::is_same_v<T, int32_t>) {
-    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.s32 [%0], [%1], %2;" ::"l"(
-                     global),
-                 "r"(from.address()), "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.s32 [%0], [%1], %2;" ::"l"(global),
+        "r"(from.address()), "r"(bytes)
+        : "memory");
   } else if constexpr (std::is_same_v<T, bf16>) {
     asm volatile(
         "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.noftz.bf16 [%0], [%1], %2;" ::"l"(
@@ -98,7 +98,8 @@ DEVICE void prefetch(const TensorMap& map) {
 }
 
 #ifndef WARPFORMER_EMULATED
-// The coordinates as asm text and operands, the first of them operand %3 of the loads, %2 of the others.
+// The coordinates as asm text and operands, the first of them operand %3 of the loads, %2 of the
+// others.
 #define BULK_COORDINATES_1(c) "r"(c[0])
 #define BULK_COORDINATES_2(c) "r"(c[0]), "r"(c[1])
 #define BULK_COORDINATES_3(c) "r"(c[0]), "r"(c[1]), "r"(c[2])
@@ -114,26 +115,26 @@ DEVICE void prefetch(const TensorMap& map) {
 #define BULK_FROM_2_3 "%2, %3, %4"
 #define BULK_FROM_2_4 "%2, %3, %4, %5"
 #define BULK_FROM_2_5 "%2, %3, %4, %5, %6"
-#define BULK_LOAD(RANK)                                                                            \
-  if constexpr (rank == RANK)                                                                      \
-    asm volatile("cp.async.bulk.tensor." #RANK                                                     \
-                 "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "               \
-                 "[%1, {" BULK_FROM_3_##RANK "}], [%2];" ::"r"(to.address()),                      \
-                 "l"(&map), "r"(barrier.address()), BULK_COORDINATES_##RANK(coordinates)           \
+#define BULK_LOAD(RANK)                                                                  \
+  if constexpr (rank == RANK)                                                            \
+    asm volatile("cp.async.bulk.tensor." #RANK                                           \
+                 "d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "     \
+                 "[%1, {" BULK_FROM_3_##RANK "}], [%2];" ::"r"(to.address()),            \
+                 "l"(&map), "r"(barrier.address()), BULK_COORDINATES_##RANK(coordinates) \
                  : "memory");
-#define BULK_STORE(RANK)                                                                           \
-  if constexpr (rank == RANK)                                                                      \
-    asm volatile("cp.async.bulk.tensor." #RANK                                                     \
-                 "d.global.shared::cta.tile.bulk_group [%0, {" BULK_FROM_2_##RANK "}], [%1];" ::   \
-                     "l"(&map),                                                                    \
-                 "r"(from.address()), BULK_COORDINATES_##RANK(coordinates)                         \
+#define BULK_STORE(RANK)                                                          \
+  if constexpr (rank == RANK)                                                     \
+    asm volatile("cp.async.bulk.tensor." #RANK                                    \
+                 "d.global.shared::cta.tile.bulk_group [%0, {" BULK_FROM_2_##RANK \
+                 "}], [%1];" ::"l"(&map),                                         \
+                 "r"(from.address()), BULK_COORDINATES_##RANK(coordinates)        \
                  : "memory");
-#define BULK_ADD(RANK)                                                                             \
-  if constexpr (rank == RANK)                                                                      \
-    asm volatile("cp.reduce.async.bulk.tensor." #RANK                                              \
-                 "d.global.shared::cta.add.tile.bulk_group [%0, {" BULK_FROM_2_##RANK              \
-                 "}], [%1];" ::"l"(&map),                                                          \
-                 "r"(from.address()), BULK_COORDINATES_##RANK(coordinates)                         \
+#define BULK_ADD(RANK)                                                                \
+  if constexpr (rank == RANK)                                                         \
+    asm volatile("cp.reduce.async.bulk.tensor." #RANK                                 \
+                 "d.global.shared::cta.add.tile.bulk_group [%0, {" BULK_FROM_2_##RANK \
+                 "}], [%1];" ::"l"(&map),                                             \
+                 "r"(from.address()), BULK_COORDINATES_##RANK(coordinates)            \
                  : "memory");
 #define BULK_EVERY_RANK(FORM) FORM(1) FORM(2) FORM(3) FORM(4) FORM(5)
 #endif
@@ -150,7 +151,8 @@ DEVICE void tensor_load(Shared<T> to, const TensorMap& map, const int (&coordina
 }
 
 template <class T, int rank>
-DEVICE void tensor_store(const TensorMap& map, const int (&coordinates)[rank], Shared<T> from, WHERE) {
+DEVICE void tensor_store(const TensorMap& map, const int (&coordinates)[rank], Shared<T> from,
+                         WHERE) {
   static_assert(rank >= 1 && rank <= 5);
 #ifdef WARPFORMER_EMULATED
   emulator::tensor_store(map, coordinates, rank, from.address(), false, where);
@@ -159,10 +161,11 @@ DEVICE void tensor_store(const TensorMap& map, const int (&coordinates)[rank], S
 #endif
 }
 
-/// Adds the box to the tensor, each element's addition atomic; the map is of float, int32_t, bf16 or
-/// f16.
+/// Adds the box to the tensor, each element's addition atomic; the map is of float, int32_t, bf16
+/// or f16.
 template <class T, int rank>
-DEVICE void tensor_add(const TensorMap& map, const int (&coordinates)[rank], Shared<T> from, WHERE) {
+DEVICE void tensor_add(const TensorMap& map, const int (&coordinates)[rank], Shared<T> from,
+                       WHERE) {
   static_assert(rank >= 1 && rank <= 5);
 #ifdef WARPFORMER_EMULATED
   emulator::tensor_store(map, coordinates, rank, from.address(), true, where);
@@ -190,8 +193,8 @@ DEVICE void bulk_wait_read(WHERE) {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 #endif
 }
-/// Waits until all but the `pending` newest groups have also written global memory, for this thread to
-/// see.
+/// Waits until all but the `pending` newest groups have also written global memory, for this thread
+/// to see.
 template <int pending>
 DEVICE void bulk_wait(WHERE) {
 #ifdef WARPFORMER_EMULATED

@@ -6,6 +6,9 @@
 #include <type_traits>
 
 #include "core/cuda/thread.cuh"
+#ifdef WARPFORMER_EMULATED
+#include "emulator/wgmma.h"
+#endif
 
 namespace warpformer::cuda {
 
@@ -26,6 +29,18 @@ DEVICE To bits_as(const From& from) {
   __builtin_memcpy(&to, &from, sizeof(To));
   return to;
 }
+
+#ifdef WARPFORMER_EMULATED
+/// Accumulators of a wgmma in flight may not be stored.
+template <class T>
+void check_stored(const T& value, const char* op, Where where) {
+  if constexpr (std::is_same_v<T, float>) emulator::check_value(value, op, where);
+}
+template <class T>
+void check_stored(const Vector<T>& vector, const char* op, Where where) {
+  for (const T& value : vector.values) check_stored(value, op, where);
+}
+#endif
 
 /// What a global access leaves in the caches: `streaming` is used once, `read_only` is not written
 /// while the kernel runs.
@@ -75,6 +90,7 @@ class Shared {
   template <class V>
   DEVICE void assign(int i, const V& value, const char* op, Where where) const {
 #ifdef WARPFORMER_EMULATED
+    check_stored(value, op, where);
     *reinterpret_cast<V*>(emulator::shared_access(emulator::Access::write, (*this + i).address(),
                                                   sizeof(V), alignof(V), op, where)) = value;
 #else
@@ -115,6 +131,7 @@ DEVICE T load(const T* p, WHERE) {
 template <class T>
 DEVICE void store(T* p, T value, WHERE) {
 #ifdef WARPFORMER_EMULATED
+  check_stored(value, "store", where);
   emulator::global_access(emulator::Access::write, p, sizeof(T), alignof(T), "store", where);
 #else
   __builtin_assume(__isGlobal(p));
@@ -143,6 +160,7 @@ DEVICE Vector<T> load16(const T* p, Cache cache = Cache::normal, WHERE) {
 template <class T>
 DEVICE void store16(T* p, const Vector<T>& value, Cache cache = Cache::normal, WHERE) {
 #ifdef WARPFORMER_EMULATED
+  check_stored(value, "store16", where);
   emulator::global_access(emulator::Access::write, p, 16, 16, "store16", where);
   (void)cache;
   __builtin_memcpy(p, &value, 16);

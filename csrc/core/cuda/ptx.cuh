@@ -13,7 +13,11 @@
 
 #include "core/cuda/atomic.cuh"
 #include "core/cuda/barrier.cuh"
+#include "core/cuda/bulk.cuh"
 #include "core/cuda/launch.cuh"
+#include "core/cuda/math.cuh"
+#include "core/cuda/matrix.cuh"
 #include "core/cuda/memory.cuh"
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/thread.cuh"
+#include "core/cuda/wgmma.cuh"

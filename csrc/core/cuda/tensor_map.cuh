@@ -36,8 +36,9 @@ static_assert(sizeof(TensorMap) == 128);
 
 /// What the driver asks of a tensor map, and one thing more: the rows of a swizzled box fill the
 /// swizzle's span.
-inline void check_tensor_map(const void* data, int rank, const int64_t* sizes, const int64_t* strides,
-                             const int* box, int element_bytes, Swizzle swizzle) {
+inline void check_tensor_map(const void* data, int rank, const int64_t* sizes,
+                             const int64_t* strides, const int* box, int element_bytes,
+                             Swizzle swizzle) {
   auto check = [](bool condition, const char* what) {
     if (!condition) throw std::invalid_argument(std::string("tensor map: ") + what);
   };
@@ -67,22 +68,24 @@ constexpr TensorMap::Element kElement = std::is_same_v<T, float>     ? TensorMap
 #else
 
 template <class T>
-constexpr CUtensorMapDataType kElement = std::is_same_v<T, float> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
-                                         : std::is_same_v<T, bf16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                         : std::is_same_v<T, f16>  ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                         : sizeof(T) == 4          ? CU_TENSOR_MAP_DATA_TYPE_INT32
-                                         : sizeof(T) == 2          ? CU_TENSOR_MAP_DATA_TYPE_UINT16
-                                                                   : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+constexpr CUtensorMapDataType kElement =
+    std::is_same_v<T, float>  ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+    : std::is_same_v<T, bf16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+    : std::is_same_v<T, f16>  ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+    : sizeof(T) == 4          ? CU_TENSOR_MAP_DATA_TYPE_INT32
+    : sizeof(T) == 2          ? CU_TENSOR_MAP_DATA_TYPE_UINT16
+                              : CU_TENSOR_MAP_DATA_TYPE_UINT8;
 
 /// The driver's encoder, found at run time: nothing here links libcuda.
 inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   static void* const entry = [] {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult status;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                                               cudaEnableDefault, &status);
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
+                                                               12000, cudaEnableDefault, &status);
     if (error != cudaSuccess || status != cudaDriverEntryPointSuccess || !found)
-      throw std::runtime_error("the CUDA driver has no cuTensorMapEncodeTiled: it must be 525 or newer");
+      throw std::runtime_error(
+          "the CUDA driver has no cuTensorMapEncodeTiled: it must be 525 or newer");
     return found;
   }();
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
@@ -90,13 +93,15 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
 
 #endif
 
-/// A tensor of `rank` dimensions, innermost first, in elements of T (float, bf16, f16, or an integer of
-/// 1, 2 or 4 bytes); copies move boxes of it. strides[0] is 1.
+/// A tensor of `rank` dimensions, innermost first, in elements of T (float, bf16, f16, or an
+/// integer of 1, 2 or 4 bytes); copies move boxes of it. strides[0] is 1.
 template <class T, int rank>
-TensorMap make_tensor_map(const T* data, const int64_t (&sizes)[rank], const int64_t (&strides)[rank],
-                          const int (&box)[rank], Swizzle swizzle = Swizzle::none) {
+TensorMap make_tensor_map(const T* data, const int64_t (&sizes)[rank],
+                          const int64_t (&strides)[rank], const int (&box)[rank],
+                          Swizzle swizzle = Swizzle::none) {
   static_assert(rank >= 1 && rank <= 5, "tensor maps have 1 to 5 dimensions");
-  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 1 || sizeof(T) == 2 || sizeof(T) == 4));
+  static_assert(std::is_trivially_copyable_v<T> &&
+                (sizeof(T) == 1 || sizeof(T) == 2 || sizeof(T) == 4));
   check_tensor_map(data, rank, sizes, strides, box, sizeof(T), swizzle);
   TensorMap map{};
 #ifdef WARPFORMER_EMULATED
@@ -121,10 +126,10 @@ TensorMap make_tensor_map(const T* data, const int64_t (&sizes)[rank], const int
                                   : swizzle == Swizzle::bytes32 ? CU_TENSOR_MAP_SWIZZLE_32B
                                   : swizzle == Swizzle::bytes64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                                 : CU_TENSOR_MAP_SWIZZLE_128B;
-  const CUresult result = tensor_map_encoder()(
-      &map.map, kElement<T>, rank, const_cast<T*>(data), wide_sizes, bytes, wide_box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, mode, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      tensor_map_encoder()(&map.map, kElement<T>, rank, const_cast<T*>(data), wide_sizes, bytes,
+                           wide_box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, mode,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw std::runtime_error("cuTensorMapEncodeTiled failed with error " + std::to_string(result));
 #endif

@@ -108,7 +108,7 @@ T shuffle_from(const char* op, Where where, T value, int source) {
 template <class T>
 DEVICE T shuffle(T value, int lane, WHERE) {
 #ifdef WARPFORMER_EMULATED
-  return shuffle_from("shuffle", where, value, lane % kWarp);
+  return shuffle_from("shuffle", where, value, lane & (kWarp - 1));
 #else
   return __shfl_sync(kFullMask, value, lane);
 #endif

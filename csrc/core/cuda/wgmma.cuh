@@ -1,6 +1,6 @@
-// wgmma, sm_90a alone (code for other architectures traps): the four warps of a warpgroup multiply a 64 x K tile by a K x n tile into
-// accumulators in registers. B, and A unless it comes in registers, are read from shared memory by
-// descriptor, asynchronously.
+// wgmma, sm_90a alone (code for other architectures traps): the four warps of a warpgroup multiply
+// a 64 x K tile by a K x n tile into accumulators in registers. B, and A unless it comes in
+// registers, are read from shared memory by descriptor, asynchronously.
 //
 //   wgmma_fence(d);                       registers written before may be read and written by wgmma
 //   wgmma<bf16>(d, a, b, accumulate);     once per K of an instruction, as many as wanted
@@ -223,8 +223,8 @@ DEVICE void wgmma_wait(D (&d)[count], WHERE) {
 }
 
 /// Every warp of the warpgroup asks for more registers a thread (and waits until others have given
-/// them back), or gives all above `count` back: a multiple of 8 from 24 to 256. The kernel must name its
-/// blocks a multiprocessor, KERNEL(threads, min_blocks), or this does nothing.
+/// them back), or gives all above `count` back: a multiple of 8 from 24 to 256. The kernel must
+/// name its blocks a multiprocessor, KERNEL(threads, min_blocks), or this does nothing.
 template <int count>
 DEVICE void increase_registers(WHERE) {
   static_assert(count % 8 == 0 && count >= 24 && count <= 256,

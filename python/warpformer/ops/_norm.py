@@ -17,6 +17,11 @@ def split(name, out, return_sum):
     return tuple(out)
 
 
+def check_eps(name, eps):
+    if isinstance(eps, torch.Tensor):
+        raise TypeError(f"{name}: eps must be a number, not a tensor")
+
+
 def keeps_sum(return_sum, residual, *operands):
     """Whether input + residual is written out: for the caller, or for backward."""
     grad = torch.is_grad_enabled() and _any_requires_grad(residual, *operands)
@@ -62,9 +67,11 @@ def save(ctx, inputs, with_sum, sum, parameters, statistics):
     ctx.wanted = [_any_requires_grad(*inputs), *map(_any_requires_grad, parameters)]
 
 
-def of_summands(ctx, dz):
-    """The gradients of input and residual: that of their sum."""
-    return [None if dtype is None else dz.to(dtype) for dtype in ctx.dtypes]
+def input_gradients(ctx, dz, *others):
+    """The gradients of (input, residual), which is that of their sum, and those of the parameters: None
+    where not wanted."""
+    summands = [None if dtype is None else dz.to(dtype) for dtype in ctx.dtypes]
+    return summands, [t if want else None for t, want in zip(others, ctx.wanted[1:], strict=True)]
 
 
 def gradients(tensors, wanted):
@@ -78,7 +85,7 @@ def partials(z, normalized_shape, kinds):
     number of threads."""
     columns = math.prod(normalized_shape)
     rows = z.numel() // max(1, columns)
-    return empty((min(max(1, rows // 16), 64), kinds, columns), z, torch.float32)
+    return empty((min(max(1, rows // 8), 512 if z.is_cuda else 64), kinds, columns), z, torch.float32)
 
 
 def joined(name, normalized_shape, input, *others):

@@ -46,6 +46,7 @@ def layer_norm(
     all four tensors, with the same bits for any number of threads.
     Source: torch.nn.functional.layer_norm; Ba et al., "Layer Normalization".
     """
+    _norm.check_eps("layer_norm", eps)
     out, sum = _norm.split("layer_norm", out, return_sum)
     direct = is_direct(input, optional=(weight, bias, residual, out, sum))
     with_sum = _norm.keeps_sum(return_sum, residual, input, weight, bias)
@@ -91,7 +92,8 @@ def _backward(ctx, grad, grad_sum, *_):
         dz, dweight, dbias = torch.ops.warpformer.layer_norm_backward(
             grad, grad_sum, z, ctx.normalized_shape, weight, bias, mean, rstd, ctx.wanted
         )
-    return *_norm.of_summands(ctx, dz), None, dweight, dbias, None, None
+    summands, parameters = _norm.input_gradients(ctx, dz, dweight, dbias)
+    return *summands, None, *parameters, None, None
 
 
 def _layer_norm_backward(grad, grad_sum, z, normalized_shape, weight, bias, mean, rstd, wanted):

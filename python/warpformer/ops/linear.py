@@ -74,7 +74,7 @@ def linear(
         packed: W [N, K] as `pack_linear` returns it.
         out_features: N.
         bias: [N]; 0 if None.
-        activation: "none", "relu", "gelu", "gelu_tanh" or "tanh".
+        activation: the name of a function of `ops.activation`.
         residual: [..., N]; 0 if None.
 
     Returns:

@@ -44,6 +44,7 @@ def rms_norm(
     all three tensors, with the same bits for any number of threads.
     Source: torch.nn.functional.rms_norm; Zhang and Sennrich, "Root Mean Square Layer Normalization".
     """
+    _norm.check_eps("rms_norm", eps)
     out, sum = _norm.split("rms_norm", out, return_sum)
     direct = is_direct(input, optional=(weight, residual, out, sum))
     eps = torch.finfo(torch.float32).eps if eps is None else eps
@@ -85,7 +86,8 @@ def _backward(ctx, grad, grad_sum, _):
         dz, dweight = torch.ops.warpformer.rms_norm_backward(
             grad, grad_sum, z, ctx.normalized_shape, weight, rstd, ctx.wanted
         )
-    return *_norm.of_summands(ctx, dz), None, dweight, None, None
+    summands, parameters = _norm.input_gradients(ctx, dz, dweight)
+    return *summands, None, *parameters, None, None
 
 
 def _rms_norm_backward(grad, grad_sum, z, normalized_shape, weight, rstd, wanted):
