@@ -62,6 +62,18 @@ def softmax(dtype):
     return Sample(ops.softmax, (x,), {"mask": torch.randn(7, 1, dtype=dtype), "scale": 0.5})
 
 
+def log_softmax(dtype):
+    return replace(softmax(dtype), op=ops.log_softmax)
+
+
+def cross_entropy(dtype):
+    x, weight = torch.randn(60, 131, 7, dtype=dtype), torch.rand(131, dtype=dtype)
+    target = torch.randint(131, (60, 7))
+    target[::3] = -100
+    options = {"label_smoothing": 0.1, "z_loss": 0.01}
+    return Sample(ops.cross_entropy, (x, target, weight), options, constant=(weight,))
+
+
 def layer_norm(dtype):
     x, residual = torch.randn(2, 400, 131, dtype=dtype)
     weight, bias = torch.randn(2, 131, dtype=dtype)
@@ -93,7 +105,8 @@ def rms_norm(dtype):
 
 def embedding_sum(dtype):
     indices = [torch.randint(v, (20, 41)) for v in (50, 41)]
-    return Sample(ops.embedding_sum, (indices, [torch.randn(v, 131, dtype=dtype) for v in (50, 41)]))
+    tables = [torch.randn(v, 131, dtype=dtype) for v in (50, 41)]
+    return Sample(ops.embedding_sum, (indices, tables), {"padding_idx": [0, None]})
 
 
 def pack_linear(dtype):
@@ -124,6 +137,8 @@ def packed_attention(dtype):
 
 SAMPLES = (
     softmax,
+    log_softmax,
+    cross_entropy,
     layer_norm,
     activation,
     rope,
@@ -135,5 +150,5 @@ SAMPLES = (
     attention,
     packed_attention,
 )
-FORWARD_ONLY = (softmax, embedding_sum, pack_linear, linear, attention, packed_attention)
+FORWARD_ONLY = (pack_linear, linear, attention, packed_attention)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)

@@ -1,5 +1,7 @@
 #include "core/rows.h"
 
+#include <algorithm>
+
 #include "core/tensor.h"
 
 namespace warpformer {
@@ -35,6 +37,13 @@ Rows flat(const Tensor& t) {
   Rows r{t.data, t.dtype, t.numel()};
   r.step = r.count = 1;
   return r;
+}
+
+int64_t common_run(const Rows& a, const Rows& b) {
+  const auto run = [](const Rows& rows) {
+    return rows.ndim ? rows.shape[rows.ndim - 1] : rows.count;
+  };
+  return std::min(run(a), run(b));
 }
 
 }  // namespace warpformer

@@ -27,13 +27,25 @@ Rows elements(const Tensor& t);
 /// All of a contiguous tensor as one row.
 Rows flat(const Tensor& t);
 
+/// How many neighbouring rows, counted from row 0, are evenly apart in both of these views of equal
+/// shape; the same holds for every next so many.
+int64_t common_run(const Rows& a, const Rows& b);
+
 }  // namespace warpformer
 
 #if defined(WF_ISA)
 #include "core/dispatch.h"
+#include "core/parallel.h"
 #include "core/simd.h"
 
 namespace warpformer::cpu::WF_ISA {
+
+/// Bytes of all rows.
+inline int64_t bytes(const Rows& rows) {
+  return rows.data ? rows.count * rows.n * (rows.dtype == DType::f32 ? 4 : 2) : 0;
+}
+/// Elements of memory from a row to the next one of a run.
+inline int64_t row_step(const Rows& rows) { return rows.ndim ? rows.stride[rows.ndim - 1] : 0; }
 
 /// Offset of row `r`, in elements.
 inline int64_t row_offset(const Rows& rows, int64_t r) {
@@ -93,6 +105,55 @@ inline T* row_out(const Rows& rows, int64_t r, T* buffer) {
 template <class T>
 inline void finish_row(const Rows& rows, int64_t r, const T* written) {
   if (rows.dtype != kDType<T> || rows.step != 1) write_span(written, rows, r, 0, rows.n);
+}
+
+// Where the elements of a row are far apart but rows are neighbours, kernels work on tiles of rows
+// as columns of vectors: element i of row r + j is tile[i * kTile + j].
+constexpr int kTile = 64;
+
+/// Whether that reads `rows` better than row by row.
+inline bool is_columns(const Rows& rows) { return rows.step != 1 && row_step(rows) == 1; }
+
+/// tile = elements of rows [r, r + width), which lie in one run; whole registers, 0 past `width`.
+inline void read_tile(const Rows& rows, int64_t r, int64_t width, float* tile) {
+  const int64_t across = row_step(rows);
+  by_float(rows.dtype, [&](auto type) {
+    using T = decltype(type);
+    const T* src = static_cast<const T*>(rows.data) + row_offset(rows, r);
+    for (int64_t i = 0; i < rows.n; ++i, src += rows.step, tile += kTile) {
+      if (across == 1) {
+        for_lanes(width, [&](int64_t j, auto k) { store(tile + j, load(src + j, k)); });
+      } else {
+        for (int64_t j = 0; j < width; ++j) tile[j] = to_float(src[j * across]);
+      }
+    }
+  });
+}
+inline void write_tile(const float* tile, const Rows& rows, int64_t r, int64_t width) {
+  const int64_t across = row_step(rows);
+  by_float(rows.dtype, [&](auto type) {
+    using T = decltype(type);
+    T* dst = static_cast<T*>(rows.data) + row_offset(rows, r);
+    for (int64_t i = 0; i < rows.n; ++i, dst += rows.step, tile += kTile) {
+      if (across == 1) {
+        for_lanes(width, [&](int64_t j, auto k) { store(dst + j, load(tile + j, k), k); });
+      } else {
+        for (int64_t j = 0; j < width; ++j) dst[j * across] = from_float<T>(tile[j]);
+      }
+    }
+  });
+}
+
+/// Calls f(thread, r, width) for tiles of at most kTile rows of one run, on `threads` threads.
+template <class F>
+void for_tiles(int64_t count, int64_t run, int64_t grain, int threads, const F& f) {
+  const int64_t tiles = (run + kTile - 1) / kTile;
+  parallel_for(count / run * tiles, grain, threads, [&](int t, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % tiles * kTile;
+      f(t, i / tiles * run + first, run - first < kTile ? run - first : kTile);
+    }
+  });
 }
 
 }  // namespace warpformer::cpu::WF_ISA

@@ -18,11 +18,6 @@
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
-/// Bytes of all rows.
-int64_t bytes(const Rows& rows) {
-  return rows.data ? rows.count * rows.n * (rows.dtype == DType::f32 ? 4 : 2) : 0;
-}
-
 /// Writes the elements of a row, past the caches where that is wanted and the address allows it.
 template <class T>
 struct Writer {

@@ -46,6 +46,14 @@ def test_softmax(data, shape, dtype):
     close(ops.softmax(x, dim, mask=mask, scale=0.7), F.softmax(0.7 * x.double() + mask.double(), dim))
 
 
+@given(data=st.data(), shape=st.lists(st.integers(1, 20), min_size=1, max_size=4), dtype=FLOATS)
+def test_cross_entropy(data, shape, dtype):
+    x, classes = data.draw(tensors(shape, dtype)), shape[min(1, len(shape) - 1)]
+    target = torch.randint(-1, classes, shape[:1] + shape[2:] if len(shape) > 1 else [])
+    options = {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.2}
+    close(ops.cross_entropy(x, target, **options), F.cross_entropy(x.double(), target, **options))
+
+
 @given(data=st.data(), shape=st.lists(SIZES, min_size=1, max_size=4), dtype=FLOATS)
 def test_activation(data, shape, dtype):
     x, up, bias = (data.draw(tensors(size, dtype)) for size in (shape, shape, shape[-1:]))

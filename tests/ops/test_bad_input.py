@@ -12,7 +12,7 @@ from tests.samples import SAMPLES
 from warpformer import _C, InputError, ops
 
 x = torch.zeros(2, 3)
-index = torch.zeros(2, dtype=torch.int64)
+index = classes = torch.zeros(2, dtype=torch.int64)
 packed = torch.zeros(1, 3, 16)
 q, k, v = torch.zeros(3, 2, 4, 5, 8)
 attention = ops.scaled_dot_product_attention
@@ -32,6 +32,19 @@ SHAPES = {
     "softmax: dim = -3, x = f32[2,3]": lambda: ops.softmax(x, -3),
     "softmax: mask = f32[2], x = f32[2,3]": lambda: ops.softmax(x, mask=x[:, 0]),
     "softmax: mask = f32[1,2,3], x = f32[2,3]": lambda: ops.softmax(x, mask=x[None]),
+    "softmax: out = f32[3,2], x = f32[2,3]": lambda: ops.softmax(x, out=x.mT.contiguous()),
+    "softmax: causal = true, dim = 0, x = f32[2,3]": lambda: ops.softmax(x, 0, is_causal=True),
+    "softmax: causal = true, dim = -1, x = f32[3]": lambda: ops.softmax(x[0], is_causal=True),
+    "cross_entropy: target = i64[3], x = f32[2,3]": lambda: ops.cross_entropy(x, classes.new_zeros(3)),
+    "cross_entropy: target = i64[], x = f32[2,3]": lambda: ops.cross_entropy(x, classes[0]),
+    "cross_entropy: weight = f32[2], x = f32[2,3]": lambda: ops.cross_entropy(x, classes, x[:, 0]),
+    "cross_entropy: y = 3, target = i64[2]": lambda: ops.cross_entropy(x, classes + 3),
+    'cross_entropy: reduction = "average"': lambda: ops.cross_entropy(x, classes, reduction="average"),
+    "cross_entropy: smoothing = 1.1": lambda: ops.cross_entropy(x, classes, label_smoothing=1.1),
+    "cross_entropy: loss = f32[1], target = i64[2]": lambda: ops.cross_entropy(x, classes, out=x[0, :1]),
+    "cross_entropy: loss = f32[3], target = i64[2]": lambda: ops.cross_entropy(
+        x, classes, reduction="none", out=x[0]
+    ),
     "layer_norm: [2], [2, 3]": lambda: ops.layer_norm(x, (2,)),
     "layer_norm: [1, 2, 3], [2, 3]": lambda: ops.layer_norm(x, (1, 2, 3)),
     "layer_norm: [], [2, 3]": lambda: ops.layer_norm(x, ()),
@@ -161,6 +174,10 @@ def assert_names(caught, message):
 CALLS = {  # every tensor operand by its name in the error message
     "softmax: x": lambda t: ops.softmax(t(x)),
     "softmax: mask": lambda t: ops.softmax(x, mask=t(x)),
+    "log_softmax: x": lambda t: ops.log_softmax(t(x)),
+    "log_softmax: mask": lambda t: ops.log_softmax(x, mask=t(x)),
+    "cross_entropy: x": lambda t: ops.cross_entropy(t(x), classes),
+    "cross_entropy: weight": lambda t: ops.cross_entropy(x, classes, t(x[0])),
     "layer_norm: x": lambda t: ops.layer_norm(t(x), (3,)),
     "layer_norm: residual": lambda t: ops.layer_norm(x, (3,), residual=t(x)),
     "layer_norm: weight": lambda t: ops.layer_norm(x, (3,), t(x[0])),
@@ -207,6 +224,13 @@ def test_index_dtypes(index_dtype):
         ops.embedding_sum([index.to(index_dtype)], [x])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int16])
+def test_target_dtypes(dtype):
+    """Among them probabilities, which torch takes."""
+    with pytest.raises(InputError, match=r"^cross_entropy: .*target = .*\[2\]"):
+        ops.cross_entropy(x, classes.to(dtype))
+
+
 @pytest.mark.parametrize("result", [torch.float64, torch.int32, torch.complex64])
 def test_softmax_result_dtypes(result):
     with pytest.raises(InputError, match=r"^softmax: .*out = .*\[2,3\]"):
@@ -216,7 +240,8 @@ def test_softmax_result_dtypes(result):
 @pytest.mark.parametrize("operand", CALLS)
 def test_devices(operand):
     """One operand without memory among others with: not silence, and not an uninitialized result."""
-    alone = operand in ("softmax: x", "layer_norm: x", "rms_norm: x", "activation: x", "pack_linear: weight")
+    inputs = ("softmax: x", "log_softmax: x", "layer_norm: x", "rms_norm: x", "activation: x")
+    alone = operand in (*inputs, "pack_linear: weight")
     if alone:
         assert CALLS[operand](lambda t: t.to("meta")).is_meta
         return
@@ -234,7 +259,7 @@ def test_not_a_tensor(operand, value):
     assert_type_error(caught, operand, value)
 
 
-OPTIONAL = "mask|bias|residual|out|norm: weight|activation: up|rope: key"
+OPTIONAL = "mask|bias|residual|out|(norm|cross_entropy): weight|activation: up|rope: key"
 REQUIRED = [o for o in CALLS if not re.search(OPTIONAL, o)]
 
 
@@ -274,4 +299,4 @@ def test_fake_tensors_in_the_extension(sample):
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads(threads):
     with pytest.raises(InputError, match=f"softmax: executor > 0 failed: executor = {threads}"):
-        _C.softmax(x, None, x.clone(), -1, 1.0, threads)
+        _C.softmax(x, None, x.clone(), -1, 1.0, False, threads)

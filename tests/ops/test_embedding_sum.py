@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.check import check, same_bits
+from tests.check import check, check_gradients, same_bits, threads
 from warpformer import InputError, ops
 
 SIZES = (1, 15, 16, 17, 31, 32, 33, 255, 256, 257)
@@ -51,3 +51,61 @@ def test_index_outside_its_table(device, row, position):
     tables = [torch.randn(9, 5), torch.randn(7, 5)]
     with pytest.raises(InputError, match=rf"^embedding_sum: .* row = {row}, table = f32\[7,5\] cpu"):
         ops.embedding_sum([torch.zeros_like(index), index], tables)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 3, -1])
+@pytest.mark.parametrize(("vocabulary", "width"), [(50, 131), (1000, 33), (3, 300), (2, 1), (5, 700)])
+def test_gradients(device, dtype, vocabulary, width, padding_idx):
+    if padding_idx == 3 and vocabulary < 4:
+        padding_idx = 0
+    index = torch.randint(vocabulary, (6, 100))
+    check_gradients(
+        lambda table: ops.embedding(index, table, padding_idx),
+        lambda table: F.embedding(index, table, padding_idx),
+        torch.randn(vocabulary, width, dtype=dtype),
+    )
+
+
+def test_gradients_of_broadcast_indices(device, dtype):
+    token, position, segment = torch.randint(50, (6, 20)), torch.arange(20), torch.tensor(1)
+    check_gradients(
+        lambda *tables: ops.embedding_sum((token, position, segment), tables, padding_idx=(0, None, None)),
+        lambda *tables: sum(
+            map(F.embedding, (token, position.expand(6, 20), segment), tables, (0, None, None))
+        ),
+        *(torch.randn(v, 33, dtype=dtype) for v in (50, 20, 2)),
+    )
+
+
+def test_gradient_in_any_number_of_threads(device, dtype):
+    table, index = torch.randn(30, 600, dtype=dtype, requires_grad=True), torch.randint(30, (700,)) // 2
+    grad, gradients = torch.randn(700, 600, dtype=dtype), []
+    for count in (1, 2, 3):
+        with threads(count):
+            gradients += torch.autograd.grad(ops.embedding(index, table), table, grad)
+    assert all(same_bits(gradients[0], other) for other in gradients[1:])
+    assert (gradients[0][15:] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0, 3), ()])
+@pytest.mark.parametrize("width", [0, 1, 5])
+def test_gradient_of_small_shapes(device, shape, width):
+    table, index = torch.randn(3, width, requires_grad=True), torch.zeros(shape, dtype=torch.int64)
+    out = ops.embedding(index, table)
+    expected = torch.autograd.grad(F.embedding(index, table), table, torch.ones_like(out))[0]
+    assert same_bits(torch.autograd.grad(out, table, torch.ones_like(out))[0], expected)
+
+
+def test_out(device, dtype):
+    table, index = torch.randn(50, 17, dtype=dtype), torch.randint(50, (8, 9))
+    out = torch.empty(8, 9, 34)[..., ::2]
+    assert ops.embedding(index, table, out=out) is out
+    assert torch.equal(out, table[index].float())
+
+
+@pytest.mark.parametrize("padding_idx", [7, -8])
+def test_padding_outside_its_table(padding_idx):
+    with pytest.raises(InputError, match=f"embedding_sum: padding_idx = {padding_idx} is outside its table"):
+        ops.embedding(torch.zeros(3, dtype=torch.int64), torch.randn(7, 5), padding_idx)
+    with pytest.raises(InputError, match=r"embedding_sum: padding_idx = .* is not one for each table"):
+        ops.embedding_sum([torch.zeros(3, dtype=torch.int64)], [torch.randn(7, 5)], padding_idx=[0, 0])

@@ -16,8 +16,12 @@ def linear(x, weight, bias=None):
     return ops.linear(x, ops.pack_linear(weight), len(weight), bias)
 
 
-def embedding(weight, index, padding_idx=None, **options):  # padding_idx matters to gradients only
-    return None if options else ops.embedding_sum([index], [weight])
+def embedding(weight, index, padding_idx=None, **options):
+    return None if options else ops.embedding(index, weight, padding_idx)
+
+
+def cross_entropy(x, target, **options):
+    return None if target.is_floating_point() else ops.cross_entropy(x, target, **options)
 
 
 def attention(query, key, value, *mask, dropout_p=0.0, **options):
@@ -30,8 +34,14 @@ def softmax(x, dim, dtype=None):
     return None if dtype is torch.float64 else ops.softmax(x, dim, dtype=dtype)
 
 
+def log_softmax(x, dim, dtype=None):
+    return None if dtype is torch.float64 else ops.log_softmax(x, dim, dtype=dtype)
+
+
 OPS = {  # with the number of samples of torch 2.13 that they can express
     "softmax": (softmax, 7),
+    "log_softmax": (log_softmax, 7),
+    "nn.functional.cross_entropy": (cross_entropy, 1),
     "nn.functional.layer_norm": (ops.layer_norm, 6),
     "nn.functional.rms_norm": (ops.rms_norm, 1),
     "nn.functional.gelu": (ops.gelu, 8),

@@ -2,10 +2,12 @@
 
 from warpformer.ops._rope_frequencies import rope_frequencies, rope_tables
 from warpformer.ops.activation import activation, gelu, relu, silu
+from warpformer.ops.cross_entropy import cross_entropy
 from warpformer.ops.dropout import dropout
-from warpformer.ops.embedding_sum import embedding_sum
+from warpformer.ops.embedding_sum import embedding, embedding_sum
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import linear, pack_linear, unpack_linear
+from warpformer.ops.log_softmax import log_softmax
 from warpformer.ops.rms_norm import rms_norm
 from warpformer.ops.rope import rope
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
@@ -13,11 +15,14 @@ from warpformer.ops.softmax import softmax
 
 __all__ = [
     "activation",
+    "cross_entropy",
     "dropout",
+    "embedding",
     "embedding_sum",
     "gelu",
     "layer_norm",
     "linear",
+    "log_softmax",
     "pack_linear",
     "relu",
     "rms_norm",

@@ -174,8 +174,8 @@ def _has_function_mode():
 def _refuse(value):
     caller = sys._getframe(2)
     arguments = caller.f_locals.items()
-    names = [name for name, argument in arguments if argument is value]
-    sequences = [(name, parts) for name, parts in arguments if isinstance(parts, list | tuple)]
-    names += [name for name, parts in sequences if any(part is value for part in parts)]
+    lists = [(name, parts) for name, parts in arguments if isinstance(parts, list)]
+    names = [name for name, parts in lists if any(part is value for part in parts)]
+    names += [name for name, argument in arguments if argument is value]
     name = names[0]
     raise TypeError(f"{caller.f_code.co_name}: {name} must be a torch.Tensor, not {type(value).__name__}")
