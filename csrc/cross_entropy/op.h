@@ -40,12 +40,12 @@ struct CrossEntropyParams {
   int64_t work_step;
   int64_t run;  // rows that are neighbours in x and dx
 };
-DECLARE_KERNEL(cross_entropy, CrossEntropyParams)
+DECLARE_CPU_KERNEL(cross_entropy, CrossEntropyParams)
 
 struct CrossEntropyBackwardParams {
   Rows dx, out;
   Rows grad;  // as many rows of one element, or one
 };
-DECLARE_KERNEL(cross_entropy_backward, CrossEntropyBackwardParams)
+DECLARE_CPU_KERNEL(cross_entropy_backward, CrossEntropyBackwardParams)
 
 }  // namespace warpformer

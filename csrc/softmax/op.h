@@ -30,7 +30,7 @@ struct SoftmaxParams {
   int64_t queries;  // row r sees 1 + r % queries elements; 0: all of them
   int64_t run;      // rows that are neighbours in all of x, out and mask
 };
-DECLARE_KERNEL(softmax, SoftmaxParams)
+DECLARE_CPU_KERNEL(softmax, SoftmaxParams)
 
 struct SoftmaxBackwardParams {
   Rows grad, out, dx;
@@ -41,6 +41,6 @@ struct SoftmaxBackwardParams {
   float* part;           // [parts, masks, n]
   Rows dmask;
 };
-DECLARE_KERNEL(softmax_backward, SoftmaxBackwardParams)
+DECLARE_CPU_KERNEL(softmax_backward, SoftmaxBackwardParams)
 
 }  // namespace warpformer

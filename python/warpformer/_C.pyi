@@ -12,15 +12,20 @@ __all__: list[str] = [
     "activation_backward",
     "advise_huge_pages",
     "best_isa",
+    "cross_entropy",
+    "cross_entropy_backward",
     "cuda_architectures",
     "cuda_driver_version",
     "cuda_runtime_version",
     "dropout",
     "embedding_sum",
+    "embedding_sum_backward",
     "isa",
     "layer_norm",
     "layer_norm_backward",
     "linear",
+    "log_softmax",
+    "log_softmax_backward",
     "pack_linear",
     "rms_norm",
     "rms_norm_backward",
@@ -29,6 +34,7 @@ __all__: list[str] = [
     "scaled_dot_product_attention",
     "set_isa",
     "softmax",
+    "softmax_backward",
 ]
 
 def activation(
@@ -56,6 +62,25 @@ def activation_backward(
 ) -> None: ...
 def advise_huge_pages(fresh: torch.Tensor | numpy.ndarray) -> None: ...
 def best_isa() -> str: ...
+def cross_entropy(
+    x: torch.Tensor | numpy.ndarray,
+    target: torch.Tensor | numpy.ndarray,
+    weight: torch.Tensor | numpy.ndarray | None,
+    loss: torch.Tensor | numpy.ndarray,
+    dx: torch.Tensor | numpy.ndarray | None,
+    work: torch.Tensor | numpy.ndarray,
+    ignored: int,
+    reduction: str,
+    smoothing: float,
+    z_loss: float,
+    executor: int,
+) -> None: ...
+def cross_entropy_backward(
+    dx: torch.Tensor | numpy.ndarray,
+    grad: torch.Tensor | numpy.ndarray,
+    out: torch.Tensor | numpy.ndarray,
+    executor: int,
+) -> None: ...
 def cuda_driver_version() -> int: ...
 def cuda_runtime_version() -> int: ...
 def dropout(
@@ -70,6 +95,15 @@ def embedding_sum(
     indices: collections.abc.Sequence[torch.Tensor | numpy.ndarray],
     tables: collections.abc.Sequence[torch.Tensor | numpy.ndarray],
     out: torch.Tensor | numpy.ndarray,
+    executor: int,
+) -> None: ...
+def embedding_sum_backward(
+    grad: torch.Tensor | numpy.ndarray,
+    index: torch.Tensor | numpy.ndarray,
+    order: torch.Tensor | numpy.ndarray,
+    dtable: torch.Tensor | numpy.ndarray,
+    work: torch.Tensor | numpy.ndarray,
+    padding: int,
     executor: int,
 ) -> None: ...
 def isa() -> str: ...
@@ -105,6 +139,25 @@ def linear(
     residual: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     activation: str,
+    executor: int,
+) -> None: ...
+def log_softmax(
+    x: torch.Tensor | numpy.ndarray,
+    mask: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    dim: int,
+    scale: float,
+    causal: bool,
+    executor: int,
+) -> None: ...
+def log_softmax_backward(
+    grad: torch.Tensor | numpy.ndarray,
+    out: torch.Tensor | numpy.ndarray,
+    dx: torch.Tensor | numpy.ndarray | None,
+    dmask: torch.Tensor | numpy.ndarray | None,
+    parts: torch.Tensor | numpy.ndarray | None,
+    dim: int,
+    scale: float,
     executor: int,
 ) -> None: ...
 def pack_linear(
@@ -161,6 +214,17 @@ def softmax(
     x: torch.Tensor | numpy.ndarray,
     mask: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
+    dim: int,
+    scale: float,
+    causal: bool,
+    executor: int,
+) -> None: ...
+def softmax_backward(
+    grad: torch.Tensor | numpy.ndarray,
+    out: torch.Tensor | numpy.ndarray,
+    dx: torch.Tensor | numpy.ndarray | None,
+    dmask: torch.Tensor | numpy.ndarray | None,
+    parts: torch.Tensor | numpy.ndarray | None,
     dim: int,
     scale: float,
     executor: int,
