@@ -28,6 +28,8 @@ class Lap:
         for _ in range(calls):
             i, inputs = next(self.sets)
             self.outputs[i] = self.function(*inputs)
+        if roofline.on_gpu():
+            torch.cuda.synchronize()
 
     def seconds(self, calls):
         """Per call."""

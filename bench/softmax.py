@@ -24,6 +24,22 @@ def bench_softmax(compare, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def bench_softmax_out(compare, dtype):
+    """Into memory of the caller, more than the caches hold."""
+    shape = (8192, 1024)
+    compare(
+        f"{list(shape)} out=",
+        dtype=dtype,
+        inputs=lambda: tuple(torch.randn(2, *shape, dtype=dtype)),
+        ours=lambda x, out: ops.softmax(x, out=out),
+        peers={"torch": lambda x, out: torch.softmax(x, -1, out=out)},
+        moved=2 * math.prod(shape) * dtype.itemsize,
+        flops=4 * math.prod(shape),
+        memory="copy",
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def bench_attention_scores(compare, dtype):
     """The scores of BERT: 12 heads, 8 sentences of 256 tokens, scaled and padded."""
     batch, keys = 8, 256

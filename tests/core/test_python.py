@@ -9,7 +9,7 @@ from warpformer import _C, InputError
 
 def softmax(x, out=None):
     out = np.full(x.shape, np.nan, np.float32) if out is None else out
-    _C.softmax(x, None, out, -1, 1.0, 1)
+    _C.softmax(x, None, out, -1, 1.0, False, 1)
     return out
 
 

@@ -1,5 +1,6 @@
-// The lists that spell wgmma's asm statements for n = 8, 16 .. 256: an instruction of width n names n / 2
-// accumulator registers, and asm operands are counted from them on. Included by wgmma.cuh alone.
+// The lists that spell wgmma's asm statements for n = 8, 16 .. 256: an instruction of width n names
+// n / 2 accumulator registers, and asm operands are counted from them on. Included by wgmma.cuh
+// alone.
 #pragma once
 
 // "%0, %1, .. " of n / 2 registers, and the constraints of d[0] .. d[n / 2 - 1]: ACCUMULATOR is
