@@ -42,17 +42,39 @@ struct Prefetch {
   WF_INLINE void fetch(int64_t i) const { __builtin_prefetch(data + i * size); }
 };
 
+constexpr int64_t kSumBlock = 2048;
+
 /// The sum over [0, n) of term(i, lanes), which is 0 past the end: in blocks, because a long chain
 /// of additions rounds more.
 template <class F>
 WF_INLINE float sum_of(int64_t n, const F& term) {
-  constexpr int64_t kBlock = 2048;
   float total = 0;
-  for (int64_t first = 0; first < n; first += kBlock) {
+  for (int64_t first = 0; first < n; first += kSumBlock) {
     Sum block;
-    for_lanes(n - first < kBlock ? n - first : kBlock,
+    for_lanes(n - first < kSumBlock ? n - first : kSumBlock,
               [&](int64_t i, auto k) { block.add(term(first + i, k)); });
     total += block.total();
+  }
+  return total;
+}
+
+/// The same for rows in the lanes of a register: the sum of term(i) over [0, n), with the bits that
+/// sum_of gives each of them.
+template <class F>
+WF_INLINE Vec column_sum_of(int64_t n, const F& term) {
+  constexpr int64_t kLanes = Vec::kWidth, kChains = 4 * kLanes;
+  Vec total = set(0.0f);
+  for (int64_t first = 0; first < n; first += kSumBlock) {
+    Vec chain[kChains];
+    for (Vec& sum : chain) sum = set(0.0f);
+    const int64_t end = n - first < kSumBlock ? n : first + kSumBlock;
+    for (int64_t i = first; i < end; ++i)
+      chain[(i - first) % kChains] = chain[(i - first) % kChains] + term(i);
+    for (int64_t j = 0; j < kLanes; ++j)  // as Sum
+      chain[j] = (chain[j] + chain[kLanes + j]) + (chain[2 * kLanes + j] + chain[3 * kLanes + j]);
+    for (int64_t half = kLanes / 2; half; half /= 2)  // as sum(Vec)
+      for (int64_t j = 0; j < half; ++j) chain[j] = chain[j] + chain[j + half];
+    total = total + chain[0];
   }
   return total;
 }
@@ -79,10 +101,8 @@ inline float exponential_sum(const float* z, int64_t n, float scale, float shift
 /// a / d for many a, by two products in place of a division.
 struct Divisor {
   Vec high, low;
-  explicit Divisor(float d) {
-    const float inverse = 1.0f / d;
-    high = set(inverse);
-    low = set(__builtin_fmaf(-inverse, d, 1.0f) * inverse);  // what rounding took from the inverse
+  explicit Divisor(Vec d) : high(set(1.0f) / d) {
+    low = fma(set(0.0f) - high, d, set(1.0f)) * high;  // what rounding took from the inverse
   }
   WF_INLINE Vec divide(Vec a) const { return fma(a, high, a * low); }
 };

@@ -57,8 +57,8 @@ struct Factors {
 
 /// A row's loss; where gradients are wanted, also e and gradient(factors). `e` may be x.
 template <class F>
-float row_loss(const CrossEntropyParams& p, const Weights& weights, const float* x, int64_t y,
-               const Prefetch& next, float* e, const F& gradient) {
+double row_loss(const CrossEntropyParams& p, const Weights& weights, const float* x, int64_t y,
+                const Prefetch& next, float* e, const F& gradient) {
   const int64_t n = p.x.n;
   const double weight = weights.of(y), smooth = p.smoothing / n, kept = weight * (1 - p.smoothing);
   const float top = largest(x, n), at_target = top - x[y];
@@ -73,7 +73,7 @@ float row_loss(const CrossEntropyParams& p, const Weights& weights, const float*
   }
   double loss = kept * (at_target + log_sum) + weight * p.z_loss * lse * lse;
   if (smooth > 0) loss += smooth * (weights.total * log_sum + distance);
-  return static_cast<float>(loss);
+  return loss;
 }
 
 /// The gradient at elements [i, i + lanes) but for what the target takes.
@@ -95,7 +95,7 @@ void run_rows(const CrossEntropyParams& p, const Weights& weights, int64_t begin
   float *copy = buffer, *e = buffer + n;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t y = Weights::target(p, r);
-    p.work[r * p.work_step] = 0.0f;
+    p.row_loss[r] = 0;
     if (y == p.ignored) {
       if (p.has_dx) zero_row(p.dx, r, streamed);
       continue;
@@ -107,7 +107,7 @@ void run_rows(const CrossEntropyParams& p, const Weights& weights, int64_t begin
       write_span(&at_target, p.dx, r, y, 1);
     };
     const float* x = row_in(p.x, r, copy);
-    p.work[r * p.work_step] = row_loss(p, weights, x, y, Prefetch(p.x, r + 1), e, write);
+    p.row_loss[r] = row_loss(p, weights, x, y, Prefetch(p.x, r + 1), e, write);
   }
 }
 
@@ -147,7 +147,7 @@ void run_columns(const CrossEntropyParams& p, const Weights& weights, int64_t r,
   for (int64_t j = 0; j < count; ++j) {
     const int64_t y = Weights::target(p, r + j);
     float* e = buffer + j * n;
-    p.work[(r + j) * p.work_step] = 0.0f;
+    p.row_loss[r + j] = 0;
     if (y == p.ignored) {
       for (int64_t i = 0; i < n; ++i) e[i] = 0.0f;
       continue;
@@ -157,7 +157,7 @@ void run_columns(const CrossEntropyParams& p, const Weights& weights, int64_t r,
       for_lanes(n, [&](int64_t i, auto k) { store(e + i, gradient_at(e, weights.w, i, k, f), k); });
       e[y] = at_target;
     };
-    p.work[(r + j) * p.work_step] = row_loss(p, weights, e, y, Prefetch(p.x, p.x.count), e, write);
+    p.row_loss[r + j] = row_loss(p, weights, e, y, Prefetch(p.x, p.x.count), e, write);
   }
   if (p.has_dx) scatter(buffer, p.dx, r, count);
 }
@@ -186,14 +186,15 @@ void cross_entropy(const CrossEntropyParams& p, int threads) {
       if (streamed) finish_streaming();
     });
   }
-  if (p.reduced) {
-    double total = 0;
-    for (int64_t r = 0; r < count; ++r) total += p.work[r * p.work_step];
-    const float loss = static_cast<float>(p.mean ? total / weights.of_targets : total);
-    write_span(&loss, p.loss, 0, 0, 1);
-  } else {
-    for (int64_t r = 0; r < count; ++r) write_span(p.work + r * p.work_step, p.loss, r, 0, 1);
+  for (int64_t r = 0; r < count && !p.reduced; ++r) {
+    const float loss = static_cast<float>(p.row_loss[r]);
+    write_span(&loss, p.loss, r, 0, 1);
   }
+  if (!p.reduced) return;
+  double total = 0;
+  for (int64_t r = 0; r < count; ++r) total += p.row_loss[r];
+  const float loss = static_cast<float>(p.mean ? total / weights.of_targets : total);
+  write_span(&loss, p.loss, 0, 0, 1);
 }
 
 void cross_entropy_backward(const CrossEntropyBackwardParams& p, int threads) {

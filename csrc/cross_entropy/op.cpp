@@ -35,7 +35,7 @@ void cross_entropy(const Tensor& x, const Tensor& target, const std::optional<Te
   const bool reduced = reduction != "none";
   CHECK(loss.floating() && (reduced ? loss.ndim == 0 : loss.same_shape(target)), loss, target);
   if (dx) CHECK(dx->floating() && dx->same_shape(x), dx, x);
-  CHECK(work.dtype == DType::f32 && work.ndim == 1 && work.dim(0) == target.numel() + 1, work,
+  CHECK(work.dtype == DType::i64 && work.contiguous() && work.numel() == target.numel() + 1, work,
         target);
   CHECK(smoothing >= 0 && smoothing <= 1, smoothing);
   CHECK(x.dim(dim) > 0 || target.numel() == 0, x);
@@ -61,8 +61,8 @@ void cross_entropy(const Tensor& x, const Tensor& target, const std::optional<Te
   p.mean = reduction == "mean";
   p.smoothing = smoothing;
   p.z_loss = z_loss;
-  p.work = work.ptr<float>();
-  p.work_step = work.stride[0];
+  p.row_loss = work.ptr<double>();
+  p.scale = p.row_loss + target.numel();
   p.run = common_run(p.x, p.dx);
   RUN_CPU_KERNEL(cross_entropy, p, x, executor);
 }

@@ -36,9 +36,8 @@ struct CrossEntropyParams {
   Rows loss;  // rows of one element
   bool reduced, mean;
   double smoothing, z_loss;
-  float* work;  // of row r at work[r * work_step], then the sum of w[y]
-  int64_t work_step;
-  int64_t run;  // rows that are neighbours in x and dx
+  double *row_loss, *scale;  // of work: a row's loss, and what multiplies the sum of all
+  int64_t run;               // rows that are neighbours in x and dx
 };
 DECLARE_CPU_KERNEL(cross_entropy, CrossEntropyParams)
 

@@ -1,4 +1,4 @@
-// A team of threads (core/cuda/rows.cuh) owns a row. Rows of at most kHeld elements that 16-byte
+// A team of threads (core/cuda/rows.cuh) owns a row. Rows of at most 8192 elements that 16-byte
 // accesses can walk stay in its registers, and are read once:
 //
 //   x row (+ residual row) --> z --mean, variance--> --normalize, scale, shift--> out row
@@ -12,8 +12,6 @@
 // and a second kernel adds the partials in their order: 32 columns a block, a warp for every 32nd
 // range. Other rows are walked in steps and read again by every pass; backward leaves the columns
 // to a kernel of their own. Both ways add in the same order, so the layout changes no bit.
-#include <initializer_list>
-
 #include "core/cuda/launch.cuh"
 #include "core/cuda/math.cuh"
 #include "core/cuda/rows.cuh"
@@ -23,75 +21,11 @@ namespace warpformer::cuda {
 namespace {
 
 constexpr int kChunks = 2;  // of a held row, in a thread
-constexpr int64_t kHeld = int64_t{kMaxTeam} * kChunks * kChunk;
 constexpr int kSumThreads = 1024, kSumWarps = kSumThreads / kWarp;
-constexpr int kScratch = kWarp * sizeof(float);  // of team_sum
 
-template <int kCount>
-using Chunks = float[kCount][kChunk];
-
-/// f(c, j, whether the element lies in the row) for all of a step.
-template <int kCount, class F>
-DEVICE void each_element(int64_t first, int64_t n, const Team& team, F f) {
-#pragma unroll
-  for (int c = 0; c < kCount; ++c) {
-    const int64_t left = n - first - int64_t{kChunk} * (team.index + c * team.size);
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) f(c, j, j < left);
-  }
-}
-template <int kCount>
-DEVICE void fill(Chunks<kCount>& values, float value) {
-#pragma unroll
-  for (int c = 0; c < kCount; ++c)
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) values[c][j] = value;
-}
-
-/// How a held row is read and written: at once, `first` is 0. Activations are of T, parameters of
-/// any dtype.
 template <class T>
-struct Held {
-  static constexpr int count = kChunks;
-  static constexpr bool again = false;  // whether a pass has to read it again
-  DEVICE static int64_t step(int64_t n, const Team&) { return n; }
-  DEVICE static FetchedRow<T, count> fetch(const Rows& rows, int64_t r, int64_t, const Team& team) {
-    return fetch_row<T, count>(rows, r, team);
-  }
-  DEVICE static void parameter(const Rows& rows, int64_t, const Team& team, Chunks<count>& values) {
-    by_float(rows.dtype,
-             [&](auto type) { fetch_row<decltype(type), count>(rows, 0, team).values(values); });
-  }
-  DEVICE static void store(const Rows& rows, int64_t r, int64_t, const Team& team,
-                           const Chunks<count>& values) {
-    store_vector_row<T>(rows, r, team, values);
-  }
-};
-/// How any other row is: step by step.
-struct Walked {
-  static constexpr int count = 1;
-  static constexpr bool again = true;
-  struct Step {
-    Chunks<1> read;
-    DEVICE void values(Chunks<1>& to) const {
-      for (int j = 0; j < kChunk; ++j) to[0][j] = read[0][j];
-    }
-  };
-  DEVICE static int64_t step(int64_t, const Team& team) { return int64_t{kChunk} * team.size; }
-  DEVICE static Step fetch(const Rows& rows, int64_t r, int64_t first, const Team& team) {
-    Step step;
-    load_row(rows, r, first, team, 0.0f, step.read);
-    return step;
-  }
-  DEVICE static void parameter(const Rows& rows, int64_t first, const Team& team,
-                               Chunks<1>& values) {
-    load_row(rows, 0, first, team, 0.0f, values);
-  }
-  DEVICE static void store(const Rows& rows, int64_t r, int64_t first, const Team& team,
-                           const Chunks<1>& values) {
-    store_row(rows, r, first, team, values);
-  }
-};
+using Held = HeldRow<T, kChunks>;
+using Walked = WalkedRow;
 
 /// A parameter, `otherwise` where it is not given.
 template <class Row>
@@ -365,39 +299,31 @@ Rows partial_rows(const NormBackwardParams& p) {
   return rows;
 }
 
-/// Whether every one of these that is there is of `dtype`, and short and even enough to be held.
-bool can_hold(DType dtype, int64_t n, std::initializer_list<const Rows*> all) {
-  bool held = n <= kHeld;
-  for (const Rows* rows : all)
-    held = held && is_vector(*rows) && (!rows->data || rows->dtype == dtype);
-  return held;
-}
-
 }  // namespace
 
 void norm(const NormParams& p, Stream stream) {
-  const bool held = can_hold(p.x.dtype, p.x.n, {&p.x, &p.residual, &p.sum, &p.out}) &&
+  const bool held = can_hold<kChunks>(p.x.dtype, p.x.n, {&p.x, &p.residual, &p.sum, &p.out}) &&
                     is_vector(p.weight) && is_vector(p.bias);
   const auto kernel = !held                      ? norm_kernel<Walked>
                       : p.x.dtype == DType::f32  ? norm_kernel<Held<float>>
                       : p.x.dtype == DType::bf16 ? norm_kernel<Held<bf16>>
                                                  : norm_kernel<Held<f16>>;
   const int size = team_size<kChunks>(p.x.n);
-  LAUNCH(kernel, team_blocks(p.x.count, size), team_threads(size), kScratch, stream, p, size);
+  LAUNCH(kernel, team_blocks(p.x.count, size), team_threads(size), kTeamScratch, stream, p, size);
 }
 
 void norm_backward(const NormBackwardParams& p, Stream stream) {
   const int64_t n = p.z.n;
   const Rows partials = p.partials ? partial_rows(p) : Rows{};
   const bool held =
-      can_hold(p.z.dtype, n, {&p.grad, &p.grad_sum, &p.z, &p.dz}) && is_vector(p.weight);
+      can_hold<kChunks>(p.z.dtype, n, {&p.grad, &p.grad_sum, &p.z, &p.dz}) && is_vector(p.weight);
   const auto kernel = !held                      ? norm_backward_kernel<Walked>
                       : p.z.dtype == DType::f32  ? norm_backward_kernel<Held<float>>
                       : p.z.dtype == DType::bf16 ? norm_backward_kernel<Held<bf16>>
                                                  : norm_backward_kernel<Held<f16>>;
   const int size = team_size<kChunks>(n), threads = team_threads(size);
   // For add_teams, where there are several: half of them hand theirs to the others.
-  const int shared = threads > size ? threads / 2 * kChunks * kChunk * 4 : kScratch;
+  const int shared = threads > size ? threads / 2 * kChunks * kChunk * 4 : kTeamScratch;
   const bool sums = held && p.partials;
   if (p.dz.data || sums) {
     const int64_t blocks = sums ? p.parts : team_blocks(p.z.count, size);

@@ -98,7 +98,7 @@ void softmax_row(const SoftmaxParams& p, int64_t r, bool streamed, float* buffer
     for (int64_t i = seen; i < n; ++i) buffer[i] = -INFINITY;
     write_row(p.out, r, streamed, [&](int64_t i, auto k) { return load(buffer + i, k); });
   } else {
-    const Divisor sum(kept_sum(exponentials(z, seen, scale, shift, next, buffer)));
+    const Divisor sum(set(kept_sum(exponentials(z, seen, scale, shift, next, buffer))));
     for (int64_t i = seen; i < n; ++i) buffer[i] = 0.0f;
     write_row(p.out, r, streamed,
               [&](int64_t i, auto k) { return sum.divide(load(buffer + i, k)); });
@@ -122,14 +122,12 @@ void softmax_columns(float* z, int64_t n, float factor, bool log) {
   Vec top = set(-INFINITY);
   for (int64_t i = 0; i < n; ++i) top = max(top, load(z + i * kTile) * scale);
   const Vec shift = set(0.0f) - where_less(top, set(kLowest), set(0.0f), top);
-  Sum total;
-  for (int64_t i = 0; i < n; ++i) {
+  const Vec kept = column_sum_of(n, [&](int64_t i) {
     const Vec v = fma(load(z + i * kTile), scale, shift), e = exp_negative(v);
     store(z + i * kTile, log ? v : e);
-    total.add(e);
-  }
+    return e;
+  });
   // 1 where nothing is kept. NaN stays: it is the second operand.
-  const Vec kept = total.lanes();
   const Vec sum = where_less(set(0.0f), kept, kept, max(set(1.0f), kept));
   if (log) {
     float lanes[Vec::kWidth];
@@ -138,7 +136,8 @@ void softmax_columns(float* z, int64_t n, float factor, bool log) {
     const Vec log_sum = load(lanes);
     for (int64_t i = 0; i < n; ++i) store(z + i * kTile, load(z + i * kTile) - log_sum);
   } else {
-    for (int64_t i = 0; i < n; ++i) store(z + i * kTile, load(z + i * kTile) / sum);
+    const Divisor divisor(sum);
+    for (int64_t i = 0; i < n; ++i) store(z + i * kTile, divisor.divide(load(z + i * kTile)));
   }
 }
 
@@ -236,12 +235,10 @@ void backward_row(const SoftmaxBackwardParams& p, int64_t r, bool streamed, floa
 /// The rows of a tile in the lanes of one register: `grad` becomes dx.
 void backward_columns(float* grad, const float* out, int64_t n, float scale, bool log) {
   auto gradient = [&](int64_t i, Vec o) { return kept_gradient(load(grad + i), o, log); };
-  Sum terms;
-  for (int64_t i = 0; i < n * kTile; i += kTile) {
-    const Vec o = load(out + i);
-    terms.add(row_term(gradient(i, o), o, log));
-  }
-  const Vec sum = terms.lanes();
+  const Vec sum = column_sum_of(n, [&](int64_t i) {
+    const Vec o = load(out + i * kTile);
+    return row_term(gradient(i * kTile, o), o, log);
+  });
   for (int64_t i = 0; i < n * kTile; i += kTile) {
     const Vec o = load(out + i);
     store(grad + i, score_gradient(gradient(i, o), o, sum, log) * set(scale));
@@ -251,12 +248,13 @@ void backward_columns(float* grad, const float* out, int64_t n, float scale, boo
 /// dmask[m], and dx of all its rows; parts are added in their order.
 void mask_backward(const SoftmaxBackwardParams& p, int threads) {
   const int64_t n = p.out.n, each = p.out.count / p.masks;
+  float* sums = static_cast<float*>(p.part.data);
   const bool streamed = p.has_dx && is_past_cache(3 * bytes(p.dx));
   float* scratch = scratch_floats(2 * n * threads);
   parallel_for(p.masks * p.parts, 1, threads, [&](int t, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t m = i / p.parts, part = i % p.parts;
-      float* total = p.part + (part * p.masks + m) * n;
+      float* total = sums + (part * p.masks + m) * n;
       for (int64_t j = 0; j < n; ++j) total[j] = 0.0f;
       for (int64_t j = each * part / p.parts; j < each * (part + 1) / p.parts; ++j)
         backward_row(p, m * each + j, streamed, total, scratch + 2 * n * t);
@@ -266,9 +264,9 @@ void mask_backward(const SoftmaxBackwardParams& p, int threads) {
   parallel_for(p.masks, 1 + kGrain / (n * p.parts), threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       write_row(p.dmask, m, false, [&](int64_t i, auto k) {
-        Vec total = load(p.part + m * n + i, k);
+        Vec total = load(sums + m * n + i, k);
         for (int64_t part = 1; part < p.parts; ++part)
-          total = total + load(p.part + (part * p.masks + m) * n + i, k);
+          total = total + load(sums + (part * p.masks + m) * n + i, k);
         return total;
       });
     }

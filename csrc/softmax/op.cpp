@@ -51,7 +51,7 @@ SoftmaxBackwardParams backward_params(const Tensor& grad, const Tensor& out,
   if (dmask) {
     p.masks = dmask->dim(0);
     p.parts = parts->dim(0);
-    p.part = parts->ptr<float>();
+    p.part = rows(*parts);
     p.dmask = rows(*dmask);
   }
   return p;

@@ -38,8 +38,7 @@ struct SoftmaxBackwardParams {
   float scale;
   int64_t run;
   int64_t masks, parts;  // of dmask; 0 where there is none
-  float* part;           // [parts, masks, n]
-  Rows dmask;
+  Rows part, dmask;      // part i of dmask[m] is row i * masks + m
 };
 DECLARE_CPU_KERNEL(softmax_backward, SoftmaxBackwardParams)
 

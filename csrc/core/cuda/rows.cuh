@@ -10,6 +10,8 @@
 // the block, which team_sum and team_max rely on.
 #pragma once
 
+#include <initializer_list>
+
 #include "core/cuda/math.cuh"
 #include "core/cuda/memory.cuh"
 #include "core/cuda/reduce.cuh"
@@ -19,6 +21,8 @@ namespace warpformer::cuda {
 
 constexpr int kChunk = 8;
 constexpr int kMaxTeam = 512;
+constexpr int64_t kAll = INT64_MAX;
+constexpr int kTeamScratch = kWarp * sizeof(float);  // bytes, of team_sum and team_max
 
 /// Threads that hold a row of n elements in kChunks chunks each: a power of two, at most kMaxTeam.
 template <int kChunks>
@@ -106,11 +110,12 @@ DEVICE void store_chunk(T* p, const float (&values)[kChunk], Cache cache, Where 
 }
 
 /// values = this thread's elements of row r in the step that begins at element `first`; `other`
-/// past the end of the row, and in all of a row past the last.
+/// past the end of the row or element `end`, and in all of a row past the last.
 template <int kChunks>
 DEVICE void load_row(const Rows& rows, int64_t r, int64_t first, const Team& team, float other,
-                     float (&values)[kChunks][kChunk], Cache cache = Cache::normal, WHERE) {
-  const int64_t n = r < rows.count ? rows.n : 0;
+                     float (&values)[kChunks][kChunk], Cache cache = Cache::normal,
+                     int64_t end = kAll, WHERE) {
+  const int64_t n = r >= rows.count ? 0 : end < rows.n ? end : rows.n;
   by_float(rows.dtype, [&](auto type) {
     using T = decltype(type);
     const T* row = static_cast<const T*>(rows.data) + (n ? row_offset(rows, r) : 0);
@@ -179,16 +184,17 @@ struct FetchedRow {
   }
 };
 
-/// Row r of elements of T, which the team holds at once; 0 past its end, and in all of a row past
-/// the last.
+/// A step of row r of elements of T, from element `first` on; 0 past its end, in chunks past
+/// element `end`, and in all of a row past the last.
 template <class T, int kChunks>
-DEVICE FetchedRow<T, kChunks> fetch_row(const Rows& rows, int64_t r, const Team& team, WHERE) {
+DEVICE FetchedRow<T, kChunks> fetch_row(const Rows& rows, int64_t r, const Team& team,
+                                        int64_t first = 0, int64_t end = kAll, WHERE) {
   FetchedRow<T, kChunks> fetched = {};
-  const int64_t n = r < rows.count ? rows.n : 0;
+  const int64_t n = r >= rows.count ? 0 : end < rows.n ? end : rows.n;
   const T* row = static_cast<const T*>(rows.data) + (n ? r * rows.stride[0] : 0);
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
-    const int64_t i = int64_t{kChunk} * (team.index + c * team.size);
+    const int64_t i = first + int64_t{kChunk} * (team.index + c * team.size);
     if (i >= n) continue;
 #pragma unroll
     for (int v = 0; v < FetchedRow<T, kChunks>::kVectors; ++v)
@@ -200,14 +206,116 @@ DEVICE FetchedRow<T, kChunks> fetch_row(const Rows& rows, int64_t r, const Team&
 /// Writes what fetch_row would read.
 template <class T, int kChunks>
 DEVICE void store_vector_row(const Rows& rows, int64_t r, const Team& team,
-                             const float (&values)[kChunks][kChunk], WHERE) {
+                             const float (&values)[kChunks][kChunk], int64_t first = 0, WHERE) {
   if (r >= rows.count) return;
   T* row = static_cast<T*>(rows.data) + r * rows.stride[0];
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
-    const int64_t i = int64_t{kChunk} * (team.index + c * team.size);
+    const int64_t i = first + int64_t{kChunk} * (team.index + c * team.size);
     if (i < rows.n) store_chunk(row + i, values[c], Cache::normal, where);
   }
+}
+
+// ---- One kernel for all layouts: rows held in registers, which are read once, and rows walked in
+// steps, which every pass reads again. A kernel is a template of one of the policies below.
+// Elements belong to the same threads in the same order under each, so that sums have the same
+// bits.
+
+template <int kCount>
+using Chunks = float[kCount][kChunk];
+
+/// f(c, j, whether the element lies before element n) for all of a step.
+template <int kCount, class F>
+DEVICE void each_element(int64_t first, int64_t n, const Team& team, F f) {
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {
+    const int64_t left = n - first - int64_t{kChunk} * (team.index + c * team.size);
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) f(c, j, j < left);
+  }
+}
+template <int kCount>
+DEVICE void fill(Chunks<kCount>& values, float value) {
+#pragma unroll
+  for (int c = 0; c < kCount; ++c)
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) values[c][j] = value;
+}
+
+/// How a held row is read and written: at once, `first` is 0. Activations are of T, parameters of
+/// any dtype.
+template <class T, int kChunks>
+struct HeldRow {
+  static constexpr int count = kChunks;
+  static constexpr bool again = false;  // whether a pass has to read it again
+  DEVICE static int64_t step(int64_t n, const Team&) { return n; }
+  DEVICE static FetchedRow<T, count> fetch(const Rows& rows, int64_t r, int64_t, const Team& team) {
+    return fetch_row<T, count>(rows, r, team);
+  }
+  DEVICE static void parameter(const Rows& rows, int64_t, const Team& team, Chunks<count>& values) {
+    by_float(rows.dtype,
+             [&](auto type) { fetch_row<decltype(type), count>(rows, 0, team).values(values); });
+  }
+  DEVICE static void store(const Rows& rows, int64_t r, int64_t, const Team& team,
+                           const Chunks<count>& values) {
+    store_vector_row<T>(rows, r, team, values);
+  }
+};
+/// Rows of T of any length: held where they are one step, of kChunks chunks, else walked.
+template <class T, int kChunks>
+struct VectorRow {
+  static constexpr int count = kChunks;
+  DEVICE static int64_t step(int64_t, const Team& team) {
+    return int64_t{kChunk} * kChunks * team.size;
+  }
+  DEVICE static FetchedRow<T, count> fetch(const Rows& rows, int64_t r, int64_t first,
+                                           const Team& team, int64_t end = kAll) {
+    return fetch_row<T, count>(rows, r, team, first, end);
+  }
+  DEVICE static void store(const Rows& rows, int64_t r, int64_t first, const Team& team,
+                           const Chunks<count>& values) {
+    store_vector_row<T>(rows, r, team, values, first);
+  }
+};
+/// How any other row is read and written: step by step.
+struct WalkedRow {
+  static constexpr int count = 1;
+  static constexpr bool again = true;
+  struct Step {
+    Chunks<1> read;
+    DEVICE void values(Chunks<1>& to) const {
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) to[0][j] = read[0][j];
+    }
+  };
+  DEVICE static int64_t step(int64_t, const Team& team) { return int64_t{kChunk} * team.size; }
+  DEVICE static Step fetch(const Rows& rows, int64_t r, int64_t first, const Team& team,
+                           int64_t end = kAll) {
+    Step step;
+    load_row(rows, r, first, team, 0.0f, step.read, Cache::normal, end);
+    return step;
+  }
+  DEVICE static void parameter(const Rows& rows, int64_t first, const Team& team,
+                               Chunks<1>& values) {
+    load_row(rows, 0, first, team, 0.0f, values);
+  }
+  DEVICE static void store(const Rows& rows, int64_t r, int64_t first, const Team& team,
+                           const Chunks<1>& values) {
+    store_row(rows, r, first, team, values);
+  }
+};
+
+/// Whether every one of these that is there is of `dtype` and serves as vectors.
+inline bool are_vectors(DType dtype, std::initializer_list<const Rows*> all) {
+  bool vectors = true;
+  for (const Rows* rows : all)
+    vectors = vectors && is_vector(*rows) && (!rows->data || rows->dtype == dtype);
+  return vectors;
+}
+/// Whether they are also short enough to be held.
+template <int kChunks>
+bool can_hold(DType dtype, int64_t n, std::initializer_list<const Rows*> all) {
+  return n <= int64_t{kMaxTeam} * kChunks * kChunk && are_vectors(dtype, all);
 }
 
 }  // namespace warpformer::cuda

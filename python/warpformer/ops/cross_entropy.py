@@ -58,7 +58,7 @@ def _cross_entropy(
     input, target, weight, ignore_index, reduction, label_smoothing, z_loss, with_gradient, out=None
 ):
     loss, gradient = _results(input, target, reduction, with_gradient, out)
-    work = empty(target.numel() + 1, input, torch.float32)
+    work = empty(target.numel() + 1, input, torch.int64)
     dx = gradient if with_gradient else None
     options = (ignore_index, reduction, label_smoothing, z_loss, executor(input))
     _C.cross_entropy(input, target.contiguous(), weight, loss, dx, work, *options)
