@@ -42,18 +42,41 @@ DEVICE float biased(float x, float scale, float bias) {
 }
 DEVICE float bias_of(bool keep) { return keep ? 0.0f : -kInfinity; }
 
-/// What the mask adds to the elements before `end`.
+/// x[0] = the sum of all, in a tree: a long chain of additions rounds more.
 template <int kCount>
+DEVICE float tree_sum(float (&x)[kCount]) {
+#pragma unroll
+  for (int half = kCount / 2; half; half /= 2)
+#pragma unroll
+    for (int i = 0; i < half; ++i) x[i] += x[i + half];
+  return x[0];
+}
+/// The sum of term(c, j, whether the element lies before element n) over a step.
+template <int kCount, class F>
+DEVICE float step_sum(int64_t first, int64_t n, const Team& team, F term) {
+  float sums[kCount];
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {
+    const int64_t left = n - first - int64_t{kChunk} * (team.index + c * team.size);
+    float terms[kChunk];
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) terms[j] = term(c, j, j < left);
+    sums[c] = tree_sum(terms);
+  }
+  return tree_sum(sums);
+}
+
+/// What the mask adds to the elements of a chunk before `end`.
 DEVICE void load_bias(const Rows& mask, int64_t r, int64_t first, int64_t end, const Team& team,
-                      Chunks<kCount>& bias) {
+                      Chunks<1>& bias) {
   if (mask.dtype != DType::boolean) {
     load_row(mask, r, first, team, -kInfinity, bias, Cache::normal, end);
     return;
   }
   const bool* keep = static_cast<const bool*>(mask.data) + (end ? row_offset(mask, r) : 0);
-  each_element<kCount>(first, end, team, [&](int c, int j, bool inside) {
-    const int64_t i = first + int64_t{kChunk} * (team.index + c * team.size) + j;
-    bias[c][j] = bias_of(inside && load(keep + i * mask.step));
+  each_element<1>(first, end, team, [&](int, int j, bool inside) {
+    const int64_t i = first + int64_t{kChunk} * team.index + j;
+    bias[0][j] = bias_of(inside && load(keep + i * mask.step));
   });
 }
 
@@ -63,10 +86,13 @@ DEVICE void load_scores(const SoftmaxParams& p, int64_t first, int64_t end, cons
                         Chunks<Row::count>& z) {
   Row::fetch(p.x, team.row, first, team, end).values(z);
   if (!p.has_mask) return;
-  Chunks<Row::count> bias;
-  load_bias(p.mask, team.row, first, end, team, bias);
-  each_element<Row::count>(
-      0, 0, team, [&](int c, int j, bool) { z[c][j] = biased(z[c][j], p.scale, bias[c][j]); });
+#pragma unroll
+  for (int c = 0; c < Row::count; ++c) {
+    Chunks<1> bias;
+    load_bias(p.mask, team.row, first + int64_t{kChunk} * c * team.size, end, team, bias);
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) z[c][j] = biased(z[c][j], p.scale, bias[0][j]);
+  }
 }
 
 template <class Row>
@@ -94,11 +120,11 @@ softmax_kernel(SoftmaxParams p, int size) {
   float sum = 0;
   for (int64_t first = 0; first < n; first += step) {
     if (again) load_scores<Row>(p, first, seen, team, z);
-    each_element<count>(first, seen, team, [&](int c, int j, bool inside) {
+    sum += step_sum<count>(first, seen, team, [&](int c, int j, bool inside) {
       z[c][j] = inside ? fma(z[c][j], scale, -shift) : -kInfinity;
       const float e = exp(z[c][j]);
-      sum += e;
       if (!p.log) z[c][j] = e;
+      return e;
     });
   }
   sum = kept_sum(team_sum(sum, team.size, scratch));
@@ -130,13 +156,23 @@ DEVICE void each_in_column(int64_t n, F f) {
 
 /// The sum of term(i) over a column, as a team of `size` threads adds it; `sums` has 32 floats for
 /// each of them.
-template <class F>
+template <int kCount, class F>
 DEVICE float column_sum(int64_t n, int size, Shared<float> sums, F term) {
   const int lane = lane_index();
   for (int t = warp_index(); t < size; t += kColumnWarps) {
     float sum = 0;
-    for (int64_t chunk = int64_t{kChunk} * t; chunk < n; chunk += int64_t{kChunk} * size)
-      for (int64_t i = chunk; i < chunk + kChunk && i < n; ++i) sum += term(i);
+    for (int64_t first = 0; first < n; first += int64_t{kChunk} * kCount * size) {
+      float chunks[kCount];
+#pragma unroll
+      for (int c = 0; c < kCount; ++c) {
+        const int64_t i = first + int64_t{kChunk} * (t + c * size);
+        float terms[kChunk];
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) terms[j] = i + j < n ? term(i + j) : 0.0f;
+        chunks[c] = tree_sum(terms);
+      }
+      sum += tree_sum(chunks);
+    }
     sums.store(t * kWarp + lane, sum);
   }
   sync_block();
@@ -200,7 +236,7 @@ KERNEL(kColumnWarps* kWarp) softmax_columns_kernel(SoftmaxParams p, int size) {
     const float shift = finite(column_max(top, scratch));
     const auto shifted = [&](int64_t i) { return fma(score(i), scale, -shift); };
     const float sum =
-        kept_sum(column_sum(n, size, scratch, [&](int64_t i) { return exp(shifted(i)); }));
+        kept_sum(column_sum<kChunks>(n, size, scratch, [&](int64_t i) { return exp(shifted(i)); }));
     if (!there) return;
     const Divisor divisor(sum);
     const float log_sum = log(sum);
@@ -253,8 +289,8 @@ DEVICE void backward_row(const SoftmaxBackwardParams& p, int64_t r, const Team& 
   float sum = 0;
   for (int64_t first = 0; first < n; first += step) {
     load_pair<Row>(p, r, first, team, g, y);
-    each_element<count>(0, 0, team,
-                        [&](int c, int j, bool) { sum += row_term(g[c][j], y[c][j], p.log); });
+    sum += step_sum<count>(0, 0, team,
+                           [&](int c, int j, bool) { return row_term(g[c][j], y[c][j], p.log); });
   }
   sum = team_sum(sum, team.size, scratch);
   for (int64_t first = 0; first < n; first += step) {
@@ -290,10 +326,11 @@ KERNEL(kColumnWarps* kWarp, 2) softmax_backward_columns_kernel(SoftmaxBackwardPa
       const auto gradient = [&](int64_t i, float y) {
         return kept_gradient(to_float(load(grad + i * p.grad.step)), y, p.log);
       };
-      const float sum = column_sum(n, size, shared_memory<float>(), [&](int64_t i) {
-        const float y = result(i);
-        return row_term(gradient(i, y), y, p.log);
-      });
+      const float sum =
+          column_sum<kChunksBackward>(n, size, shared_memory<float>(), [&](int64_t i) {
+            const float y = result(i);
+            return row_term(gradient(i, y), y, p.log);
+          });
       if (r >= p.out.count) return;
       with_row(p.dx, r, [&](auto* dx) {
         each_in_column(n, [&](int64_t i) {
@@ -359,7 +396,7 @@ void softmax(const SoftmaxParams& p, Stream stream) {
            stream, p, size);
     return;
   }
-  const auto kernel = !are_vectors(p.x.dtype, {&p.x, &p.out}) ? softmax_kernel<WalkedRow>
+  const auto kernel = !are_vectors(p.x.dtype, {&p.x, &p.out}) ? softmax_kernel<WalkedRows<kChunks>>
                       : p.x.dtype == DType::f32  ? softmax_kernel<VectorRow<float, kChunks>>
                       : p.x.dtype == DType::bf16 ? softmax_kernel<VectorRow<bf16, kChunks>>
                                                  : softmax_kernel<VectorRow<f16, kChunks>>;
@@ -382,7 +419,7 @@ void softmax_backward(const SoftmaxBackwardParams& p, Stream stream) {
   }
   const DType dtype = p.out.dtype;
   const auto kernel = !are_vectors(dtype, {&p.grad, &p.out, &p.dx})
-                          ? softmax_backward_kernel<WalkedRow>
+                          ? softmax_backward_kernel<WalkedRows<kChunks>>
                       : dtype == DType::f32  ? softmax_backward_kernel<VectorRow<float, kChunks>>
                       : dtype == DType::bf16 ? softmax_backward_kernel<VectorRow<bf16, kChunks>>
                                              : softmax_backward_kernel<VectorRow<f16, kChunks>>;
