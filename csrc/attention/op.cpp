@@ -66,7 +66,10 @@ void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const 
   p.width = query.dim(3);
   p.value_width = value.dim(3);
   p.scale = static_cast<float>(scale);
-  p.causal = causal;
+  p.softcap = 0.0f;
+  p.bottom_right = false;
+  p.left = int64_t{1} << 40;
+  p.right = causal ? 0 : int64_t{1} << 40;
   RUN_CPU_KERNEL(attention, p, query, executor);
 }
 
