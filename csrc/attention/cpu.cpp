@@ -11,6 +11,7 @@
 //
 // The words of k, q, P and v are floats or, for bf16 operands where the ISA multiplies them, Pairs
 // of bf16.
+#include "attention/pack.h"
 #include "attention/scores.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -22,21 +23,13 @@ constexpr int64_t kBlock = kDepth;       // keys of one tile of scores
 constexpr int64_t kUnitTiles = 96;       // with their output they still leave room in L2
 constexpr int64_t kSpanWords = 1 << 17;  // packed k and v: half a megabyte
 
-/// Words that n elements take.
-template <class Word>
-constexpr int64_t words(int64_t n) {
-  return sizeof(Word) == sizeof(Pair) && !__is_same(Word, float) ? (n + 1) / 2 : n;
-}
-inline int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
-inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
-
 /// Sizes that follow from the widths, and where everything lies in a thread's scratch, in floats.
 template <class Word>
-struct Layout {
+struct Sizes {
   int64_t width, value_width;  // words of a row of q and k; padded columns of the output
   int64_t span;                // keys
   int64_t k, v, q, scores, weights, bias, row, out, state, total;
-  explicit Layout(const AttentionParams& p)
+  explicit Sizes(const AttentionParams& p)
       : width(words<Word>(p.width)), value_width(padded(p.value_width)) {
     const int64_t per_key = width + words<Word>(value_width) + 1;
     span = kSpanWords / per_key / kBlock * kBlock;
@@ -59,93 +52,6 @@ struct RowState {
   float high;   // largest score
   float total;  // sum of exp(score - high)
 };
-
-/// Part of a row as words: floats, or Pairs with 0 after an odd end. `times` is 1, -1 or 0.
-void pack_row(const Rows& rows, int64_t r, int64_t first, int64_t n, float times, float* to) {
-  read_span(rows, r, first, n, to);
-  if (times != 1.0f)
-    for (int64_t i = 0; i < n; ++i) to[i] *= times;
-}
-void pack_row(const Rows& rows, int64_t r, int64_t first, int64_t n, float times, Pair* to) {
-  bf16* half = &to->even;
-  const bf16* from = static_cast<const bf16*>(rows.data) + row_offset(rows, r) + first * rows.step;
-  if (times != 1.0f) {
-    for (int64_t i = 0; i < n; ++i)
-      half[i] = from_float<bf16>(to_float(from[i * rows.step]) * times);
-  } else if (rows.step == 1) {
-    memcpy(half, from, n * sizeof(bf16));
-  } else {
-    for (int64_t i = 0; i < n; ++i) half[i] = from[i * rows.step];
-  }
-  if (n % 2) half[n] = {};
-}
-
-/// Keys [first, first + count) -> [keys / 16][width][16] words.
-template <class Word>
-void pack_keys(const Rows& k, int64_t first, int64_t count, int64_t width, float* buffer,
-               float* panels) {
-  const float* row = buffer;
-  for (int64_t j = 0; j < padded(count); ++j) {
-    float* to = panels + j / kPanel * width * kPanel + j % kPanel;
-    if (j < count) {
-      pack_row(k, first + j, 0, k.n, 1.0f, reinterpret_cast<Word*>(buffer));
-      for (int64_t d = 0; d < width; ++d) to[d * kPanel] = row[d];
-    } else {
-      for (int64_t d = 0; d < width; ++d) to[d * kPanel] = 0.0f;
-    }
-  }
-}
-
-/// Values [first, first + count) -> [Dv / 16][panel_rows][16] words. Returns whether every one is
-/// finite: 0 * v is then 0, and the product P v may be used as it is.
-bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t panel_rows, float* buffer,
-                 float* panels, float) {
-  Vec zero = set(0.0f);
-  for (int64_t j = 0; j < count; ++j) {
-    const float* row = row_in(v, first + j, buffer);
-    for (int64_t i = v.n; i < padded(v.n); ++i)
-      panels[(i / kPanel * panel_rows + j) * kPanel + i % kPanel] = 0.0f;
-    for_lanes(v.n, [&](int64_t i, auto k) {
-      const Vec value = load(row + i, k);
-      store(panels + (i / kPanel * panel_rows + j) * kPanel + i % kPanel, value, k);
-      zero = fma(value, set(0.0f), zero);
-    });
-  }
-  return sum(zero) == 0.0f;
-}
-bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t panel_rows, float* buffer,
-                 float* panels, Pair) {
-  uint16_t largest = 0;
-  bf16* even = reinterpret_cast<bf16*>(buffer);
-  bf16* odd = even + padded(v.n);
-  for (int64_t i = v.n; i < padded(v.n); ++i) even[i] = odd[i] = {};
-  for (int64_t j = 0; j < count; j += 2) {
-    pack_row(v, first + j, 0, v.n, 1.0f, reinterpret_cast<Pair*>(even));
-    if (j + 1 < count) {
-      pack_row(v, first + j + 1, 0, v.n, 1.0f, reinterpret_cast<Pair*>(odd));
-    } else {
-      memset(odd, 0, v.n * sizeof(bf16));
-    }
-    for (int64_t i = 0; i < padded(v.n); i += kPanel) {
-      Pair* to = reinterpret_cast<Pair*>(panels + (i / kPanel * panel_rows + j / 2) * kPanel);
-      for (int64_t c = 0; c < kPanel; ++c) {
-        to[c] = {even[i + c], odd[i + c]};
-        const uint16_t a = even[i + c].bits & 0x7FFF, b = odd[i + c].bits & 0x7FFF;
-        largest = largest > a ? largest : a;
-        largest = largest > b ? largest : b;
-      }
-    }
-  }
-  return largest < 0x7F80;
-}
-
-/// e -> weights[i, i + a register), as words.
-WF_INLINE void store_weights(float* weights, int64_t i, Vec e) { store(weights + i, e); }
-#if defined(__AVX512BF16__)
-WF_INLINE void store_weights(Pair* weights, int64_t i, Vec e) {
-  _mm256_storeu_si256((__m256i*)(weights + i / 2), (__m256i)_mm512_cvtneps_pbh(e.v));
-}
-#endif
 
 /// One step of the online softmax: weights = exp(scale * s - high), the sum and the output so far
 /// are rescaled to the new high. s has a multiple of 16 entries, -inf past the last key.
@@ -185,45 +91,22 @@ void update_row(const float* s, int64_t begin, int64_t n, float scale, RowState&
   state = {highest, state.total + total};
 }
 
-/// The same without 0 * inf and 0 * NaN: what a row does not see stays out of it. The order of the
+/// gemm without 0 * inf and 0 * NaN: what a row does not see stays out of it. The order of the
 /// sums, and with it every bit of the rows that see only finite values, is that of gemm.
-void add_visible_values(const float* weights, int64_t rows, Panels v, int64_t depth, float* out,
+template <class Word>
+void add_visible_values(const Word* weights, int64_t rows, Panels v, int64_t depth, float* out,
                         int64_t width) {
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t d = 0; d < width; d += Vec::kWidth) {
-      const float* values = v.data + d / kPanel * v.panel + d % kPanel;
+    for (int64_t d = 0; d < width; d += Vec::kWidth)
       for (int64_t begin = 0; begin < depth; begin += kChain) {
         Vec sum = set(0.0f);
         for (int64_t j = begin; j < at_most(depth, begin + kChain); ++j)
-          if (weights[i * kStride + j] != 0.0f)
-            sum = fma(set(weights[i * kStride + j]), load(values + j * kPanel), sum);
+          sum = multiply_add_visible(weights + i * kStride + j,
+                                     v.data + d / kPanel * v.panel + j * kPanel + d % kPanel, sum);
         float* o = out + i * width + d;
         store(o, load(o) + sum);
       }
-    }
 }
-#if defined(__AVX512BF16__)
-void add_visible_values(const Pair* weights, int64_t rows, Panels v, int64_t depth, float* out,
-                        int64_t width) {
-  // Both halves of a word are cleared of the values whose weight is 0.
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t d = 0; d < width; d += kPanel) {
-      const float* values = v.data + d / kPanel * v.panel;
-      for (int64_t begin = 0; begin < depth; begin += kChain) {
-        Vec sum = set(0.0f);
-        for (int64_t j = begin; j < at_most(depth, begin + kChain); ++j) {
-          const Pair w = weights[i * kStride + j];
-          const int32_t kept = (w.even.bits ? 0xFFFF : 0) | (w.odd.bits ? 0xFFFF0000 : 0);
-          const __m512i seen = _mm512_and_si512(_mm512_castps_si512(load(values + j * kPanel).v),
-                                                _mm512_set1_epi32(kept));
-          sum = multiply_add(&w, {_mm512_castsi512_ps(seen)}, sum);
-        }
-        float* o = out + i * width + d;
-        store(o, load(o) + sum);
-      }
-    }
-}
-#endif
 
 /// Work of one thread at a time: tiles [first, first + count) of the heads that share a key/value
 /// head.
@@ -236,24 +119,24 @@ template <class Word>
 class Attention {
  public:
   Attention(const AttentionParams& p, float* scratch)
-      : p_(p), layout_(p), scratch_(scratch), group_(p.heads / p.kv_heads) {}
+      : p_(p), sizes_(p), scratch_(scratch), group_(p.heads / p.kv_heads) {}
 
   void attend(const Unit& unit) {
     const Sequence& s = unit.sequence;
-    const int64_t width = layout_.value_width;
-    for (int64_t i = 0; i < unit.count * kTileRows * width; ++i) at(layout_.out)[i] = 0.0f;
+    const int64_t width = sizes_.value_width;
+    for (int64_t i = 0; i < unit.count * kTileRows * width; ++i) at(sizes_.out)[i] = 0.0f;
     for (int64_t i = 0; i < unit.count * kTileRows; ++i) state()[i] = {-INFINITY, 0.0f};
 
     const Rows k = rows_of(p_.k, s.batch, unit.kv_head, s.first_key, s.keys, p_.width);
     const Rows v = rows_of(p_.v, s.batch, unit.kv_head, s.first_key, s.keys, p_.value_width);
     const Range seen = seen_by(unit);
-    for (int64_t key = seen.begin / kBlock * kBlock; key < seen.end; key += layout_.span) {
-      const int64_t count = at_most(layout_.span, seen.end - key);
-      pack_keys<Word>(k, key, count, layout_.width, at(layout_.row), at(layout_.k));
+    for (int64_t key = seen.begin / kBlock * kBlock; key < seen.end; key += sizes_.span) {
+      const int64_t count = at_most(sizes_.span, seen.end - key);
+      pack_keys<Word>(k, key, count, sizes_.width, at(sizes_.row), at(sizes_.k));
       for (int64_t block = 0; block < count; block += kBlock)
         finite_[block / kBlock] =
-            pack_values(v, key + block, at_most(kBlock, count - block), words<Word>(layout_.span),
-                        at(layout_.row), at(layout_.v) + words<Word>(block) * kPanel, Word{});
+            pack_values(v, key + block, at_most(kBlock, count - block), words<Word>(sizes_.span),
+                        at(sizes_.row), at(sizes_.v) + words<Word>(block) * kPanel, Word{});
       for (int64_t i = 0; i < unit.count; ++i) attend_span(unit, i, key, count);
     }
     for (int64_t i = 0; i < unit.count; ++i) finish(unit, i);
@@ -265,7 +148,7 @@ class Attention {
   };
 
   float* at(int64_t offset) const { return scratch_ + offset; }
-  RowState* state() const { return reinterpret_cast<RowState*>(at(layout_.state)); }
+  RowState* state() const { return reinterpret_cast<RowState*>(at(sizes_.state)); }
   Word* as_words(int64_t offset) const { return reinterpret_cast<Word*>(at(offset)); }
 
   Tile tile(const Unit& unit, int64_t i) const {
@@ -295,11 +178,11 @@ class Attention {
     const Scores scores(p_, s, t.head);
     const Rows q = rows_of(p_.q, s.batch, t.head, s.first_query, s.queries, p_.width);
     for (int64_t r = 0; r < t.rows; ++r)
-      for (int64_t d = 0; d < stretches(layout_.width); ++d) {
+      for (int64_t d = 0; d < stretches(sizes_.width); ++d) {
         constexpr int64_t kPerWord = words<Word>(2) == 1 ? 2 : 1;
         const int64_t first = d * kDepth * kPerWord;
         pack_row(q, t.query + r, first, at_most(kDepth * kPerWord, p_.width - first),
-                 p_.scale / scores.scale, as_words(layout_.q) + (d * kTileRows + r) * kStride);
+                 p_.scale / scores.scale, as_words(sizes_.q) + (d * kTileRows + r) * kStride);
       }
     for (int64_t block = 0; block < count; block += kBlock) {
       // From a multiple of two chains on, so that chains begin where they do for every other row.
@@ -314,31 +197,30 @@ class Attention {
   void attend_block(const Tile& t, const Scores& scores, int64_t index, int64_t key, int64_t block,
                     int64_t begin, int64_t end) {
     const int rows = static_cast<int>(t.rows);
-    const int64_t width = layout_.width;
-    float* s = at(layout_.scores);
+    const int64_t width = sizes_.width;
+    float* s = at(sizes_.scores);
     for (int64_t d = 0; d < stretches(width); ++d)
-      gemm(
-          rows, padded(end - begin) / kPanel, as_words(layout_.q) + d * kTileRows * kStride,
-          {at(layout_.k) + ((block + begin) * width + d * kDepth * kPanel), width * kPanel, kPanel},
-          at_most(kDepth, width - d * kDepth), chain(width), s + begin, kStride, d > 0);
-    float* out = at(layout_.out) + index * kTileRows * layout_.value_width;
-    Word* weights = as_words(layout_.weights);
+      gemm(rows, padded(end - begin) / kPanel, as_words(sizes_.q) + d * kTileRows * kStride,
+           {at(sizes_.k) + ((block + begin) * width + d * kDepth * kPanel), width * kPanel, kPanel},
+           at_most(kDepth, width - d * kDepth), chain(width), s + begin, kStride, d > 0);
+    float* out = at(sizes_.out) + index * kTileRows * sizes_.value_width;
+    Word* weights = as_words(sizes_.weights);
     for (int64_t r = 0; r < rows; ++r) {
       float* row = s + r * kStride;
-      scores.finish(t.query + r, key + block + begin, end - begin, row + begin, at(layout_.bias));
+      scores.finish(t.query + r, key + block + begin, end - begin, row + begin, at(sizes_.bias));
       for (int64_t j = end; j < begin + padded(end - begin); ++j) row[j] = -INFINITY;
       update_row(row, begin, begin + padded(end - begin), scores.softmax_scale(),
-                 state()[index * kTileRows + r], out + r * layout_.value_width, layout_.value_width,
+                 state()[index * kTileRows + r], out + r * sizes_.value_width, sizes_.value_width,
                  weights + r * kStride);
     }
     const int64_t first = words<Word>(begin), depth = words<Word>(end) - first;
-    const Panels v{at(layout_.v) + (words<Word>(block) + first) * kPanel,
-                   words<Word>(layout_.span) * kPanel, kPanel};
+    const Panels v{at(sizes_.v) + (words<Word>(block) + first) * kPanel,
+                   words<Word>(sizes_.span) * kPanel, kPanel};
     if (finite_[block / kBlock]) {
-      gemm(rows, layout_.value_width / kPanel, weights + first, v, depth, kChain, out,
-           layout_.value_width, true);
+      gemm(rows, sizes_.value_width / kPanel, weights + first, v, depth, kChain, out,
+           sizes_.value_width, true);
     } else {
-      add_visible_values(weights + first, rows, v, depth, out, layout_.value_width);
+      add_visible_values(weights + first, rows, v, depth, out, sizes_.value_width);
     }
   }
 
@@ -348,7 +230,7 @@ class Attention {
     const Rows out = rows_of(p_.out, s.batch, t.head, s.first_query, s.queries, p_.value_width);
     for (int64_t r = 0; r < t.rows; ++r) {
       RowState row = state()[index * kTileRows + r];
-      float* o = at(layout_.out) + (index * kTileRows + r) * layout_.value_width;
+      float* o = at(sizes_.out) + (index * kTileRows + r) * sizes_.value_width;
       float factor = 1.0f;
       if (p_.sinks && row.total != 0.0f) {
         const float sink = p_.sinks[t.head], high = sink > row.high ? sink : row.high;
@@ -356,7 +238,7 @@ class Attention {
         row = {high, row.total * factor + expf(sink - high)};
       }
       const Vec times = set(row.total == 0.0f ? 0.0f : factor / row.total);
-      for (int64_t d = 0; d < layout_.value_width; d += Vec::kWidth)
+      for (int64_t d = 0; d < sizes_.value_width; d += Vec::kWidth)
         store(o + d, load(o + d) * times);
       write_span(o, out, t.query + r, 0, out.n);
       if (p_.lse.data) {
@@ -368,7 +250,7 @@ class Attention {
   }
 
   const AttentionParams& p_;
-  const Layout<Word> layout_;
+  const Sizes<Word> sizes_;
   float* scratch_;
   int64_t group_;
   bool finite_[kSpanWords / kBlock];
@@ -377,7 +259,7 @@ class Attention {
 template <class Word>
 void run(const AttentionParams& p, int available) {
   const int threads = p.sequences * p.heads * p.queries > 16 ? available : 1;
-  const int64_t size = Layout<Word>(p).total, group = p.heads / p.kv_heads;
+  const int64_t size = Sizes<Word>(p).total, group = p.heads / p.kv_heads;
   float* scratch = scratch_floats(threads * size);
   // Few units are cut smaller, so that every thread gets some. Where the cuts lie changes no bit.
   const int64_t all_tiles = p.sequences * p.heads * tiles(p.queries);
@@ -404,13 +286,10 @@ void run(const AttentionParams& p, int available) {
 }  // namespace
 
 void attention(const AttentionParams& p, int threads) {
-  if (kMultipliesPairs && p.q.dtype == DType::bf16) {
 #if defined(__AVX512BF16__)
-    run<Pair>(p, threads);
+  if (p.q.dtype == DType::bf16) return run<Pair>(p, threads);
 #endif
-  } else {
-    run<float>(p, threads);
-  }
+  run<float>(p, threads);
 }
 
 }  // namespace warpformer::cpu::WF_ISA

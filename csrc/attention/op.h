@@ -51,6 +51,21 @@ struct AttentionParams {
   int64_t left, right;  // keys seen before and after the query's own
 };
 
+// Gradients: with delta = sum over Dv of dout out, less dlse,
+//
+//   dP = dout v^T     dS = P (dP - delta)     dq = scale dS k     dk = scale dS^T q     dv = P^T
+//   dout dmask = dS
+//
+//   dq [B, H, T, D] f32, contiguous; dk, dv as k, v; dmask [B, H, T, S] as the mask, before the sum
+//   over what was broadcast; dlse [B, H, T] f32; delta [B, H, T] f32, contiguous, is written
+struct AttentionBackwardParams {
+  AttentionParams forward;
+  Heads dout, dlse, dk, dv, dmask;
+  float* dq;
+  float* delta;
+};
+
 DECLARE_CPU_KERNEL(attention, AttentionParams)
+DECLARE_CPU_KERNEL(attention_backward, AttentionBackwardParams)
 
 }  // namespace warpformer

@@ -69,9 +69,10 @@ struct Scores {
   float softmax_scale() const { return is_scaled ? 1.0f : scale; }
 
   /// s[0, n): products of query and the keys from `key` on -> scores, -inf where not seen, even if
-  /// s is NaN. `bias` has room for n floats.
-  void finish(int64_t query, int64_t key, int64_t n, float* s, float* bias) const {
-    if (is_scaled) add_biases(query, key, n, s, bias);
+  /// s is NaN. `bias` has room for n floats. With a softcap, `derivative` (if given) gets its own.
+  void finish(int64_t query, int64_t key, int64_t n, float* s, float* bias,
+              float* derivative = nullptr) const {
+    if (is_scaled) add_biases(query, key, n, s, bias, derivative);
     if (mask.data && mask.dtype == DType::boolean) {
       const bool* kept =
           static_cast<const bool*>(mask.data) + query * mask.stride[0] + key * mask.step;
@@ -87,11 +88,16 @@ struct Scores {
   }
 
  private:
-  void add_biases(int64_t query, int64_t key, int64_t n, float* s, float* bias) const {
+  void add_biases(int64_t query, int64_t key, int64_t n, float* s, float* bias,
+                  float* derivative) const {
     const float cap = p.softcap;
     for_lanes(n, [&](int64_t j, auto k) {
       Vec v = load(s + j, k) * set(scale);
-      if (cap != 0.0f) v = tanh(v / set(cap)) * set(cap);
+      if (cap != 0.0f) {
+        const Vec t = tanh(v / set(cap));
+        v = t * set(cap);
+        if (derivative) store(derivative + j, fma(set(0.0f) - t, t, set(1.0f)), k);
+      }
       store(s + j, v, k);
     });
     if (p.slopes) {

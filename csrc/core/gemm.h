@@ -50,14 +50,11 @@ struct Pair {
 
 WF_INLINE Vec multiply_add(const float* a, Vec b, Vec sum) { return fma(set(*a), b, sum); }
 #if defined(__AVX512BF16__)
-constexpr bool kMultipliesPairs = true;
 WF_INLINE Vec multiply_add(const Pair* a, Vec b, Vec sum) {
   int32_t both;
   memcpy(&both, a, 4);
   return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_set1_epi32(both), (__m512bh)b.v)};
 }
-#else
-constexpr bool kMultipliesPairs = false;
 #endif
 
 /// Where the panels of B lie, in words.
@@ -72,9 +69,14 @@ struct Panels {
 constexpr int64_t kChain = 64;
 WF_INLINE int64_t chain(int64_t depth) { return depth <= 32 ? 8 : depth <= 64 ? 16 : kChain; }
 
-template <int kRows, int kPanels, class Word>
+/// How A lies in memory: its rows kStride apart, or its columns.
+enum class Layout { rows, columns };
+
+template <int kRows, int kPanels, Layout kLayout, class Word>
 void gemm_tile(const Word* a, Panels b, int64_t depth, int64_t chain, float* c, int64_t c_row,
                bool add) {
+  constexpr int64_t kRow = kLayout == Layout::rows ? kStride : 1;
+  constexpr int64_t kColumn = kLayout == Layout::rows ? 1 : kStride;
   constexpr int kPerPanel = kPanel / Vec::kWidth, kVecs = kPerPanel * kPanels;
   const float* panel[kPanels];
 #pragma GCC unroll 16
@@ -98,7 +100,7 @@ void gemm_tile(const Word* a, Panels b, int64_t depth, int64_t chain, float* c, 
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
         for (int j = 0; j < kVecs; ++j)
-          acc[i][j] = multiply_add(a + i * kStride + k, row[j], acc[i][j]);
+          acc[i][j] = multiply_add(a + i * kRow + k * kColumn, row[j], acc[i][j]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
@@ -111,28 +113,28 @@ void gemm_tile(const Word* a, Panels b, int64_t depth, int64_t chain, float* c, 
   } while (k < depth);
 }
 
-template <int kRows = kTileRows, class Word>
+template <Layout kLayout, int kRows = kTileRows, class Word>
 void gemm_rows(int rows, int panels, const Word* a, Panels b, int64_t depth, int64_t chain,
                float* c, int64_t c_row, bool add) {
   if (rows == kRows) {
     if (panels == kTilePanels) {
-      gemm_tile<kRows, kTilePanels>(a, b, depth, chain, c, c_row, add);
+      gemm_tile<kRows, kTilePanels, kLayout>(a, b, depth, chain, c, c_row, add);
     } else {
-      gemm_tile<kRows, 1>(a, b, depth, chain, c, c_row, add);
+      gemm_tile<kRows, 1, kLayout>(a, b, depth, chain, c, c_row, add);
     }
   } else if constexpr (kRows > 1) {
-    gemm_rows<kRows - 1>(rows, panels, a, b, depth, chain, c, c_row, add);
+    gemm_rows<kLayout, kRows - 1>(rows, panels, a, b, depth, chain, c, c_row, add);
   }
 }
 
 /// C[rows, 16 * panels] (+)= A[rows, depth] B, rows <= kTileRows, depth <= kDepth.
-template <class Word>
+template <Layout kLayout = Layout::rows, class Word>
 inline void gemm(int rows, int64_t panels, const Word* a, Panels b, int64_t depth, int64_t chain,
                  float* c, int64_t c_row, bool add) {
   for (int64_t p = 0; p < panels; p += kTilePanels) {
     const int now = panels - p < kTilePanels ? 1 : kTilePanels;
-    gemm_rows(rows, now, a, {b.data + p * b.panel, b.panel, b.row}, depth, chain, c + p * kPanel,
-              c_row, add);
+    gemm_rows<kLayout>(rows, now, a, {b.data + p * b.panel, b.panel, b.row}, depth, chain,
+                       c + p * kPanel, c_row, add);
   }
 }
 
