@@ -23,6 +23,42 @@ def check(op, reference, *inputs):
     assert error <= max(allowed, torch.finfo(out.dtype).eps / 2)
 
 
+def check_gradients(op, reference, *inputs):
+    """The gradients of `op` are as exact as torch's: `check`, for that of each floating point input.
+
+    Gradients of the outputs are random, drawn anew until every input has OUTPUTS values of gradient, so
+    that a weight is judged by as many as an activation. `op` and `reference` may return tuples.
+    """
+    doubled = (t.double() if is_float(t) else t for t in inputs)
+    ours, by_torch, truth = _Graph(op, inputs), _Graph(reference, inputs), _Graph(reference, doubled)
+    for _ in range(-(-OUTPUTS // min(t.numel() for t in ours.leaves))):
+        grads = [torch.randn_like(out, memory_format=torch.contiguous_format) for out in ours.outputs]
+        for graph in (ours, by_torch, truth):
+            graph.backward(grads)
+    for i, leaf in enumerate(ours.leaves):
+        own, expected, exact = (torch.stack(graph.gradients[i]) for graph in (ours, by_torch, truth))
+        assert own.dtype == leaf.dtype
+        error, allowed = relative_error(own, exact), 1.1 * relative_error(expected, exact)
+        assert error <= max(allowed, torch.finfo(leaf.dtype).eps / 2), f"gradient {i}"
+
+
+class _Graph:
+    """`function(*inputs)`, and the gradients that each backward() adds to the list of each floating input."""
+
+    def __init__(self, function, inputs):
+        inputs = [t.detach().requires_grad_() if is_float(t) else t for t in inputs]
+        self.leaves = [t for t in inputs if is_float(t)]
+        outputs = function(*inputs)
+        self.outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        self.gradients = [[] for _ in self.leaves]
+
+    def backward(self, grads):
+        grads = [grad.to(out.dtype) for grad, out in zip(grads, self.outputs, strict=True)]
+        found = torch.autograd.grad(self.outputs, self.leaves, grads, retain_graph=True)
+        for gradients, gradient in zip(self.gradients, found, strict=True):
+            gradients.append(gradient)
+
+
 def relative_error(out, truth):
     assert out.shape == truth.shape
     return ((out.double() - truth).norm() / truth.norm()).item()
