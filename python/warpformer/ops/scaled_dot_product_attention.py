@@ -146,7 +146,9 @@ def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *
         t.view(like.shape).sum_to_size(shape) if not packed else t
         for t, like, shape in zip((dq, dk, dv), (query, key, value), shapes, strict=True)
     ]
-    gradients = [t.to(like.dtype).contiguous() for t, like in zip(gradients, (query, key, value), strict=True)]
+    gradients = [
+        t.to(like.dtype).contiguous() for t, like in zip(gradients, (query, key, value), strict=True)
+    ]
     if dmask is not None:
         dmask = dmask.view(full).sum_to_size(attn_mask.shape).to(attn_mask.dtype)
     dsinks = None
