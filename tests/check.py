@@ -68,6 +68,12 @@ def is_float(value):
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def host_reads(kernel):
+    """Whether `kernel` of `_C` runs on the CPU and so can refuse indices by value: a GPU's, emulated or not,
+    answers with NaN."""
+    return torch.get_default_device().type == "cpu" and kernel.__module__ == "warpformer._C"
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     bits = [t.contiguous().view(integer) for t in (a, b)]

@@ -64,7 +64,7 @@ void cross_entropy(const Tensor& x, const Tensor& target, const std::optional<Te
   p.row_loss = work.ptr<double>();
   p.scale = p.row_loss + target.numel();
   p.run = common_run(p.x, p.dx);
-  RUN_CPU_KERNEL(cross_entropy, p, x, executor);
+  RUN_KERNEL(cross_entropy, p, x, executor);
 }
 
 void cross_entropy_backward(const Tensor& dx, const Tensor& grad, const Tensor& out,
@@ -77,7 +77,7 @@ void cross_entropy_backward(const Tensor& dx, const Tensor& grad, const Tensor& 
   if (dx.numel() == 0) return;
 
   CrossEntropyBackwardParams p{rows(dx, dim), rows(out, dim), elements(grad)};
-  RUN_CPU_KERNEL(cross_entropy_backward, p, dx, executor);
+  RUN_KERNEL(cross_entropy_backward, p, dx, executor);
 }
 
 void bind_cross_entropy(py::module_& m) {

@@ -39,12 +39,12 @@ struct CrossEntropyParams {
   double *row_loss, *scale;  // of work: a row's loss, and what multiplies the sum of all
   int64_t run;               // rows that are neighbours in x and dx
 };
-DECLARE_CPU_KERNEL(cross_entropy, CrossEntropyParams)
+DECLARE_KERNEL(cross_entropy, CrossEntropyParams)
 
 struct CrossEntropyBackwardParams {
   Rows dx, out;
   Rows grad;  // as many rows of one element, or one
 };
-DECLARE_CPU_KERNEL(cross_entropy_backward, CrossEntropyBackwardParams)
+DECLARE_KERNEL(cross_entropy_backward, CrossEntropyBackwardParams)
 
 }  // namespace warpformer

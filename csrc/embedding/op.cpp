@@ -50,7 +50,7 @@ void embedding_sum(const std::vector<Tensor>& indices, const std::vector<Tensor>
       CHECK(row >= 0 && row < table.dim(0), row, table);
     }
   }
-  RUN_CPU_KERNEL(embedding_sum, p, out, executor);
+  RUN_KERNEL(embedding_sum, p, out, executor);
 }
 
 void embedding_sum_backward(const Tensor& grad, const Tensor& index, const Tensor& order,
@@ -76,7 +76,7 @@ void embedding_sum_backward(const Tensor& grad, const Tensor& index, const Tenso
 
   EmbeddingSumBackwardParams p{rows(grad),           rows(dtable), index.ptr<int64_t>(),
                                order.ptr<int64_t>(), padding,      rows(work)};
-  RUN_CPU_KERNEL(embedding_sum_backward, p, grad, executor);
+  RUN_KERNEL(embedding_sum_backward, p, grad, executor);
 }
 
 void bind_embedding(py::module_& m) {

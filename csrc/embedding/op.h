@@ -31,7 +31,7 @@ struct EmbeddingSumParams {
   Rows index[kMaxTables];  // rows of one element; on the CPU checked copies, i64 and contiguous
   Rows out;
 };
-DECLARE_CPU_KERNEL(embedding_sum, EmbeddingSumParams)
+DECLARE_KERNEL(embedding_sum, EmbeddingSumParams)
 
 constexpr int64_t kSegment = 64;  // positions whose gradients one team of a GPU adds
 
@@ -41,6 +41,6 @@ struct EmbeddingSumBackwardParams {
   int64_t padding;  // -1: none
   Rows work;        // of segment s: 2 s, what continues from before; 2 s + 1, what goes on after it
 };
-DECLARE_CPU_KERNEL(embedding_sum_backward, EmbeddingSumBackwardParams)
+DECLARE_KERNEL(embedding_sum_backward, EmbeddingSumBackwardParams)
 
 }  // namespace warpformer

@@ -70,7 +70,7 @@ void softmax(const Tensor& x, const std::optional<Tensor>& mask, const Tensor& o
   if (x.numel() == 0) return;
 
   const SoftmaxParams p = params(x, mask, out, dim, scale, causal);
-  RUN_CPU_KERNEL(softmax, p, x, executor);
+  RUN_KERNEL(softmax, p, x, executor);
 }
 
 void log_softmax(const Tensor& x, const std::optional<Tensor>& mask, const Tensor& out, int dim,
@@ -85,7 +85,7 @@ void log_softmax(const Tensor& x, const std::optional<Tensor>& mask, const Tenso
 
   SoftmaxParams p = params(x, mask, out, dim, scale, causal);
   p.log = true;
-  RUN_CPU_KERNEL(softmax, p, x, executor);
+  RUN_KERNEL(softmax, p, x, executor);
 }
 
 void softmax_backward(const Tensor& grad, const Tensor& out, const std::optional<Tensor>& dx,
@@ -101,7 +101,7 @@ void softmax_backward(const Tensor& grad, const Tensor& out, const std::optional
   if (out.numel() == 0) return;
 
   const auto p = backward_params(grad, out, dx, dmask, parts, dim, scale);
-  RUN_CPU_KERNEL(softmax_backward, p, out, executor);
+  RUN_KERNEL(softmax_backward, p, out, executor);
 }
 
 void log_softmax_backward(const Tensor& grad, const Tensor& out, const std::optional<Tensor>& dx,
@@ -118,7 +118,7 @@ void log_softmax_backward(const Tensor& grad, const Tensor& out, const std::opti
 
   auto p = backward_params(grad, out, dx, dmask, parts, dim, scale);
   p.log = true;
-  RUN_CPU_KERNEL(softmax_backward, p, out, executor);
+  RUN_KERNEL(softmax_backward, p, out, executor);
 }
 
 void bind_softmax(py::module_& m) {

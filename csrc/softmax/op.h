@@ -30,7 +30,7 @@ struct SoftmaxParams {
   int64_t queries;  // row r sees 1 + r % queries elements; 0: all of them
   int64_t run;      // rows that are neighbours in all of x, out and mask
 };
-DECLARE_CPU_KERNEL(softmax, SoftmaxParams)
+DECLARE_KERNEL(softmax, SoftmaxParams)
 
 struct SoftmaxBackwardParams {
   Rows grad, out, dx;
@@ -40,6 +40,6 @@ struct SoftmaxBackwardParams {
   int64_t masks, parts;  // of dmask; 0 where there is none
   Rows part, dmask;      // part i of dmask[m] is row i * masks + m
 };
-DECLARE_CPU_KERNEL(softmax_backward, SoftmaxBackwardParams)
+DECLARE_KERNEL(softmax_backward, SoftmaxBackwardParams)
 
 }  // namespace warpformer

@@ -278,17 +278,22 @@ struct VectorRow {
   }
 };
 /// How any other row is read and written: step by step.
-struct WalkedRow {
-  static constexpr int count = 1;
+template <int kChunks>
+struct WalkedRows {
+  static constexpr int count = kChunks;
   static constexpr bool again = true;
   struct Step {
-    Chunks<1> read;
-    DEVICE void values(Chunks<1>& to) const {
+    Chunks<count> read;
+    DEVICE void values(Chunks<count>& to) const {
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) to[0][j] = read[0][j];
+      for (int c = 0; c < count; ++c)
+#pragma unroll
+        for (int j = 0; j < kChunk; ++j) to[c][j] = read[c][j];
     }
   };
-  DEVICE static int64_t step(int64_t, const Team& team) { return int64_t{kChunk} * team.size; }
+  DEVICE static int64_t step(int64_t, const Team& team) {
+    return int64_t{kChunk} * kChunks * team.size;
+  }
   DEVICE static Step fetch(const Rows& rows, int64_t r, int64_t first, const Team& team,
                            int64_t end = kAll) {
     Step step;
@@ -296,14 +301,15 @@ struct WalkedRow {
     return step;
   }
   DEVICE static void parameter(const Rows& rows, int64_t first, const Team& team,
-                               Chunks<1>& values) {
+                               Chunks<count>& values) {
     load_row(rows, 0, first, team, 0.0f, values);
   }
   DEVICE static void store(const Rows& rows, int64_t r, int64_t first, const Team& team,
-                           const Chunks<1>& values) {
+                           const Chunks<count>& values) {
     store_row(rows, r, first, team, values);
   }
 };
+using WalkedRow = WalkedRows<1>;
 
 /// Whether every one of these that is there is of `dtype` and serves as vectors.
 inline bool are_vectors(DType dtype, std::initializer_list<const Rows*> all) {
