@@ -150,5 +150,5 @@ SAMPLES = (
     attention,
     packed_attention,
 )
-FORWARD_ONLY = (pack_linear, linear, attention, packed_attention)
+FORWARD_ONLY = (pack_linear, linear)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)

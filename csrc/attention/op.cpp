@@ -8,7 +8,7 @@ namespace {
 
 Heads heads(const Tensor& t) {
   Heads h{t.ptr<char>(), t.dtype, t.item_size()};
-  for (int i = 0; i < 4; ++i) h.stride[i] = t.stride[i];
+  for (int i = 0; i < t.ndim; ++i) h.stride[i] = t.stride[i];
   return h;
 }
 
@@ -23,14 +23,22 @@ bool is_partition(const Tensor& cu_seqlens, int64_t total) {
   return ok;
 }
 
-}  // namespace
+bool is_per_head(const Tensor& t, const Tensor& query) {
+  return t.dtype == DType::f32 && t.ndim == 1 && t.dim(0) == query.dim(1) && t.contiguous();
+}
+bool is_per_query(const Tensor& t, const Tensor& query) {
+  return t.dtype == DType::f32 && t.ndim == 3 && t.dim(0) == query.dim(0) &&
+         t.dim(1) == query.dim(1) && t.dim(2) == query.dim(2);
+}
 
-void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                                  const std::optional<Tensor>& mask,
-                                  const std::optional<Tensor>& cu_seqlens_q,
-                                  const std::optional<Tensor>& cu_seqlens_k, const Tensor& out,
-                                  double scale, bool causal, int64_t executor) {
-  CHECK_TENSORS(query, key, value, mask, cu_seqlens_q, cu_seqlens_k, out);
+/// What the forward takes and the backward takes again. Checked under the name of the op.
+AttentionParams scaled_dot_product_attention(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
+    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
+    const Tensor& out, const std::optional<Tensor>& lse, double scale, double softcap,
+    bool bottom_right, int64_t left, int64_t right) {
+  CHECK_TENSORS(query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, out, lse);
   for (const Tensor& t : {query, key, value, out})
     CHECK(t.floating() && t.dtype == query.dtype && t.ndim == 4 && t.dim(0) == query.dim(0), query,
           key, value, out);
@@ -44,6 +52,11 @@ void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const 
               mask->dim(0) == query.dim(0) && mask->dim(1) == query.dim(1) &&
               mask->dim(2) == query.dim(2) && mask->dim(3) == key.dim(2),
           mask, query, key);
+  if (alibi_slopes) CHECK(is_per_head(*alibi_slopes, query), alibi_slopes, query);
+  if (sinks) CHECK(is_per_head(*sinks, query), sinks, query);
+  if (lse) CHECK(is_per_query(*lse, query), lse, query);
+  CHECK(softcap >= 0.0, softcap);
+  CHECK(left >= 0 && right >= 0, left, right);
   CHECK_CPU(query);
   CHECK(cu_seqlens_q.has_value() == cu_seqlens_k.has_value(), cu_seqlens_q, cu_seqlens_k);
   if (cu_seqlens_q) {
@@ -52,12 +65,14 @@ void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const 
     CHECK(is_partition(*cu_seqlens_k, key.dim(2)), cu_seqlens_k, key);
     CHECK(cu_seqlens_q->dim(0) == cu_seqlens_k->dim(0), cu_seqlens_q, cu_seqlens_k);
   }
-  if (out.numel() == 0) return;
 
   AttentionParams p{heads(query), heads(key), heads(value), heads(out)};
   if (mask) p.mask = heads(*mask);
-  p.cu_seqlens_q = cu_seqlens_q ? cu_seqlens_q->ptr<int32_t>() : nullptr;
-  p.cu_seqlens_k = cu_seqlens_k ? cu_seqlens_k->ptr<int32_t>() : nullptr;
+  if (lse) p.lse = heads(*lse);
+  if (cu_seqlens_q) p.cu_seqlens_q = cu_seqlens_q->ptr<int32_t>();
+  if (cu_seqlens_k) p.cu_seqlens_k = cu_seqlens_k->ptr<int32_t>();
+  if (alibi_slopes) p.slopes = alibi_slopes->ptr<float>();
+  if (sinks) p.sinks = sinks->ptr<float>();
   p.sequences = cu_seqlens_q ? cu_seqlens_q->dim(0) - 1 : query.dim(0);
   p.heads = query.dim(1);
   p.kv_heads = key.dim(1);
@@ -66,15 +81,77 @@ void scaled_dot_product_attention(const Tensor& query, const Tensor& key, const 
   p.width = query.dim(3);
   p.value_width = value.dim(3);
   p.scale = static_cast<float>(scale);
-  p.causal = causal;
+  p.softcap = static_cast<float>(softcap);
+  p.bottom_right = bottom_right;
+  p.left = left;
+  p.right = right;
+  return p;
+}
+
+}  // namespace
+
+void scaled_dot_product_attention(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
+    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
+    const Tensor& out, const std::optional<Tensor>& lse, double scale, double softcap,
+    bool bottom_right, int64_t left, int64_t right, int64_t executor) {
+  const AttentionParams p = scaled_dot_product_attention(
+      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, out, lse, scale,
+      softcap, bottom_right, left, right);
+  if (query.dim(0) * query.dim(1) * query.dim(2) == 0) return;
   RUN_CPU_KERNEL(attention, p, query, executor);
 }
 
+void scaled_dot_product_attention_backward(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
+    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
+    const Tensor& out, const Tensor& lse, double scale, double softcap, bool bottom_right,
+    int64_t left, int64_t right, const Tensor& dout, const std::optional<Tensor>& dlse,
+    const Tensor& dq, const Tensor& dk, const Tensor& dv, const std::optional<Tensor>& dmask,
+    const Tensor& delta, int64_t executor) {
+  AttentionBackwardParams p{scaled_dot_product_attention(
+      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, out, lse, scale,
+      softcap, bottom_right, left, right)};
+  CHECK_TENSORS(query, dout, dlse, dq, dk, dv, dmask, delta);
+  CHECK(dout.floating() && dout.same_shape(out), dout, out);
+  if (dlse) CHECK(is_per_query(*dlse, query), dlse, query);
+  CHECK(dq.dtype == DType::f32 && dq.same_shape(query) && dq.contiguous(), dq, query);
+  CHECK(dk.floating() && dk.same_shape(key), dk, key);
+  CHECK(dv.floating() && dv.same_shape(value), dv, value);
+  if (dmask) CHECK(mask && dmask->floating() && dmask->same_shape(*mask), dmask, mask);
+  CHECK(is_per_query(delta, query) && delta.contiguous(), delta, query);
+  if (key.dim(0) * key.dim(1) == 0) return;
+
+  p.dout = heads(dout);
+  if (dlse) p.dlse = heads(*dlse);
+  p.dk = heads(dk);
+  p.dv = heads(dv);
+  if (dmask) p.dmask = heads(*dmask);
+  p.dq = dq.ptr<float>();
+  p.delta = delta.ptr<float>();
+  RUN_CPU_KERNEL(attention_backward, p, query, executor);
+}
+
 void bind_attention(py::module_& m) {
-  m.def("scaled_dot_product_attention", &scaled_dot_product_attention, py::arg("query"),
-        py::arg("key"), py::arg("value"), py::arg("mask"), py::arg("cu_seqlens_q"),
-        py::arg("cu_seqlens_k"), py::arg("out"), py::arg("scale"), py::arg("causal"),
-        py::arg("executor"), nogil());
+  using Forward =
+      void (*)(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
+               const std::optional<Tensor>&, const std::optional<Tensor>&,
+               const std::optional<Tensor>&, const std::optional<Tensor>&, const Tensor&,
+               const std::optional<Tensor>&, double, double, bool, int64_t, int64_t, int64_t);
+  m.def("scaled_dot_product_attention", static_cast<Forward>(&scaled_dot_product_attention),
+        py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
+        py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("alibi_slopes"), py::arg("sinks"),
+        py::arg("out"), py::arg("lse"), py::arg("scale"), py::arg("softcap"),
+        py::arg("bottom_right"), py::arg("left"), py::arg("right"), py::arg("executor"), nogil());
+  m.def("scaled_dot_product_attention_backward", &scaled_dot_product_attention_backward,
+        py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
+        py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("alibi_slopes"), py::arg("sinks"),
+        py::arg("out"), py::arg("lse"), py::arg("scale"), py::arg("softcap"),
+        py::arg("bottom_right"), py::arg("left"), py::arg("right"), py::arg("dout"),
+        py::arg("dlse"), py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("dmask"),
+        py::arg("delta"), py::arg("executor"), nogil());
 }
 
 }  // namespace warpformer

@@ -1,8 +1,9 @@
-// The f32 matrix product that linear and attention share: one register tile at a time.
+// The matrix product that linear and attention share: one register tile at a time. A word of A or B
+// is a float or, where the ISA multiplies bf16, a Pair of bf16 neighbours along k; sums are float.
 //
-//              panel 0    panel 1          B: panels of 16 columns, row k of a panel is 16 floats
+//              panel 0    panel 1          B: panels of 16 columns, row k of a panel is 16 words
 //            +----------+----------+
-//     a[0]   |  acc     |  acc     |       A: up to kTileRows rows of at most kDepth floats,
+//     a[0]   |  acc     |  acc     |       A: up to kTileRows rows of at most kDepth words,
 //     kStride
 //     ...    |          |          |          apart, so that every address is one base + constants
 //     a[11]  |          |          |
@@ -42,11 +43,25 @@ WF_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 /// Stretches of kDepth that [0, depth) has; one even where it is empty, so that C is written as 0.
 WF_INLINE int64_t stretches(int64_t depth) { return depth ? (depth + kDepth - 1) / kDepth : 1; }
 
-/// Where the panels of B lie, in floats.
+/// Elements 2k and 2k + 1 along the depth, in bf16.
+struct Pair {
+  bf16 even, odd;
+};
+
+WF_INLINE Vec multiply_add(const float* a, Vec b, Vec sum) { return fma(set(*a), b, sum); }
+#if defined(__AVX512BF16__)
+WF_INLINE Vec multiply_add(const Pair* a, Vec b, Vec sum) {
+  int32_t both;
+  memcpy(&both, a, 4);
+  return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_set1_epi32(both), (__m512bh)b.v)};
+}
+#endif
+
+/// Where the panels of B lie, in words.
 struct Panels {
-  const float* data;
-  int64_t panel;  // from one panel to the next
-  int64_t row;    // from one k to the next
+  const float* data;  // of Pairs too: a register of 16 words
+  int64_t panel;      // from one panel to the next
+  int64_t row;        // from one k to the next
 };
 
 /// Products summed in one chain before they are added to C: rounding grows with the length of the
@@ -54,9 +69,14 @@ struct Panels {
 constexpr int64_t kChain = 64;
 WF_INLINE int64_t chain(int64_t depth) { return depth <= 32 ? 8 : depth <= 64 ? 16 : kChain; }
 
-template <int kRows, int kPanels>
-void gemm_tile(const float* a, Panels b, int64_t depth, int64_t chain, float* c, int64_t c_row,
+/// How A lies in memory: its rows kStride apart, or its columns.
+enum class Layout { rows, columns };
+
+template <int kRows, int kPanels, Layout kLayout, class Word>
+void gemm_tile(const Word* a, Panels b, int64_t depth, int64_t chain, float* c, int64_t c_row,
                bool add) {
+  constexpr int64_t kRow = kLayout == Layout::rows ? kStride : 1;
+  constexpr int64_t kColumn = kLayout == Layout::rows ? 1 : kStride;
   constexpr int kPerPanel = kPanel / Vec::kWidth, kVecs = kPerPanel * kPanels;
   const float* panel[kPanels];
 #pragma GCC unroll 16
@@ -77,11 +97,10 @@ void gemm_tile(const float* a, Panels b, int64_t depth, int64_t chain, float* c,
 #pragma GCC unroll 16
       for (int j = 0; j < kPanels; ++j) panel[j] += b.row;
 #pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const Vec x = set(a[i * kStride + k]);
+      for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
-        for (int j = 0; j < kVecs; ++j) acc[i][j] = fma(x, row[j], acc[i][j]);
-      }
+        for (int j = 0; j < kVecs; ++j)
+          acc[i][j] = multiply_add(a + i * kRow + k * kColumn, row[j], acc[i][j]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
@@ -94,27 +113,28 @@ void gemm_tile(const float* a, Panels b, int64_t depth, int64_t chain, float* c,
   } while (k < depth);
 }
 
-template <int kRows = kTileRows>
-void gemm_rows(int rows, int panels, const float* a, Panels b, int64_t depth, int64_t chain,
+template <Layout kLayout, int kRows = kTileRows, class Word>
+void gemm_rows(int rows, int panels, const Word* a, Panels b, int64_t depth, int64_t chain,
                float* c, int64_t c_row, bool add) {
   if (rows == kRows) {
     if (panels == kTilePanels) {
-      gemm_tile<kRows, kTilePanels>(a, b, depth, chain, c, c_row, add);
+      gemm_tile<kRows, kTilePanels, kLayout>(a, b, depth, chain, c, c_row, add);
     } else {
-      gemm_tile<kRows, 1>(a, b, depth, chain, c, c_row, add);
+      gemm_tile<kRows, 1, kLayout>(a, b, depth, chain, c, c_row, add);
     }
   } else if constexpr (kRows > 1) {
-    gemm_rows<kRows - 1>(rows, panels, a, b, depth, chain, c, c_row, add);
+    gemm_rows<kLayout, kRows - 1>(rows, panels, a, b, depth, chain, c, c_row, add);
   }
 }
 
 /// C[rows, 16 * panels] (+)= A[rows, depth] B, rows <= kTileRows, depth <= kDepth.
-inline void gemm(int rows, int64_t panels, const float* a, Panels b, int64_t depth, int64_t chain,
+template <Layout kLayout = Layout::rows, class Word>
+inline void gemm(int rows, int64_t panels, const Word* a, Panels b, int64_t depth, int64_t chain,
                  float* c, int64_t c_row, bool add) {
   for (int64_t p = 0; p < panels; p += kTilePanels) {
     const int now = panels - p < kTilePanels ? 1 : kTilePanels;
-    gemm_rows(rows, now, a, {b.data + p * b.panel, b.panel, b.row}, depth, chain, c + p * kPanel,
-              c_row, add);
+    gemm_rows<kLayout>(rows, now, a, {b.data + p * b.panel, b.panel, b.row}, depth, chain,
+                       c + p * kPanel, c_row, add);
   }
 }
 

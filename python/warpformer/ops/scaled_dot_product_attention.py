@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import empty, executor, is_direct, register
+from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 from warpformer.ops.softmax import expand
+
+_EVERY_KEY = 1 << 40
+_ALIGNMENTS = ("top-left", "bottom-right")
 
 
 def scaled_dot_product_attention(
@@ -17,12 +20,20 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    alignment: str = "top-left",
+    window: tuple[int | None, int | None] = (None, None),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_k: Tensor | None = None,
-) -> Tensor:
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of every query to the keys of its sequence.
 
-        out = softmax(scale query key^T + attn_mask) value
+        s = scale query key^T, with a softcap c: c tanh(s / c)
+        s = s + attn_mask - alibi_slopes |i + shift - j|
+        out = softmax(s) value          lse = log sum exp s
 
     Args:
         query: [..., H, T, D], float32, bfloat16 or float16, any strides.
@@ -30,52 +41,126 @@ def scaled_dot_product_attention(
         value: [..., G, S, Dv].
         attn_mask: broadcastable to [..., H, T, S]; bool (True = keep) or additive float. Key padding
             is a [B, 1, 1, S] bool mask.
-        is_causal: query i sees keys 0..i (aligned top-left, as torch has it).
+        is_causal: query i sees keys up to i + shift.
         scale: 1 / sqrt(D) if None.
         enable_gqa: query head h reads key/value head h // (H / G); nothing is repeated in memory.
+        alignment: shift is 0 for "top-left" (torch's causal mask) and S - T for "bottom-right" (the last
+            query is at the last key, as in decoding); per sequence where these are packed.
+        window: (left, right): query i sees keys i + shift - left to i + shift + right; None: no limit.
+        softcap: c; 0 for none.
+        alibi_slopes: [H] float32.
+        sinks: [H] float32: logits of a key of value 0 that every query of the head sees.
         cu_seqlens_q, cu_seqlens_k: packed sequences without padding: query is [Tq, H, D], key and value
             [Tk, G, D], the sequences one after the other; both tensors are int32 [sequences + 1], where
             each begins, and the total.
+        return_lse: also return lse.
 
     Returns:
-        The shape of `query` with Dv in place of D, in its dtype. A query that sees no key gives 0, and
-        what a query does not see never reaches it, NaN included.
+        The shape of `query` with Dv in place of D, in its dtype; with `return_lse` also lse, float32,
+        [..., H, T] (packed: [H, Tq]). A query that sees no key gives 0 and lse -inf, and what a query does
+        not see never reaches it, NaN included; forward and backward.
 
     Raises:
         InputError: shapes, dtypes or devices do not fit; cu_seqlens does not rise from 0 to the total.
         TypeError: an argument is not a tensor.
 
-    Scores and sums are float32, over blocks of 256 keys: a sequence gives the same bits alone and in any
-    batch. Source: torch.nn.functional.scaled_dot_product_attention; Dao et al., "FlashAttention".
+    Gradients reach query, key, value, a float attn_mask and sinks. Scores and sums are float32, over blocks
+    of 256 keys: a sequence gives the same bits alone and in any batch. Products of bfloat16 operands are of
+    bfloat16 where the CPU has instructions for it (the weights are then rounded to bfloat16), of float32
+    elsewhere.
+
+    Source: torch.nn.functional.scaled_dot_product_attention; Dao et al., "FlashAttention"; Press et al.,
+    "Train Short, Test Long"; Xiao et al., "Efficient Streaming Language Models with Attention Sinks".
     """
-    args = (query, key, value, attn_mask, is_causal, scale, enable_gqa, cu_seqlens_q, cu_seqlens_k)
-    if is_direct(query, key, value, optional=(attn_mask, cu_seqlens_q, cu_seqlens_k)):
-        return _attention(*args)
-    return torch.ops.warpformer.scaled_dot_product_attention(*args)
+    if alignment not in _ALIGNMENTS:
+        raise _C.InputError(
+            f"scaled_dot_product_attention: alignment = {alignment!r} is none of {_ALIGNMENTS}"
+        )
+    left, right = (_EVERY_KEY if side is None else side for side in window)
+    tensors = (query, key, value, attn_mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks)
+    options = (
+        _scale(query, scale) if scale is None else scale,
+        softcap,
+        enable_gqa,
+        alignment == "bottom-right",
+        left,
+        min(0, right) if is_causal else right,
+    )
+    if is_direct(query, key, value, optional=tensors[3:]):
+        out, lse = _forward(*tensors, *options, return_lse)
+    else:
+        out, lse = dispatch("scaled_dot_product_attention", *tensors, *options, True)
+    return (out, lse) if return_lse else out
 
 
-def _attention(query, key, value, attn_mask, is_causal, scale, enable_gqa, cu_seqlens_q, cu_seqlens_k):
-    if scale is None:
-        scale = 1 / math.sqrt(query.shape[-1]) if query.ndim and query.shape[-1] else 1.0
-    packed = cu_seqlens_q is not None or cu_seqlens_k is not None
+def _scale(query, scale):
+    return 1 / math.sqrt(query.shape[-1]) if query.ndim and query.shape[-1] else 1.0
+
+
+def _forward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *rest):
+    scale, softcap, enable_gqa, bottom_right, left, right, return_lse = rest
+    packed = starts_q is not None or starts_k is not None
     if not packed:
         query, key, value = _broadcast_batches(query, key, value)
     out = _empty_attention(query, value)
-    # The kernel takes [B, H, T, D] with any strides: packed sequences are one batch of that form.
-    q, k, v, o = (
-        t.transpose(0, 1)[None] if packed and t.ndim == 3 else _four_dims(t) for t in (query, key, value, out)
-    )
+    lse = _empty_lse(query, packed) if return_lse else None
+    q, k, v, o = (_heads(t, packed) for t in (query, key, value, out))
     if not enable_gqa and q.ndim == k.ndim == 4 and q.shape[1] != k.shape[1]:
         raise _C.InputError(
             f"scaled_dot_product_attention: query.shape = {list(query.shape)} and key.shape = "
             f"{list(key.shape)} differ in heads: enable_gqa=True shares key heads"
         )
-    if attn_mask is not None:
-        attn_mask = _four_dims(expand(attn_mask, (*query.shape[:-1], key.shape[-2])))
+    mask = None if attn_mask is None else _four_dims(expand(attn_mask, (*query.shape[:-1], key.shape[-2])))
     _C.scaled_dot_product_attention(
-        q, k, v, attn_mask, cu_seqlens_q, cu_seqlens_k, o, scale, is_causal, executor(query)
+        *(q, k, v, mask, starts_q, starts_k, slopes, sinks, o),
+        None if lse is None else lse.view(o.shape[:3]),
+        *(scale, softcap, bottom_right, left, right, executor(query)),
     )
-    return out
+    return out, lse
+
+
+def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *rest):
+    scale, softcap, _, bottom_right, left, right, out, lse, dout, dlse, mask_gradient = rest
+    packed = starts_q is not None
+    shapes = [query.shape, key.shape, value.shape]
+    if not packed:
+        query, key, value = _broadcast_batches(query, key, value)
+    q, k, v, o, do = (_heads(t, packed) for t in (query, key, value, out, dout))
+    dq, delta = empty(q.shape, q, torch.float32), empty(q.shape[:3], q, torch.float32)
+    dk, dv = empty(k.shape, k), empty(v.shape, v)
+    mask = dmask = None
+    if attn_mask is not None:
+        full = (*query.shape[:-1], key.shape[-2])
+        mask = _four_dims(expand(attn_mask, full))
+        if mask_gradient:
+            dmask = torch.zeros(mask.shape, dtype=torch.float32, device=q.device)
+    _C.scaled_dot_product_attention_backward(
+        *(q, k, v, mask, starts_q, starts_k, slopes, sinks, o, lse.view(q.shape[:3])),
+        *(scale, softcap, bottom_right, left, right, do),
+        None if dlse is None else dlse.reshape(q.shape[:3]),
+        *(dq, dk, dv, dmask, delta, executor(query)),
+    )
+    if packed:
+        dq, dk, dv = (t[0].transpose(0, 1) for t in (dq, dk, dv))
+    gradients = [
+        t.view(like.shape).sum_to_size(shape) if not packed else t
+        for t, like, shape in zip((dq, dk, dv), (query, key, value), shapes, strict=True)
+    ]
+    gradients = [
+        t.to(like.dtype).contiguous() for t, like in zip(gradients, (query, key, value), strict=True)
+    ]
+    if dmask is not None:
+        dmask = dmask.view(full).sum_to_size(attn_mask.shape).to(attn_mask.dtype)
+    dsinks = None
+    if sinks is not None:  # the sink's own weight, whose value is 0
+        weight = torch.where(lse.isneginf(), 0.0, (sinks[:, None] - lse).exp())
+        dsinks = -(weight * delta.view(lse.shape)).transpose(-1, -2).sum_to_size(sinks.shape)
+    return (*gradients, dmask, dsinks)
+
+
+def _heads(t, packed):
+    """[B, H, T, D] with any strides, as the kernel takes it: packed sequences are one batch of that form."""
+    return t.transpose(0, 1)[None] if packed and t.ndim == 3 else _four_dims(t)
 
 
 def _broadcast_batches(*tensors):
@@ -99,9 +184,54 @@ def _empty_attention(query, value):
     return empty((*query.shape[:-1], *value.shape[-1:]), query)
 
 
+def _empty_lse(query, packed):
+    shape = query.shape[1::-1] if packed else query.shape[:-1]
+    return empty(shape, query, torch.float32)
+
+
+def _fake(query, key, value, attn_mask, starts_q, *rest):
+    packed = starts_q is not None
+    query, value = (query, value) if packed else _broadcast_batches(query, value)
+    return _empty_attention(query, value), _empty_lse(query, packed)
+
+
+def _fake_backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *rest):
+    gradients = [empty(t.shape, t) for t in (query, key, value)]
+    dmask = empty(attn_mask.shape, attn_mask) if rest[-1] else None
+    return (*gradients, dmask, None if sinks is None else empty(sinks.shape, sinks))
+
+
+def _setup_context(ctx, inputs, output):
+    tensors, ctx.options = inputs[:8], inputs[8:14]
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _gradients(ctx, dout, dlse):
+    *tensors, out, lse = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(out)
+    mask_gradient = ctx.needs_input_grad[1 + 3]
+    dq, dk, dv, dmask, dsinks = torch.ops.warpformer.scaled_dot_product_attention_backward(
+        *tensors, *ctx.options, out, lse, dout, dlse, mask_gradient
+    )
+    return (dq, dk, dv, dmask, None, None, None, dsinks, *(None,) * 7)
+
+
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
+    "Tensor? alibi_slopes, Tensor? sinks, float scale, float softcap, bool enable_gqa, bool bottom_right, "
+    "int left, int right"
+)
 register(
-    "scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, "
-    "bool is_causal, float? scale, bool enable_gqa, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k) -> Tensor",
-    _attention,
-    lambda query, key, value, *rest: _empty_attention(*_broadcast_batches(query, value)),
+    f"scaled_dot_product_attention({_INPUTS}, bool return_lse) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    setup_context=_setup_context,
+    backward=_gradients,
+)
+register(
+    f"scaled_dot_product_attention_backward({_INPUTS}, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, "
+    "bool mask_gradient) -> (Tensor, Tensor, Tensor, Tensor?, Tensor?)",
+    _backward,
+    _fake_backward,
 )
