@@ -78,6 +78,7 @@ def scaled_dot_product_attention(
         )
     left, right = (_EVERY_KEY if side is None else side for side in window)
     tensors = (query, key, value, attn_mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks)
+    direct = is_direct(query, key, value, optional=tensors[3:])
     options = (
         _scale(query, scale) if scale is None else scale,
         softcap,
@@ -86,7 +87,7 @@ def scaled_dot_product_attention(
         left,
         min(0, right) if is_causal else right,
     )
-    if is_direct(query, key, value, optional=tensors[3:]):
+    if direct:
         out, lse = _forward(*tensors, *options, return_lse)
     else:
         out, lse = dispatch("scaled_dot_product_attention", *tensors, *options, True)
