@@ -1,6 +1,6 @@
-// A team of threads (core/cuda/rows.cuh) owns a row. Rows of at most 16384 elements (backward:
-// 8192) that 16-byte accesses can walk stay in its registers, and are read once; others are walked
-// in steps, and read again by each pass:
+// A team of threads (core/cuda/rows.cuh) owns a row. Rows of at most 8192 elements that 16-byte
+// accesses can walk stay in its registers, and are read once; others are walked in steps, and read
+// again by each pass:
 //
 //   x row --scale, mask--> z --max; exp, sum--> e --/ sum--> out row
 //   out, grad row --sum out grad--> --> dx row                              (backward)
@@ -21,7 +21,7 @@
 namespace warpformer::cuda {
 namespace {
 
-constexpr int kChunks = 4, kChunksBackward = 2;
+constexpr int kChunks = 2;
 constexpr int kColumnWarps = 8;
 constexpr float kInfinity = __builtin_inff();
 
@@ -326,11 +326,10 @@ KERNEL(kColumnWarps* kWarp, 2) softmax_backward_columns_kernel(SoftmaxBackwardPa
       const auto gradient = [&](int64_t i, float y) {
         return kept_gradient(to_float(load(grad + i * p.grad.step)), y, p.log);
       };
-      const float sum =
-          column_sum<kChunksBackward>(n, size, shared_memory<float>(), [&](int64_t i) {
-            const float y = result(i);
-            return row_term(gradient(i, y), y, p.log);
-          });
+      const float sum = column_sum<kChunks>(n, size, shared_memory<float>(), [&](int64_t i) {
+        const float y = result(i);
+        return row_term(gradient(i, y), y, p.log);
+      });
       if (r >= p.out.count) return;
       with_row(p.dx, r, [&](auto* dx) {
         each_in_column(n, [&](int64_t i) {
@@ -404,7 +403,6 @@ void softmax(const SoftmaxParams& p, Stream stream) {
 }
 
 void softmax_backward(const SoftmaxBackwardParams& p, Stream stream) {
-  constexpr int kChunks = kChunksBackward;
   const int size = team_size<kChunks>(p.out.n), threads = team_threads(size);
   if (p.masks) {
     LAUNCH(softmax_mask_backward_kernel, team_blocks(p.masks * p.parts, size), threads,

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]
+
 
 @pytest.fixture(autouse=True)
 def _outputs_start_as_nan():

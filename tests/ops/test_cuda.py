@@ -1,0 +1,73 @@
+"""What only a GPU shows: graphs, streams, and tensors on different devices. Collected where there is one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+from tests.check import same_bits
+from tests.samples import SAMPLES, WITH_GRADIENT
+from warpformer import InputError
+
+pytestmark = pytest.mark.parametrize("device", ["cuda"], indirect=True)
+every_op = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.__name__)
+
+
+def gradients(call, leaves):
+    out = call()
+    return torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+
+@every_op
+def test_graph_capture(device, sample):
+    call = sample(torch.float32)
+    expected = call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+    out.fill_(float("nan"))
+    graph.replay()
+    assert same_bits(out, expected)
+
+
+@pytest.mark.parametrize("sample", WITH_GRADIENT, ids=lambda s: s.__name__)
+def test_graph_capture_of_gradients(device, sample):
+    call, leaves = sample(torch.float32).leaves()
+    expected = gradients(call, leaves)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = gradients(call, leaves)
+    for t in found:
+        t.fill_(float("nan"))
+    graph.replay()
+    assert all(map(same_bits, found, expected))
+
+
+@every_op
+def test_runs_on_the_current_stream(device, sample):
+    """Its input is written late on another stream: only a kernel on that stream sees it."""
+    call = sample(torch.float32)
+    expected = call()
+    hidden = []
+    late = call.map(lambda t: hidden.append((t, torch.full_like(t, torch.nan))) or hidden[-1][1])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        for source, target in hidden:
+            target.copy_(source)
+        out = late()
+    stream.synchronize()
+    assert same_bits(out, expected)
+
+
+@every_op
+def test_an_operand_on_the_cpu_is_refused(device, sample):
+    call = sample(torch.float32)
+    first, *others = call.args
+    mixed = replace(call, args=(tree_map(torch.Tensor.cpu, first), *others))
+    with pytest.raises(InputError, match="cpu"):
+        mixed()
