@@ -124,7 +124,9 @@ def attention(dtype):
     query = torch.randn(2, 4, 37, 24, dtype=dtype)
     key, value = torch.randn(2, 2, 2, 270, 24, dtype=dtype)
     mask = torch.randn(4, 37, 270, dtype=dtype)
-    options = {"is_causal": True, "scale": 0.3, "enable_gqa": True}
+    table = torch.randn(8, 4, dtype=dtype)
+    options = {"is_causal": True, "scale": 0.3, "enable_gqa": True, "position_bias": table}
+    options |= {"dropout_p": 0.2, "seed": torch.tensor(17)}
     return Sample(ops.scaled_dot_product_attention, (query, key, value, mask), options)
 
 

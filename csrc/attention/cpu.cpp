@@ -28,7 +28,7 @@ template <class Word>
 struct Sizes {
   int64_t width, value_width;  // words of a row of q and k; padded columns of the output
   int64_t span;                // keys
-  int64_t k, v, q, scores, weights, bias, row, out, state, total;
+  int64_t k, v, q, scores, weights, bias, kept, row, out, state, total;
   explicit Sizes(const AttentionParams& p)
       : width(words<Word>(p.width)), value_width(padded(p.value_width)) {
     const int64_t per_key = width + words<Word>(value_width) + 1;
@@ -40,7 +40,8 @@ struct Sizes {
     scores = q + stretches(width) * kTileRows * kStride;
     weights = scores + kTileRows * kStride;
     bias = weights + kTileRows * kStride;
-    row = bias + kStride;
+    kept = bias + kStride;
+    row = kept + kStride;
     out = row + 2 * padded(p.width > p.value_width ? p.width : p.value_width);
     state = out + kUnitTiles * kTileRows * value_width;
     total = state + kUnitTiles * kTileRows * 2;
@@ -54,10 +55,11 @@ struct RowState {
 };
 
 /// One step of the online softmax: weights = exp(scale * s - high), the sum and the output so far
-/// are rescaled to the new high. s has a multiple of 16 entries, -inf past the last key.
+/// are rescaled to the new high. s has a multiple of 16 entries, -inf past the last key. The
+/// weights, not their sum, are then multiplied by `kept`, where there is a dropout.
 template <class Word>
-void update_row(const float* s, int64_t begin, int64_t n, float scale, RowState& state, float* out,
-                int64_t width, Word* weights) {
+void update_row(const float* s, int64_t begin, int64_t n, float scale, const float* kept,
+                RowState& state, float* out, int64_t width, Word* weights) {
   Vec top[4] = {set(-INFINITY), set(-INFINITY), set(-INFINITY), set(-INFINITY)};
   int64_t j = begin;
   for (; j + 4 * Vec::kWidth <= n; j += 4 * Vec::kWidth)
@@ -72,12 +74,13 @@ void update_row(const float* s, int64_t begin, int64_t n, float scale, RowState&
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       const Vec e = exp(fma(load(s + j + i * Vec::kWidth), set(scale), shift));
-      store_weights(weights, j + i * Vec::kWidth, e);
+      store_weights(weights, j + i * Vec::kWidth,
+                    kept ? e * load(kept + j - begin + i * Vec::kWidth) : e);
       added[i] = added[i] + e;
     }
   for (; j < n; j += Vec::kWidth) {
     const Vec e = exp(fma(load(s + j), set(scale), shift));
-    store_weights(weights, j, e);
+    store_weights(weights, j, kept ? e * load(kept + j - begin) : e);
     added[0] = added[0] + e;
   }
   const float total = sum(added[0] + added[1]);
@@ -118,8 +121,8 @@ struct Unit {
 template <class Word>
 class Attention {
  public:
-  Attention(const AttentionParams& p, float* scratch)
-      : p_(p), sizes_(p), scratch_(scratch), group_(p.heads / p.kv_heads) {}
+  Attention(const AttentionParams& p, const Distances& distances, float* scratch)
+      : p_(p), distances_(distances), sizes_(p), scratch_(scratch), group_(p.heads / p.kv_heads) {}
 
   void attend(const Unit& unit) {
     const Sequence& s = unit.sequence;
@@ -175,7 +178,7 @@ class Attention {
     const Tile t = tile(unit, index);
     const Range seen = seen_by(t, s);
     if (seen.begin >= key + count || seen.end <= key || seen.begin == seen.end) return;
-    const Scores scores(p_, s, t.head);
+    const Scores scores(p_, s, t.head, distances_);
     const Rows q = rows_of(p_.q, s.batch, t.head, s.first_query, s.queries, p_.width);
     for (int64_t r = 0; r < t.rows; ++r)
       for (int64_t d = 0; d < stretches(sizes_.width); ++d) {
@@ -205,11 +208,13 @@ class Attention {
            at_most(kDepth, width - d * kDepth), chain(width), s + begin, kStride, d > 0);
     float* out = at(sizes_.out) + index * kTileRows * sizes_.value_width;
     Word* weights = as_words(sizes_.weights);
+    float* kept = p_.dropout.seed ? at(sizes_.kept) : nullptr;
     for (int64_t r = 0; r < rows; ++r) {
       float* row = s + r * kStride;
       scores.finish(t.query + r, key + block + begin, end - begin, row + begin, at(sizes_.bias));
       for (int64_t j = end; j < begin + padded(end - begin); ++j) row[j] = -INFINITY;
-      update_row(row, begin, begin + padded(end - begin), scores.softmax_scale(),
+      if (kept) scores.draw(t.query + r, key + block + begin, padded(end - begin), kept);
+      update_row(row, begin, begin + padded(end - begin), scores.softmax_scale(), kept,
                  state()[index * kTileRows + r], out + r * sizes_.value_width, sizes_.value_width,
                  weights + r * kStride);
     }
@@ -250,6 +255,7 @@ class Attention {
   }
 
   const AttentionParams& p_;
+  const Distances distances_;
   const Sizes<Word> sizes_;
   float* scratch_;
   int64_t group_;
@@ -260,13 +266,15 @@ template <class Word>
 void run(const AttentionParams& p, int available) {
   const int threads = p.sequences * p.heads * p.queries > 16 ? available : 1;
   const int64_t size = Sizes<Word>(p).total, group = p.heads / p.kv_heads;
-  float* scratch = scratch_floats(threads * size);
+  float* scratch = scratch_floats(Distances::size(p) + threads * size);
+  const Distances by_distance = distances(p, scratch);
+  scratch += Distances::size(p);
   // Few units are cut smaller, so that every thread gets some. Where the cuts lie changes no bit.
   const int64_t all_tiles = p.sequences * p.heads * tiles(p.queries);
   const int64_t most = at_most(kUnitTiles, 1 + all_tiles / (4 * threads));
   int64_t next = 0;
   parallel(threads, [&](int t) {
-    Attention<Word> attention(p, scratch + t * size);
+    Attention<Word> attention(p, by_distance, scratch + t * size);
     int64_t number = 0, mine = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
     for (int64_t i = 0; i < p.sequences; ++i) {
       const Sequence s = sequence(p, i);

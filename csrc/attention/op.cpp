@@ -36,9 +36,12 @@ AttentionParams scaled_dot_product_attention(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
     const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& seed,
     const Tensor& out, const std::optional<Tensor>& lse, double scale, double softcap,
-    bool bottom_right, int64_t left, int64_t right) {
-  CHECK_TENSORS(query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, out, lse);
+    bool bottom_right, int64_t left, int64_t right, bool bidirectional, int64_t max_distance,
+    double dropout_p) {
+  CHECK_TENSORS(query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks,
+                position_bias, seed, out, lse);
   for (const Tensor& t : {query, key, value, out})
     CHECK(t.floating() && t.dtype == query.dtype && t.ndim == 4 && t.dim(0) == query.dim(0), query,
           key, value, out);
@@ -57,6 +60,16 @@ AttentionParams scaled_dot_product_attention(
   if (lse) CHECK(is_per_query(*lse, query), lse, query);
   CHECK(softcap >= 0.0, softcap);
   CHECK(left >= 0 && right >= 0, left, right);
+  if (position_bias) {
+    CHECK(position_bias->floating() && position_bias->ndim == 2 &&
+              position_bias->dim(1) == query.dim(1),
+          position_bias, query);
+    const int64_t buckets = position_bias->dim(0) / (bidirectional ? 2 : 1);
+    CHECK(buckets >= 2 && max_distance > buckets / 2, position_bias, bidirectional, max_distance);
+  }
+  CHECK(dropout_p >= 0.0 && dropout_p <= 1.0, dropout_p);
+  if (dropout_p > 0.0)
+    CHECK(seed && seed->dtype == DType::i64 && seed->numel() == 1, seed, dropout_p);
   CHECK_CPU(query);
   CHECK(cu_seqlens_q.has_value() == cu_seqlens_k.has_value(), cu_seqlens_q, cu_seqlens_k);
   if (cu_seqlens_q) {
@@ -73,6 +86,10 @@ AttentionParams scaled_dot_product_attention(
   if (cu_seqlens_k) p.cu_seqlens_k = cu_seqlens_k->ptr<int32_t>();
   if (alibi_slopes) p.slopes = alibi_slopes->ptr<float>();
   if (sinks) p.sinks = sinks->ptr<float>();
+  if (position_bias) p.position_bias = {rows(*position_bias), bidirectional, max_distance};
+  if (dropout_p > 0.0)
+    p.dropout = {seed->ptr<int64_t>(), static_cast<uint64_t>(dropout_p * 0x1p32),
+                 dropout_p < 1.0 ? static_cast<float>(1.0 / (1.0 - dropout_p)) : 0.0f};
   p.sequences = cu_seqlens_q ? cu_seqlens_q->dim(0) - 1 : query.dim(0);
   p.heads = query.dim(1);
   p.kv_heads = key.dim(1);
@@ -94,11 +111,13 @@ void scaled_dot_product_attention(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
     const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& seed,
     const Tensor& out, const std::optional<Tensor>& lse, double scale, double softcap,
-    bool bottom_right, int64_t left, int64_t right, int64_t executor) {
+    bool bottom_right, int64_t left, int64_t right, bool bidirectional, int64_t max_distance,
+    double dropout_p, int64_t executor) {
   const AttentionParams p = scaled_dot_product_attention(
-      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, out, lse, scale,
-      softcap, bottom_right, left, right);
+      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, position_bias, seed,
+      out, lse, scale, softcap, bottom_right, left, right, bidirectional, max_distance, dropout_p);
   if (query.dim(0) * query.dim(1) * query.dim(2) == 0) return;
   RUN_CPU_KERNEL(attention, p, query, executor);
 }
@@ -107,14 +126,16 @@ void scaled_dot_product_attention_backward(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
     const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& seed,
     const Tensor& out, const Tensor& lse, double scale, double softcap, bool bottom_right,
-    int64_t left, int64_t right, const Tensor& dout, const std::optional<Tensor>& dlse,
-    const Tensor& dq, const Tensor& dk, const Tensor& dv, const std::optional<Tensor>& dmask,
-    const Tensor& delta, int64_t executor) {
+    int64_t left, int64_t right, bool bidirectional, int64_t max_distance, double dropout_p,
+    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& dq, const Tensor& dk,
+    const Tensor& dv, const std::optional<Tensor>& dmask, const Tensor& delta,
+    const std::optional<Tensor>& dposition_bias, int64_t executor) {
   AttentionBackwardParams p{scaled_dot_product_attention(
-      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, out, lse, scale,
-      softcap, bottom_right, left, right)};
-  CHECK_TENSORS(query, dout, dlse, dq, dk, dv, dmask, delta);
+      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, position_bias, seed,
+      out, lse, scale, softcap, bottom_right, left, right, bidirectional, max_distance, dropout_p)};
+  CHECK_TENSORS(query, dout, dlse, dq, dk, dv, dmask, delta, dposition_bias);
   CHECK(dout.floating() && dout.same_shape(out), dout, out);
   if (dlse) CHECK(is_per_query(*dlse, query), dlse, query);
   CHECK(dq.dtype == DType::f32 && dq.same_shape(query) && dq.contiguous(), dq, query);
@@ -122,6 +143,10 @@ void scaled_dot_product_attention_backward(
   CHECK(dv.floating() && dv.same_shape(value), dv, value);
   if (dmask) CHECK(mask && dmask->floating() && dmask->same_shape(*mask), dmask, mask);
   CHECK(is_per_query(delta, query) && delta.contiguous(), delta, query);
+  if (dposition_bias)
+    CHECK(position_bias && dposition_bias->dtype == DType::f32 &&
+              dposition_bias->same_shape(*position_bias) && dposition_bias->contiguous(),
+          dposition_bias, position_bias);
   if (key.dim(0) * key.dim(1) == 0) return;
 
   p.dout = heads(dout);
@@ -131,27 +156,33 @@ void scaled_dot_product_attention_backward(
   if (dmask) p.dmask = heads(*dmask);
   p.dq = dq.ptr<float>();
   p.delta = delta.ptr<float>();
+  p.dposition_bias = dposition_bias ? dposition_bias->ptr<float>() : nullptr;
   RUN_CPU_KERNEL(attention_backward, p, query, executor);
 }
 
 void bind_attention(py::module_& m) {
-  using Forward =
-      void (*)(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
-               const std::optional<Tensor>&, const std::optional<Tensor>&,
-               const std::optional<Tensor>&, const std::optional<Tensor>&, const Tensor&,
-               const std::optional<Tensor>&, double, double, bool, int64_t, int64_t, int64_t);
+  using Forward = void (*)(
+      const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
+      const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
+      const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
+      const Tensor&, const std::optional<Tensor>&, double, double, bool, int64_t, int64_t, bool,
+      int64_t, double, int64_t);
   m.def("scaled_dot_product_attention", static_cast<Forward>(&scaled_dot_product_attention),
         py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
         py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("alibi_slopes"), py::arg("sinks"),
-        py::arg("out"), py::arg("lse"), py::arg("scale"), py::arg("softcap"),
-        py::arg("bottom_right"), py::arg("left"), py::arg("right"), py::arg("executor"), nogil());
+        py::arg("position_bias"), py::arg("seed"), py::arg("out"), py::arg("lse"), py::arg("scale"),
+        py::arg("softcap"), py::arg("bottom_right"), py::arg("left"), py::arg("right"),
+        py::arg("position_bidirectional"), py::arg("position_max_distance"), py::arg("dropout_p"),
+        py::arg("executor"), nogil());
   m.def("scaled_dot_product_attention_backward", &scaled_dot_product_attention_backward,
         py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
         py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("alibi_slopes"), py::arg("sinks"),
-        py::arg("out"), py::arg("lse"), py::arg("scale"), py::arg("softcap"),
-        py::arg("bottom_right"), py::arg("left"), py::arg("right"), py::arg("dout"),
-        py::arg("dlse"), py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("dmask"),
-        py::arg("delta"), py::arg("executor"), nogil());
+        py::arg("position_bias"), py::arg("seed"), py::arg("out"), py::arg("lse"), py::arg("scale"),
+        py::arg("softcap"), py::arg("bottom_right"), py::arg("left"), py::arg("right"),
+        py::arg("position_bidirectional"), py::arg("position_max_distance"), py::arg("dropout_p"),
+        py::arg("dout"), py::arg("dlse"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
+        py::arg("dmask"), py::arg("delta"), py::arg("dposition_bias"), py::arg("executor"),
+        nogil());
 }
 
 }  // namespace warpformer

@@ -2,8 +2,12 @@
 //
 //   s[i, j] = scale q[i] k[j]                              (softcap: cap tanh(s / cap))
 //             + mask[i, j] - slope |i + shift - j|          (mask additive; slope of ALiBi)
+//             + position_bias[bucket(j - i - shift)]        (buckets of T5: position_bias.h)
 //   p = softmax(s) over the keys that i sees (a sink adds exp(sink) to the sum)
-//   out = p v              lse = log sum exp s
+//   out = (drop p) v       lse = log sum exp s
+//
+// drop p[i, j] = p[i, j] / (1 - probability) or 0, by word j % 4 of the counter (j / 4, i, head,
+// sequence) of Philox: 32 bits each, positions within the sequence.
 //
 //   q    [B, H, T, D]     k  [B, G, S, D]     v  [B, G, S, Dv]     out  [B, H, T, Dv]
 //        one dtype of f32 f16 bf16, any strides; G divides H, head h reads key/value head h / (H /
@@ -11,7 +15,7 @@
 //   packed: q [1, H, T, D] holds the sequences one after the other along T, k and v along S;
 //           cu_seqlens_q, cu_seqlens_k [sequences + 1] i32 are where they begin, and the total
 //   mask [B, H, T, S] by stride 0, bool (true = keep) or additive floats; not with packed sequences
-//   slopes, sinks [H] f32          lse [B, H, T] f32
+//   slopes, sinks [H] f32          lse [B, H, T] f32          position_bias [buckets, H] floats
 //   query i sees keys i + shift - left .. i + shift + right; shift is 0 (top-left) or S - T
 //   (bottom-right), right is 0 for causal attention
 //
@@ -20,11 +24,13 @@
 // B are. Source: "Attention Is All You Need", equation 1; Milakov, Gimelshein, "Online normalizer
 // calculation for softmax"; Dao et al., "FlashAttention", for the blocks; Press et al., "Train
 // Short, Test Long" (ALiBi); Xiao et al., "Efficient Streaming Language Models with Attention
-// Sinks".
+// Sinks"; Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
+// Transformer" (T5's position biases).
 #pragma once
 
 #include "core/gemm.h"
 #include "core/isa_list.h"
+#include "core/philox.h"
 #include "core/rows.h"
 
 namespace warpformer {
@@ -38,12 +44,21 @@ struct Heads {
   int64_t stride[4] = {};
 };
 
+/// A table [buckets, H] of biases by relative position; data is null where it is not given.
+struct PositionBias {
+  Rows table;
+  bool bidirectional;  // half of the buckets for keys after the query
+  int64_t max_distance;
+};
+
 struct AttentionParams {
   Heads q, k, v, out, mask, lse;
   const int32_t* cu_seqlens_q = nullptr;  // null where sequences are not packed
   const int32_t* cu_seqlens_k = nullptr;
   const float* slopes = nullptr;
   const float* sinks = nullptr;
+  PositionBias position_bias;
+  Draw dropout;  // seed is null where there is none
   int64_t sequences, heads, kv_heads, queries, keys, width, value_width;
   float scale;
   float softcap;  // 0: none
@@ -54,7 +69,9 @@ struct AttentionParams {
 // Gradients: with delta = sum over Dv of dout out, less dlse,
 //
 //   dP = dout v^T     dS = P (dP - delta)     dq = scale dS k     dk = scale dS^T q     dv = P^T
-//   dout dmask = dS
+//   dout dmask = dS             dposition_bias[bucket] = sum of dS over its distances, of all rows
+//
+// and with a dropout drop P in place of P in dv, drop dP in place of dP.
 //
 //   dq [B, H, T, D] f32, contiguous; dk, dv as k, v; dmask [B, H, T, S] as the mask, before the sum
 //   over what was broadcast; dlse [B, H, T] f32; delta [B, H, T] f32, contiguous, is written
@@ -63,6 +80,7 @@ struct AttentionBackwardParams {
   Heads dout, dlse, dk, dv, dmask;
   float* dq;
   float* delta;
+  float* dposition_bias;  // [buckets, H], contiguous; null where it is not asked for
 };
 
 DECLARE_CPU_KERNEL(attention, AttentionParams)

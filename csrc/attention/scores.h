@@ -2,18 +2,23 @@
 // products q k becomes scores. Included by cpu files only.
 #pragma once
 
-#include "attention/op.h"
+#include "attention/position_bias.h"
+#include "core/philox.h"
 
 namespace warpformer::cpu::WF_ISA {
 
 /// Where a sequence lies in the operands.
 struct Sequence {
-  int64_t batch, first_query, queries, first_key, keys;
+  int64_t number, batch, first_query, queries, first_key, keys;
 };
 
 inline Sequence sequence(const AttentionParams& p, int64_t i) {
-  if (!p.cu_seqlens_q) return {i, 0, p.queries, 0, p.keys};
-  return {0, p.cu_seqlens_q[i], p.cu_seqlens_q[i + 1] - p.cu_seqlens_q[i], p.cu_seqlens_k[i],
+  if (!p.cu_seqlens_q) return {i, i, 0, p.queries, 0, p.keys};
+  return {i,
+          0,
+          p.cu_seqlens_q[i],
+          p.cu_seqlens_q[i + 1] - p.cu_seqlens_q[i],
+          p.cu_seqlens_k[i],
           p.cu_seqlens_k[i + 1] - p.cu_seqlens_k[i]};
 }
 
@@ -49,21 +54,41 @@ inline Range visible(const AttentionParams& p, const Sequence& s, int64_t query)
 struct Scores {
   const AttentionParams& p;
   Sequence sequence;
+  int64_t head;
   Rows mask;
   float slope;
+  const float* position_bias;  // by distance, null where there are none
+  int64_t reach;
   float
       scale;  // positive: its sign is in q, so that -inf stands for an unseen score before scaling
   bool is_scaled;  // by finish(): because something is added to scaled scores
 
-  Scores(const AttentionParams& p, const Sequence& s, int64_t head)
+  Scores(const AttentionParams& p, const Sequence& s, int64_t head, const Distances& distances)
       : p(p),
         sequence(s),
+        head(head),
         mask(rows_of(p.mask, s.batch, head, 0, s.queries, s.keys)),
         slope(p.slopes ? p.slopes[head] : 0.0f),
+        position_bias(distances.bias ? distances.bias + head * distances.count : nullptr),
+        reach(distances.reach),
         scale(p.scale > 0.0f   ? p.scale
               : p.scale < 0.0f ? -p.scale
                                : 1.0f),
-        is_scaled(p.softcap != 0.0f || p.slopes || (mask.data && mask.dtype != DType::boolean)) {}
+        is_scaled(p.softcap != 0.0f || p.slopes || position_bias ||
+                  (mask.data && mask.dtype != DType::boolean)) {}
+
+  /// The key at distance 0 of a query.
+  int64_t own(int64_t query) const {
+    return query + (p.bottom_right ? sequence.keys - sequence.queries : 0);
+  }
+
+  /// What the dropout multiplies the weights of n keys by, `key` a multiple of 4.
+  void draw(int64_t query, int64_t key, int64_t n, float* kept) const {
+    const Draw& d = p.dropout;
+    warpformer::cpu::WF_ISA::draw(
+        d, static_cast<uint64_t>(query) << 32 | static_cast<uint64_t>(key / 4),
+        static_cast<uint64_t>(sequence.number) << 32 | static_cast<uint64_t>(head), n, kept);
+  }
 
   /// What the softmax still multiplies by.
   float softmax_scale() const { return is_scaled ? 1.0f : scale; }
@@ -101,10 +126,11 @@ struct Scores {
       store(s + j, v, k);
     });
     if (p.slopes) {
-      const int64_t own = query + (p.bottom_right ? sequence.keys - sequence.queries : 0) - key;
+      const int64_t same = own(query) - key;
       for (int64_t j = 0; j < n; ++j)
-        s[j] -= slope * static_cast<float>(j > own ? j - own : own - j);
+        s[j] -= slope * static_cast<float>(j > same ? j - same : same - j);
     }
+    if (position_bias) add_position_bias(position_bias, reach, key - own(query), n, s);
     if (mask.data && mask.dtype != DType::boolean) {
       read_span(mask, query, key, n, bias);
       for_lanes(n, [&](int64_t j, auto k) {

@@ -12,6 +12,13 @@ constexpr int kPhiloxRounds = 10;
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
 
+/// What a dropout of probability p draws: word w keeps where w >= threshold.
+struct Draw {
+  const int64_t* seed;
+  uint64_t threshold;  // p 2^32
+  float scale;         // 1 / (1 - p), of what is kept
+};
+
 }  // namespace warpformer
 
 #if defined(WF_ISA)
@@ -54,10 +61,12 @@ WF_INLINE Lanes even(Lanes a, Lanes b) { return Lanes{a[0], b[0]}; }
 WF_INLINE Lanes odd(Lanes a, Lanes b) { return Lanes{a[1], b[1]}; }
 #endif
 
-/// first, second = the words of counters n, n + 1, ... n + kPhiloxCounters - 1, in this order.
-WF_INLINE void philox(uint64_t seed, uint64_t n, Words& first, Words& second) {
+/// first, second = the words of counters n, n + 1, ... n + kPhiloxCounters - 1, in this order;
+/// `high` is the upper half of each counter.
+WF_INLINE void philox(uint64_t seed, uint64_t n, uint64_t high, Words& first, Words& second) {
   const Lanes counter = kOrder + n;
-  Lanes c0 = counter, c1 = counter >> 32, c2 = {}, c3 = {};
+  Lanes c0 = counter, c1 = counter >> 32, c2 = Lanes{} + (high & UINT32_MAX),
+        c3 = Lanes{} + (high >> 32);
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const Lanes p0 = multiply(c0, kPhiloxMultiplier0), p1 = multiply(c2, kPhiloxMultiplier1);
@@ -68,9 +77,28 @@ WF_INLINE void philox(uint64_t seed, uint64_t n, Words& first, Words& second) {
     k0 += kPhiloxKeyStep0;
     k1 += kPhiloxKeyStep1;
   }
-  const Lanes low = (c0 & UINT32_MAX) | c1 << 32, high = (c2 & UINT32_MAX) | c3 << 32;
-  first = (Words)even(low, high);
-  second = (Words)odd(low, high);
+  const Lanes low = (c0 & UINT32_MAX) | c1 << 32, rest = (c2 & UINT32_MAX) | c3 << 32;
+  first = (Words)even(low, rest);
+  second = (Words)odd(low, rest);
+}
+
+/// factors[i] = scale or 0 by word i from `counter` on, for at least n of them: whole steps of 2
+/// registers.
+inline void draw(const Draw& d, uint64_t counter, uint64_t high, int64_t n, float* factors) {
+  if (d.threshold == 0 || d.threshold > UINT32_MAX) {  // all are kept, or none
+    const Vec factor = set(d.threshold ? 0.0f : d.scale);
+    for (int64_t i = 0; i < n; i += Vec::kWidth) store(factors + i, factor);
+    return;
+  }
+  const Words scale = (Words)set(d.scale).v;
+  const auto threshold = static_cast<uint32_t>(d.threshold);
+  const auto seed = static_cast<uint64_t>(*d.seed);
+  for (int64_t i = 0; i < n; i += 2 * Vec::kWidth, counter += kPhiloxCounters) {
+    Words words[2];
+    philox(seed, counter, high, words[0], words[1]);
+    for (Words& w : words) w = (Words)(w >= threshold) & scale;
+    memcpy(factors + i, words, sizeof words);
+  }
 }
 
 }  // namespace warpformer::cpu::WF_ISA

@@ -13,24 +13,6 @@ namespace {
 
 constexpr int64_t kFactors = kSpan + 4 * Vec::kWidth;  // of a span, in whole steps of the generator
 
-/// factors[i] = scale or 0 of element 4 counter + i, for at least n elements.
-void draw(const DropoutParams& p, uint64_t counter, int64_t n, float* factors) {
-  if (p.threshold == 0 || p.threshold > UINT32_MAX) {  // all are kept, or none
-    const Vec factor = set(p.threshold ? 0.0f : p.scale);
-    for_lanes(n, [&](int64_t i, auto k) { store(factors + i, factor, k); });
-    return;
-  }
-  const Words scale = (Words)set(p.scale).v;
-  const auto threshold = static_cast<uint32_t>(p.threshold);
-  const auto seed = static_cast<uint64_t>(*p.seed);
-  for (int64_t i = 0; i < n; i += 2 * Vec::kWidth, counter += kPhiloxCounters) {
-    Words words[2];
-    philox(seed, counter, words[0], words[1]);
-    for (Words& w : words) w = (Words)(w >= threshold) & scale;
-    memcpy(factors + i, words, sizeof words);
-  }
-}
-
 template <class T>
 void apply(const T* x, const T* residual, const float* factors, int64_t n, T* out) {
   for_lanes(n, [&](int64_t i, auto k) {
@@ -50,7 +32,7 @@ void dropout(const DropoutParams& p, int threads) {
     float* buffer = scratch + kBuffers * t;
     float* factors = buffer + 2 * kSpan;
     const int64_t element = r * p.x.n + begin, within = element % 4;
-    draw(p, element / 4, within + n, factors);
+    draw({p.seed, p.threshold, p.scale}, element / 4, 0, within + n, factors);
     factors += within;
     if (direct) {
       by_float(p.x.dtype, [&](auto type) {

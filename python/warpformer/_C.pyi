@@ -207,6 +207,8 @@ def scaled_dot_product_attention(
     cu_seqlens_k: torch.Tensor | numpy.ndarray | None,
     alibi_slopes: torch.Tensor | numpy.ndarray | None,
     sinks: torch.Tensor | numpy.ndarray | None,
+    position_bias: torch.Tensor | numpy.ndarray | None,
+    seed: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     lse: torch.Tensor | numpy.ndarray | None,
     scale: float,
@@ -214,6 +216,9 @@ def scaled_dot_product_attention(
     bottom_right: bool,
     left: int,
     right: int,
+    position_bidirectional: bool,
+    position_max_distance: int,
+    dropout_p: float,
     executor: int,
 ) -> None: ...
 def scaled_dot_product_attention_backward(
@@ -225,6 +230,8 @@ def scaled_dot_product_attention_backward(
     cu_seqlens_k: torch.Tensor | numpy.ndarray | None,
     alibi_slopes: torch.Tensor | numpy.ndarray | None,
     sinks: torch.Tensor | numpy.ndarray | None,
+    position_bias: torch.Tensor | numpy.ndarray | None,
+    seed: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     lse: torch.Tensor | numpy.ndarray,
     scale: float,
@@ -232,6 +239,9 @@ def scaled_dot_product_attention_backward(
     bottom_right: bool,
     left: int,
     right: int,
+    position_bidirectional: bool,
+    position_max_distance: int,
+    dropout_p: float,
     dout: torch.Tensor | numpy.ndarray,
     dlse: torch.Tensor | numpy.ndarray | None,
     dq: torch.Tensor | numpy.ndarray,
@@ -239,6 +249,7 @@ def scaled_dot_product_attention_backward(
     dv: torch.Tensor | numpy.ndarray,
     dmask: torch.Tensor | numpy.ndarray | None,
     delta: torch.Tensor | numpy.ndarray,
+    dposition_bias: torch.Tensor | numpy.ndarray | None,
     executor: int,
 ) -> None: ...
 def set_isa(name: str) -> None: ...

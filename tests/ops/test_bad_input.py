@@ -129,6 +129,10 @@ SHAPES = {
         q, k[:, 1:], v[:, 1:], enable_gqa=True
     ),
     "scaled_dot_product_attention: mask = f32[1,1,2,3], query = f32[2,4,5,8]": lambda: attention(q, k, v, x),
+    "scaled_dot_product_attention: position_bias = f32[2,3], query = f32[2,4,5,8]": lambda: attention(
+        q, k, v, position_bias=x
+    ),
+    "scaled_dot_product_attention: dropout_p = 1.5": lambda: attention(q, k, v, dropout_p=1.5),
     "scaled_dot_product_attention: cu_seqlens_q = i32[2], cu_seqlens_k = None": lambda: packed_attention(
         starts(0, 4), None
     ),
@@ -206,6 +210,9 @@ CALLS = {  # every tensor operand by its name in the error message
     "scaled_dot_product_attention: key": lambda t: attention(q, t(k), v),
     "scaled_dot_product_attention: value": lambda t: attention(q, k, t(v)),
     "scaled_dot_product_attention: mask": lambda t: attention(q, k, v, t(x[:1, :1])),
+    "scaled_dot_product_attention: position_bias": lambda t: attention(
+        q, k, v, position_bias=t(q[0, 0, :, :4])
+    ),
 }
 
 

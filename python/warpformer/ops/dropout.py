@@ -47,22 +47,23 @@ def dropout(
             is_direct(input)  # refuses what is no tensor
             return input
         p, seed = 0.0, 0
-    seed = _seed(seed, input)
+    seed = seed_tensor(seed, input)
     if is_direct(input, seed, optional=(residual, out)):
         return _dropout(input, residual, seed, p, out)
     return dispatch("dropout", input, residual, seed, p, out=out)
 
 
-def _seed(seed, input):
+def seed_tensor(seed, input, op="dropout"):
+    """`seed`, as ops take it, on the device of `input`."""
     if isinstance(seed, Tensor):
         return seed
     device = input.device if isinstance(input, Tensor) else None
     if seed is None:
         return torch.randint(-(2**63), 2**63 - 1, (), device=device)
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"dropout: seed must be an int or a torch.Tensor, not {type(seed).__name__}")
+        raise TypeError(f"{op}: seed must be an int or a torch.Tensor, not {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
-        raise _C.InputError(f"dropout: seed = {seed} is not an int64")
+        raise _C.InputError(f"{op}: seed = {seed} is not an int64")
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from warpformer import _C
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
+from warpformer.ops.dropout import seed_tensor
 from warpformer.ops.softmax import expand
 
 _EVERY_KEY = 1 << 40
@@ -16,8 +17,9 @@ def scaled_dot_product_attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    *,
+    dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
     alignment: str = "top-left",
@@ -25,6 +27,10 @@ def scaled_dot_product_attention(
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    position_bidirectional: bool = True,
+    position_max_distance: int = 128,
+    seed: int | Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_k: Tensor | None = None,
     return_lse: bool = False,
@@ -32,8 +38,8 @@ def scaled_dot_product_attention(
     """Attention of every query to the keys of its sequence.
 
         s = scale query key^T, with a softcap c: c tanh(s / c)
-        s = s + attn_mask - alibi_slopes |i + shift - j|
-        out = softmax(s) value          lse = log sum exp s
+        s = s + attn_mask - alibi_slopes |i + shift - j| + position_bias[bucket(j - i - shift)]
+        out = dropout(softmax(s)) value          lse = log sum exp s
 
     Args:
         query: [..., H, T, D], float32, bfloat16 or float16, any strides.
@@ -41,6 +47,7 @@ def scaled_dot_product_attention(
         value: [..., G, S, Dv].
         attn_mask: broadcastable to [..., H, T, S]; bool (True = keep) or additive float. Key padding
             is a [B, 1, 1, S] bool mask.
+        dropout_p: the probability of 0 for a weight; the others are divided by 1 - dropout_p.
         is_causal: query i sees keys up to i + shift.
         scale: 1 / sqrt(D) if None.
         enable_gqa: query head h reads key/value head h // (H / G); nothing is repeated in memory.
@@ -50,6 +57,12 @@ def scaled_dot_product_attention(
         softcap: c; 0 for none.
         alibi_slopes: [H] float32.
         sinks: [H] float32: logits of a key of value 0 that every query of the head sees.
+        position_bias: [buckets, H], a float: T5's table of biases by relative position. A bucket is one
+            distance for the nearer half of the buckets; the others become logarithmically wider, up to
+            `position_max_distance` and all beyond. No [T, S] matrix is made.
+        position_bidirectional: half of the buckets are for keys before the query, half for those after it;
+            if False (T5's decoder) all are for those before, and those after share bucket 0.
+        seed: of the dropout, as ops.dropout takes it.
         cu_seqlens_q, cu_seqlens_k: packed sequences without padding: query is [Tq, H, D], key and value
             [Tk, G, D], the sequences one after the other; both tensors are int32 [sequences + 1], where
             each begins, and the total.
@@ -64,20 +77,27 @@ def scaled_dot_product_attention(
         InputError: shapes, dtypes or devices do not fit; cu_seqlens does not rise from 0 to the total.
         TypeError: an argument is not a tensor.
 
-    Gradients reach query, key, value, a float attn_mask and sinks. Scores and sums are float32, over blocks
-    of 256 keys: a sequence gives the same bits alone and in any batch. Products of bfloat16 operands are of
-    bfloat16 where the CPU has instructions for it (the weights are then rounded to bfloat16), of float32
-    elsewhere.
+    Gradients reach query, key, value, a float attn_mask, sinks and position_bias. Scores and sums are
+    float32, over blocks of 256 keys: a sequence gives the same bits alone and in any batch. Products of
+    bfloat16 operands are of bfloat16 where the CPU has instructions for it (the weights are then rounded to
+    bfloat16), of float32 elsewhere. A dropout's weight of query i and key j is drawn by word j % 4 of counter
+    (j / 4, i, head, sequence) of Philox4x32-10, positions counted within the sequence and sequences within
+    the batch; backward draws it again.
 
     Source: torch.nn.functional.scaled_dot_product_attention; Dao et al., "FlashAttention"; Press et al.,
-    "Train Short, Test Long"; Xiao et al., "Efficient Streaming Language Models with Attention Sinks".
+    "Train Short, Test Long"; Xiao et al., "Efficient Streaming Language Models with Attention Sinks";
+    Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer".
     """
     if alignment not in _ALIGNMENTS:
         raise _C.InputError(
             f"scaled_dot_product_attention: alignment = {alignment!r} is none of {_ALIGNMENTS}"
         )
     left, right = (_EVERY_KEY if side is None else side for side in window)
-    tensors = (query, key, value, attn_mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks)
+    seed = seed_tensor(seed, query, "scaled_dot_product_attention") if dropout_p else None
+    tensors = (
+        *(query, key, value, attn_mask, cu_seqlens_q, cu_seqlens_k),
+        *(alibi_slopes, sinks, position_bias, seed),
+    )
     direct = is_direct(query, key, value, optional=tensors[3:])
     options = (
         _scale(query, scale) if scale is None else scale,
@@ -86,6 +106,9 @@ def scaled_dot_product_attention(
         alignment == "bottom-right",
         left,
         min(0, right) if is_causal else right,
+        position_bidirectional,
+        position_max_distance,
+        dropout_p,
     )
     if direct:
         out, lse = _forward(*tensors, *options, return_lse)
@@ -98,8 +121,9 @@ def _scale(query, scale):
     return 1 / math.sqrt(query.shape[-1]) if query.ndim and query.shape[-1] else 1.0
 
 
-def _forward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *rest):
-    scale, softcap, enable_gqa, bottom_right, left, right, return_lse = rest
+def _forward(query, key, value, attn_mask, starts_q, starts_k, *rest):
+    *per_head, scale, softcap, enable_gqa = rest[:7]
+    *places, return_lse = rest[7:]
     packed = starts_q is not None or starts_k is not None
     if not packed:
         query, key, value = _broadcast_batches(query, key, value)
@@ -113,15 +137,15 @@ def _forward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *r
         )
     mask = None if attn_mask is None else _four_dims(expand(attn_mask, (*query.shape[:-1], key.shape[-2])))
     _C.scaled_dot_product_attention(
-        *(q, k, v, mask, starts_q, starts_k, slopes, sinks, o),
+        *(q, k, v, mask, starts_q, starts_k, *per_head, o),
         None if lse is None else lse.view(o.shape[:3]),
-        *(scale, softcap, bottom_right, left, right, executor(query)),
+        *(scale, softcap, *places, executor(query)),
     )
     return out, lse
 
 
-def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *rest):
-    scale, softcap, _, bottom_right, left, right, out, lse, dout, dlse, mask_gradient = rest
+def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, position_bias, seed, *rest):
+    scale, softcap, _, *places, out, lse, dout, dlse, mask_gradient, position_gradient = rest
     packed = starts_q is not None
     shapes = [query.shape, key.shape, value.shape]
     if not packed:
@@ -135,11 +159,14 @@ def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *
         mask = _four_dims(expand(attn_mask, full))
         if mask_gradient:
             dmask = torch.zeros(mask.shape, dtype=torch.float32, device=q.device)
+    dposition = None
+    if position_gradient:
+        dposition = torch.zeros(position_bias.shape, dtype=torch.float32, device=q.device)
     _C.scaled_dot_product_attention_backward(
-        *(q, k, v, mask, starts_q, starts_k, slopes, sinks, o, lse.view(q.shape[:3])),
-        *(scale, softcap, bottom_right, left, right, do),
+        *(q, k, v, mask, starts_q, starts_k, slopes, sinks, position_bias, seed, o, lse.view(q.shape[:3])),
+        *(scale, softcap, *places, do),
         None if dlse is None else dlse.reshape(q.shape[:3]),
-        *(dq, dk, dv, dmask, delta, executor(query)),
+        *(dq, dk, dv, dmask, delta, dposition, executor(query)),
     )
     if packed:
         dq, dk, dv = (t[0].transpose(0, 1) for t in (dq, dk, dv))
@@ -156,7 +183,9 @@ def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *
     if sinks is not None:  # the sink's own weight, whose value is 0
         weight = torch.where(lse.isneginf(), 0.0, (sinks[:, None] - lse).exp())
         dsinks = -(weight * delta.view(lse.shape)).transpose(-1, -2).sum_to_size(sinks.shape)
-    return (*gradients, dmask, dsinks)
+    if dposition is not None:
+        dposition = dposition.to(position_bias.dtype)
+    return (*gradients, dmask, dsinks, dposition)
 
 
 def _heads(t, packed):
@@ -196,14 +225,21 @@ def _fake(query, key, value, attn_mask, starts_q, *rest):
     return _empty_attention(query, value), _empty_lse(query, packed)
 
 
-def _fake_backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, *rest):
+def _fake_backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, position_bias, *rest):
     gradients = [empty(t.shape, t) for t in (query, key, value)]
-    dmask = empty(attn_mask.shape, attn_mask) if rest[-1] else None
-    return (*gradients, dmask, None if sinks is None else empty(sinks.shape, sinks))
+    *_, mask_gradient, position_gradient = rest
+    dmask = empty(attn_mask.shape, attn_mask) if mask_gradient else None
+    dsinks = None if sinks is None else empty(sinks.shape, sinks)
+    return (
+        *gradients,
+        dmask,
+        dsinks,
+        empty(position_bias.shape, position_bias) if position_gradient else None,
+    )
 
 
 def _setup_context(ctx, inputs, output):
-    tensors, ctx.options = inputs[:8], inputs[8:14]
+    tensors, ctx.options = inputs[:10], inputs[10:19]
     ctx.save_for_backward(*tensors, *output)
 
 
@@ -211,17 +247,18 @@ def _gradients(ctx, dout, dlse):
     *tensors, out, lse = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    mask_gradient = ctx.needs_input_grad[1 + 3]
-    dq, dk, dv, dmask, dsinks = torch.ops.warpformer.scaled_dot_product_attention_backward(
-        *tensors, *ctx.options, out, lse, dout, dlse, mask_gradient
+    mask_gradient, position_gradient = (ctx.needs_input_grad[1 + i] for i in (3, 8))
+    dq, dk, dv, dmask, dsinks, dposition = torch.ops.warpformer.scaled_dot_product_attention_backward(
+        *tensors, *ctx.options, out, lse, dout, dlse, mask_gradient, position_gradient
     )
-    return (dq, dk, dv, dmask, None, None, None, dsinks, *(None,) * 7)
+    return (dq, dk, dv, dmask, None, None, None, dsinks, dposition, *(None,) * 11)
 
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
-    "Tensor? alibi_slopes, Tensor? sinks, float scale, float softcap, bool enable_gqa, bool bottom_right, "
-    "int left, int right"
+    "Tensor? alibi_slopes, Tensor? sinks, Tensor? position_bias, Tensor? seed, float scale, float softcap, "
+    "bool enable_gqa, bool bottom_right, int left, int right, bool position_bidirectional, "
+    "int position_max_distance, float dropout_p"
 )
 register(
     f"scaled_dot_product_attention({_INPUTS}, bool return_lse) -> (Tensor, Tensor)",
@@ -232,7 +269,7 @@ register(
 )
 register(
     f"scaled_dot_product_attention_backward({_INPUTS}, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, "
-    "bool mask_gradient) -> (Tensor, Tensor, Tensor, Tensor?, Tensor?)",
+    "bool mask_gradient, bool position_gradient) -> (Tensor, Tensor, Tensor, Tensor?, Tensor?, Tensor?)",
     _backward,
     _fake_backward,
 )
