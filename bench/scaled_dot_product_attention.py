@@ -3,33 +3,115 @@ import torch
 import torch.nn.functional as F
 
 from warpformer import ops
+from warpformer.bench._compare import Graph
 
-MINILM, BERT, LONG = (32, 12, 128, 32), (8, 12, 512, 64), (1, 16, 1024, 64)
-CASES = [(MINILM, "padding"), (BERT, "full"), (BERT, "padding"), (LONG, "full"), (LONG, "causal")]
+BOTH = (torch.float32, torch.bfloat16)
+MINILM, BERT, LONG = (32, 12, 12, 128, 32), (8, 12, 12, 512, 64), (1, 16, 16, 1024, 64)
+SHARED = (1, 32, 8, 4096, 128)  # key/value heads of 4 query heads each
+CASES = [
+    *((shape, kind, dtype) for shape, kind in [(MINILM, "padding"), (BERT, "full")] for dtype in BOTH),
+    *((LONG, kind, dtype) for kind in ("full", "causal") for dtype in BOTH),
+    (LONG, "causal", torch.float16),
+    (SHARED, "causal", torch.bfloat16),
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("shape", "kind"), CASES)
+def tensors(shape, dtype):
+    batch, heads, kv_heads, length, width = shape
+    return [torch.randn(batch, h, length, width, dtype=dtype) for h in (heads, kv_heads, kv_heads)]
+
+
+def work(shape, kind, dtype):
+    """Bytes and operations of a forward: of causal attention, those of the half that is seen."""
+    batch, heads, kv_heads, length, width = shape
+    moved = 2 * batch * (heads + kv_heads) * length * width * dtype.itemsize
+    return moved, 4 * batch * heads * length * length * width // (2 if kind == "causal" else 1)
+
+
+def name_of(shape, kind):
+    batch, heads, kv_heads, length, width = shape
+    shared = f"({kv_heads})" if kv_heads != heads else ""
+    return f"[{batch}, {heads}{shared}, {length}, {width}] {kind}"
+
+
+@pytest.mark.parametrize(("shape", "kind", "dtype"), CASES, ids=str)
 def bench_attention(compare, shape, kind, dtype):
-    batch, heads, length, width = shape
+    batch, heads, kv_heads, length, _ = shape
 
     def inputs():
         lengths = torch.randint(length // 2, length, (batch, 1))
         mask = (torch.arange(length) < lengths)[:, None, None] if kind == "padding" else None
-        return *torch.randn(3, *shape, dtype=dtype), mask
+        return *tensors(shape, dtype), mask
 
-    def ours(q, k, v, mask):
-        return ops.scaled_dot_product_attention(q, k, v, mask, is_causal=kind == "causal")
+    def run(function):
+        options = {"is_causal": kind == "causal", "enable_gqa": heads != kv_heads}
+        return lambda q, k, v, mask: function(q, k, v, mask, **options)
 
-    def theirs(q, k, v, mask):
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=kind == "causal")
+    moved, flops = work(shape, kind, dtype)
+    compare(
+        name_of(shape, kind),
+        dtype=dtype,
+        inputs=inputs,
+        ours=run(ops.scaled_dot_product_attention),
+        peers={"torch": run(F.scaled_dot_product_attention)},
+        moved=moved,
+        flops=flops,
+    )
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("kv_heads", [16, 1])
+def bench_forward_and_backward(compare, kv_heads, dtype):
+    """Five products of the backward beside two of the forward."""
+    shape = (1, 16, kv_heads, 1024, 64)
+
+    def run(function):
+        def forward_and_backward(grad, *leaves):
+            graph = Graph(
+                lambda q, k, v: function(q, k, v, is_causal=True, enable_gqa=kv_heads < 16), grad, *leaves
+            )
+            return graph.gradients()
+
+        return forward_and_backward
+
+    moved, flops = work(shape, "causal", dtype)
+    compare(
+        name_of(shape, "causal, forward and backward"),
+        dtype=dtype,
+        inputs=lambda: (torch.randn(1, 16, 1024, 64, dtype=dtype), *tensors(shape, dtype)),
+        ours=run(ops.scaled_dot_product_attention),
+        peers={"torch": run(F.scaled_dot_product_attention)},
+        moved=3 * moved,
+        flops=7 * flops // 2,
+    )
+
+
+@pytest.mark.parametrize("dtype", BOTH)
+def bench_packed(compare, dtype):
+    """Sequences without padding, against a mask over the padded batch."""
+    lengths = [16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 176, 232, 288, 512]  # 128 in the mean
+    heads, width = 12, 64
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    keep = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+    def inputs():
+        packed = torch.randn(3, sum(lengths), heads, width, dtype=dtype)
+        padded = torch.zeros(3, *keep.shape, heads, width, dtype=dtype)
+        padded[:, keep] = packed
+        return *packed, *padded.transpose(2, 3).contiguous()
+
+    def ours(q, k, v, *padded):
+        return ops.scaled_dot_product_attention(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts)
+
+    def theirs(q, k, v, *padded):
+        return F.scaled_dot_product_attention(*padded, keep[:, None, None]).transpose(1, 2)[keep]
 
     compare(
-        f"{list(shape)} {kind}",
+        f"packed, {len(lengths)} sequences of 16 to 512",
         dtype=dtype,
         inputs=inputs,
         ours=ours,
-        peers={"torch": theirs},
-        moved=4 * batch * heads * length * width * dtype.itemsize,
-        flops=4 * batch * heads * length * length * width // (2 if kind == "causal" else 1),
+        peers={"torch, padded": theirs},
+        moved=4 * sum(lengths) * heads * width * dtype.itemsize,
+        flops=4 * sum(n * n for n in lengths) * heads * width,
     )
