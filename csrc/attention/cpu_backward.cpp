@@ -61,6 +61,8 @@ class AttentionBackward {
       next += floats;
       return taken;
     };
+    sums_ = reinterpret_cast<double*>(
+        take(p.dposition_bias ? 2 * group_ * (2 * Distances::reach_of(f_) + 1) : 0));
     keys_ = take(kBlock * width_);
     values_ = take(kBlock * value_words_);
     key_panels_ = take(words<Word>(kBlock) * padded_);
@@ -76,14 +78,13 @@ class AttentionBackward {
     bias_ = take(kStride);
     derivative_ = take(kStride);
     kept_ = take(kStride);
-    sums_ = take(p.dposition_bias ? group_ * (2 * Distances::reach_of(f_) + 1) : 0);
     row_ = take(2 * (padded_ > value_padded_ ? padded_ : value_padded_));
     dq_ = take(kTileRows * padded_);
     dk_ = take(kBlock * padded_);
     dv_ = take(kBlock * value_padded_);
     group_dk_ = group_ > 1 ? take(kBlock * padded_) : dk_;
     group_dv_ = group_ > 1 ? take(kBlock * value_padded_) : dv_;
-    size_ = next - scratch;
+    size_ = padded(next - scratch);  // the next thread's doubles are aligned
   }
   int64_t size() const { return size_; }
 
@@ -119,7 +120,7 @@ class AttentionBackward {
       clear_non_finite(key_panels_, words<Word>(kBlock) * padded_, Word{});
     clear(dk_, count * padded_);
     clear(dv_, count * value_padded_);
-    if (p_.dposition_bias) clear(sums_, group_ * distances_.count);
+    for (int64_t i = 0; p_.dposition_bias && i < group_ * distances_.count; ++i) sums_[i] = 0.0;
     const int64_t last = (s.queries + kQueries - 1) / kQueries * kQueries - kQueries;
     for (int64_t query = last, step = 0; query >= 0; query -= kQueries) {
       const int64_t rows = at_most(kQueries, s.queries - query);
@@ -155,8 +156,13 @@ class AttentionBackward {
     const int64_t buckets = f_.position_bias.table.count;
     clear(parts, group_ * buckets);
     for (int64_t h = 0; h < group_; ++h)
-      for (int64_t i = 0; i < distances_.count; ++i)
-        parts[h * buckets + distances_.bucket[i]] += sums_[h * distances_.count + i];
+      for (int64_t i = 0; i < distances_.count;) {
+        const int32_t bucket = distances_.bucket[i];
+        double total = 0.0;
+        for (; i < distances_.count && distances_.bucket[i] == bucket; ++i)
+          total += sums_[h * distances_.count + i];
+        parts[h * buckets + bucket] = static_cast<float>(total);
+      }
   }
 
   /// delta of the rows [query, query + rows) of a head, and dq = 0.
@@ -350,7 +356,8 @@ class AttentionBackward {
   int64_t group_, width_, value_words_, padded_, value_padded_, size_;
   float *keys_, *values_, *key_panels_, *query_panels_, *dout_panels_, *query_rows_, *dout_rows_;
   float *scores_, *dscores_, *dscore_rows_, *weight_columns_, *dscore_columns_, *bias_,
-      *derivative_, *kept_, *sums_;
+      *derivative_, *kept_;
+  double* sums_;  // of scores' gradients, by distance
   float *row_, *dq_, *dk_, *dv_, *group_dk_, *group_dv_;
 };
 
@@ -383,7 +390,7 @@ void run(const AttentionBackwardParams& p, int threads) {
   for_units(f, INT64_MAX, [&](const Unit& unit) { all_blocks += unit.blocks; });
   const int64_t buckets = p.dposition_bias ? f.position_bias.table.count : 0;
   const int64_t size_of_parts = f.heads / f.kv_heads * buckets;  // of a block
-  const int64_t shared = all_blocks * (2 + size_of_parts) + Distances::size(f);
+  const int64_t shared = padded(all_blocks * (2 + size_of_parts) + Distances::size(f));
   const int64_t size = AttentionBackward<Word>(p, {}, nullptr, nullptr, nullptr).size();
   float* scratch = scratch_floats(shared + threads * size);
   int64_t* turns = reinterpret_cast<int64_t*>(scratch);

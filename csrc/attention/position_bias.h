@@ -95,7 +95,7 @@ inline void add_position_bias(const float* bias, int64_t reach, int64_t distance
 
 /// sums += ds[0, n) by distance: the transpose of add_position_bias.
 inline void sum_by_distance(const float* ds, int64_t reach, int64_t distance, int64_t n,
-                            float* sums) {
+                            double* sums) {
   const auto total = [&](int64_t begin, int64_t end) {
     Sum sum;
     for_lanes(end - begin, [&](int64_t j, auto k) { sum.add(load(ds + begin + j, k)); });

@@ -14,8 +14,8 @@ attention = ops.scaled_dot_product_attention
 
 OPTIONS = {
     "bidirectional": {},
-    "decoder": {"position_bidirectional": False},
-    "causal": {"is_causal": True, "alignment": "bottom-right", "position_max_distance": 70},
+    "decoder": {"position_bidirectional": False, "is_causal": True},
+    "bottom-right": {"alignment": "bottom-right", "position_max_distance": 70},
     "window": {"window": (100, 3)},
     "softcap": {"softcap": 2.0, "scale": 1.0},
     "beyond every distance": {"position_max_distance": 10_000},
