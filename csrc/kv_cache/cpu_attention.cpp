@@ -3,9 +3,9 @@
 //   item   = one sequence, some heads of the cache, some of the query rows that share each
 //   chunk  = 256 slots            unit = (item, chunk), taken from a queue by the threads
 //
-//   unit:  for tiles of 16 slots, for heads:  scores[line][slot] = q[line] k[slot]
+//   unit:  for tiles of 8 slots, for heads:  scores[line][slot] = q[line] k[slot]
 //          for lines:                         weights = exp(scores - high), total
-//          for tiles of 16 slots, for heads:  o[line] += weights[line][slot] v[slot]
+//          for tiles of 8 slots, for heads:  o[line] += weights[line][slot] v[slot]
 //   item:  out[line] = sum over chunks of e^(high - highest) o / sum of e^(high - highest) total
 //
 // A line is a row of q with one head of the cache. All heads of a tile lie together in memory: k
@@ -22,7 +22,8 @@ namespace warpformer::cpu::WF_ISA {
 namespace {
 
 constexpr int64_t kChunk = 256;
-constexpr int64_t kSlots = 16;  // of a tile
+constexpr int64_t kSlots = 8;  // of a tile: rows of one head may share a set of the cache
+constexpr int64_t kStride = kChunk + 16;  // of scores: lines do not share a set
 constexpr int kLineTile = 4;
 constexpr int64_t kMaxLines = 64;            // of an item
 constexpr int64_t kPartialFloats = 4 << 20;  // of the items that are worked on at a time
@@ -95,11 +96,11 @@ struct Partials {
 template <class T>
 struct Tile {
   const T* rows[kSlots];
-  int64_t count;
+  int64_t count = 0;
 
-  Tile(const Cache& cache, const TokenHeads& t, int64_t batch, int64_t slot, int64_t n,
-       int64_t head)
-      : count(n) {
+  void find(const Cache& cache, const TokenHeads& t, int64_t batch, int64_t slot, int64_t n,
+            int64_t head) {
+    count = n;
     for (int64_t j = 0; j < kSlots; ++j)  // those past the end repeat the last one
       rows[j] = at<T>(t, slot_of(cache, batch, slot + smaller(j, n - 1)), head);
   }
@@ -120,7 +121,7 @@ class Unit {
   }
   /// Floats of working memory.
   static int64_t scratch_size(const CachedAttentionParams& p, int64_t lines) {
-    return lines * (query_width(p) + kChunk) + 2 * kChunk;
+    return lines * (query_width(p) + kStride) + 3 * kChunk;
   }
 
   Unit(const CachedAttentionParams& p, const Items& items, int64_t lines, float* scratch)
@@ -129,8 +130,9 @@ class Unit {
         items_(items),
         query_width_(query_width(p)),
         scores_(scratch),
-        scales_(scores_ + lines * kChunk),
-        bias_(scales_ + kChunk),
+        k_scales_(scores_ + lines * kStride),
+        v_scales_(k_scales_ + kChunk),
+        bias_(v_scales_ + kChunk),
         q_(reinterpret_cast<Query*>(bias_ + kChunk)) {}
 
   void attend(int64_t index, int64_t chunk, const Partials& partials, int64_t place) {
@@ -191,17 +193,19 @@ class Unit {
   void for_tiles(const Item& item, const TokenHeads& t, Range seen, int64_t first, int64_t width,
                  const F& f) {
     const int64_t count = (seen.end - seen.begin + kSlots - 1) / kSlots * item.heads;
-    auto tile = [&](int64_t i) {
+    Tile<T> tiles[2];
+    const auto find = [&](int64_t i) {
       const int64_t slot = seen.begin + i / item.heads * kSlots;
-      return Tile<T>(c_, t, item.batch, slot, smaller(kSlots, seen.end - slot),
-                     item.head + i % item.heads);
+      tiles[i % 2].find(c_, t, item.batch, slot, smaller(kSlots, seen.end - slot),
+                        item.head + i % item.heads);
     };
-    Tile<T> now = tile(0);
+    find(0);
     for (int64_t i = 0; i < count; ++i) {
-      Tile<T> next = tile(smaller(i + 1, count - 1));
-      next.fetch(width);
-      f(now, i % item.heads, seen.begin - first + i / item.heads * kSlots);
-      now = next;
+      if (i + 1 < count) {
+        find(i + 1);
+        tiles[(i + 1) % 2].fetch(width);
+      }
+      f(tiles[i % 2], i % item.heads, seen.begin - first + i / item.heads * kSlots);
     }
   }
 
@@ -220,23 +224,21 @@ class Unit {
       for (int64_t j = 0; j < tile.count; j += kKeys) {
         const T* const k[kKeys] = {tile.rows[j], tile.rows[j + 1], tile.rows[j + 2],
                                    tile.rows[j + 3]};
-        float s[kRows * kKeys];
-        score<Dot, kRows>(q_ + line * query_width_, query_width_, k, c_.width, s, kKeys);
-        for (int r = 0; r < kRows; ++r) {
-          float* to = scores_ + (line + r) * kChunk + slot + j;
-          for (int64_t i = 0; i < smaller(kKeys, tile.count - j); ++i) to[i] = s[r * kKeys + i];
-        }
+        score<Dot, kRows>(q_ + line * query_width_, query_width_, k, c_.width,
+                          scores_ + line * kStride + slot + j, kStride);
       }
     });
   }
 
-  /// The products of a line become weights, 0 where not seen.
+  /// The products of a line become weights, 0 where not seen; those of int8 take the scales of v.
   State weigh(const Item& item, int64_t line, int64_t length, int64_t first, int64_t end) {
     const int64_t row = line % item.rows, head = line / item.rows, n = end - first;
-    if (row == 0 && c_.k_scales.data) read_scales(c_.k_scales, item, head, first, n);
+    const bool quantized = c_.k_scales.data;
+    if (row == 0 && quantized) read_scales(c_.k_scales, item, head, first, n, k_scales_);
+    if (row == 0 && quantized) read_scales(c_.v_scales, item, head, first, n, v_scales_);
     const int64_t t = query_of(item, row);
     const Range seen = clip(visible(p_, length, t), first);
-    float* s = scores_ + line * kChunk;
+    float* s = scores_ + line * kStride;
     const float slope = p_.slopes ? p_.slopes[head_of(item, head, row)] : 0.0f;
     const int64_t own = t + length - p_.queries - first;
     for (int64_t j = 0; j < n; ++j) {
@@ -247,7 +249,7 @@ class Unit {
     Max high;
     for_lanes(n, [&](int64_t j, auto k) {
       Vec v = load(s + j, k) * set(p_.scale);
-      if (c_.k_scales.data) v = v * load(scales_ + j, k);
+      if (quantized) v = v * load(k_scales_ + j, k);
       if (p_.softcap != 0.0f) v = tanh(v / set(p_.softcap)) * set(p_.softcap);
       if (p_.slopes) v = v + load(bias_ + j, k);
       store(s + j, v, k);
@@ -262,43 +264,36 @@ class Unit {
       const Vec v = load(s + j, k);
       // exp_negative is not 0 of -inf.
       const Vec w = where_less(v, set(-__FLT_MAX__), set(0.0f), exp_negative(v - set(shift)));
-      store(s + j, w, k);
       total.add(keep(w, k));
+      store(s + j, quantized ? w * load(v_scales_ + j, k) : w, k);
     });
     return {highest, total.total()};
   }
 
   void read_scales(const TokenHeads& scales, const Item& item, int64_t head, int64_t first,
-                   int64_t n) {
+                   int64_t n, float* to) {
     for (int64_t j = 0; j < n; ++j)
-      scales_[j] = *at<float>(scales, slot_of(c_, item.batch, first + j), item.head + head);
+      to[j] = *at<float>(scales, slot_of(c_, item.batch, first + j), item.head + head);
   }
 
   void add_tile(const Tile<T>& tile, const Item& item, int64_t head, int64_t length, int64_t first,
                 int64_t slot, float* o, int64_t o_width) {
-    float w[kLineTile][kSlots];
-    float scale[kSlots];
-    if (c_.v_scales.data)
-      for (int64_t j = 0; j < tile.count; ++j)
-        scale[j] = *at<float>(c_.v_scales, slot_of(c_, item.batch, first + slot + j),
-                              item.head + head);
     by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
       bool all = true;
       for (int r = 0; r < kRows; ++r) {
-        const float* s = scores_ + (line + r) * kChunk + slot;
-        for (int64_t j = 0; j < tile.count; ++j) w[r][j] = c_.v_scales.data ? s[j] * scale[j] : s[j];
         const Range seen = seen_in(tile, item, line + r, length, first + slot);
         all = all && seen.begin == 0 && seen.end == tile.count;
       }
       float* to = o + line * o_width;
+      const float* w = scores_ + line * kStride + slot;
       if (all) {
-        add_values<kRows>(w[0], kSlots, tile.rows, c_.value_width, 0, tile.count, to, o_width);
+        add_values<kRows>(w, kStride, tile.rows, c_.value_width, 0, tile.count, to, o_width);
         return;
       }
       // The same sums, without what a line does not see: 0 times NaN is NaN.
       for (int r = 0; r < kRows; ++r) {
         const Range seen = seen_in(tile, item, line + r, length, first + slot);
-        add_values<1>(w[r], kSlots, tile.rows, c_.value_width, seen.begin, seen.end,
+        add_values<1>(w + r * kStride, kStride, tile.rows, c_.value_width, seen.begin, seen.end,
                       to + r * o_width, o_width);
       }
     });
@@ -314,7 +309,7 @@ class Unit {
   const Cache& c_;
   const Items& items_;
   int64_t query_width_;
-  float *scores_, *scales_, *bias_;
+  float *scores_, *k_scales_, *v_scales_, *bias_;
   Query* q_;
 };
 
