@@ -47,9 +47,8 @@ void append_token(const TokenHeads& x, int64_t batch, int64_t token, const Token
       const From* row = at<From>(x, {batch, token}, h);
       if (cache.dtype == DType::i8)
         quantize(row, x.stride[3], width, at<int8_t>(cache, slot, h), at<float>(scales, slot, h));
-      by_float(cache.dtype, [&](auto to) {
-        copy(row, x.stride[3], width, at<decltype(to)>(cache, slot, h));
-      });
+      by_float(cache.dtype,
+               [&](auto to) { copy(row, x.stride[3], width, at<decltype(to)>(cache, slot, h)); });
     }
   });
 }

@@ -104,11 +104,6 @@ struct Tile {
     for (int64_t j = 0; j < kSlots; ++j)  // those past the end repeat the last one
       rows[j] = at<T>(t, slot_of(cache, batch, slot + smaller(j, n - 1)), head);
   }
-  void fetch(int64_t width) const {
-    for (int64_t j = 0; j < count; ++j)
-      for (int64_t byte = 0; byte < width * int64_t{sizeof(T)}; byte += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(rows[j]) + byte);
-  }
 };
 
 template <class T, class Dot>
@@ -142,17 +137,16 @@ class Unit {
     for (int64_t i = 0; i < item.lines(); ++i) partials.state(place, chunk, i) = {-INFINITY, 0.0f};
     if (seen.begin == seen.end) return;
     pack_queries(item);
-    for_tiles(item, c_.k, seen, first, c_.width, [&](const Tile<T>& tile, int64_t head, int64_t slot) {
-      score_tile(tile, item, head, slot);
+    for_tiles(item, c_.k, seen, first, [&](auto& tile, auto& next, int64_t head, int64_t slot) {
+      score_tile(tile, next, item, head, slot);
     });
     for (int64_t i = 0; i < item.lines(); ++i)
       partials.state(place, chunk, i) = weigh(item, i, length, first, seen.end);
     float* o = partials.row(place, chunk, 0);
     for (int64_t i = 0; i < item.lines() * partials.width; ++i) o[i] = 0.0f;
-    for_tiles(item, c_.v, seen, first, c_.value_width,
-              [&](const Tile<T>& tile, int64_t head, int64_t slot) {
-                add_tile(tile, item, head, length, first, slot, o, partials.width);
-              });
+    for_tiles(item, c_.v, seen, first, [&](auto& tile, auto& next, int64_t head, int64_t slot) {
+      add_tile(tile, next, item, head, length, first, slot, o, partials.width);
+    });
   }
 
  private:
@@ -188,10 +182,9 @@ class Unit {
       }
   }
 
-  /// f(tile, head, its first slot in the chunk) for all of `seen`; the next tile is being fetched.
+  /// f(tile, the next one, head, first slot in the chunk) for all of `seen`.
   template <class F>
-  void for_tiles(const Item& item, const TokenHeads& t, Range seen, int64_t first, int64_t width,
-                 const F& f) {
+  void for_tiles(const Item& item, const TokenHeads& t, Range seen, int64_t first, const F& f) {
     const int64_t count = (seen.end - seen.begin + kSlots - 1) / kSlots * item.heads;
     Tile<T> tiles[2];
     const auto find = [&](int64_t i) {
@@ -201,11 +194,9 @@ class Unit {
     };
     find(0);
     for (int64_t i = 0; i < count; ++i) {
-      if (i + 1 < count) {
-        find(i + 1);
-        tiles[(i + 1) % 2].fetch(width);
-      }
-      f(tiles[i % 2], i % item.heads, seen.begin - first + i / item.heads * kSlots);
+      if (i + 1 < count) find(i + 1);
+      f(tiles[i % 2], tiles[(i + 1 < count ? i + 1 : i) % 2], i % item.heads,
+        seen.begin - first + i / item.heads * kSlots);
     }
   }
 
@@ -219,13 +210,12 @@ class Unit {
     if (end - line == 1) f.template operator()<1>(line);
   }
 
-  void score_tile(const Tile<T>& tile, const Item& item, int64_t head, int64_t slot) {
+  void score_tile(const Tile<T>& tile, const Tile<T>& next, const Item& item, int64_t head,
+                  int64_t slot) {
     by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
       for (int64_t j = 0; j < tile.count; j += kKeys) {
-        const T* const k[kKeys] = {tile.rows[j], tile.rows[j + 1], tile.rows[j + 2],
-                                   tile.rows[j + 3]};
-        score<Dot, kRows>(q_ + line * query_width_, query_width_, k, c_.width,
-                          scores_ + line * kStride + slot + j, kStride);
+        score<Dot, kRows>(q_ + line * query_width_, query_width_, tile.rows + j, next.rows + j,
+                          c_.width, scores_ + line * kStride + slot + j, kStride);
       }
     });
   }
@@ -276,8 +266,8 @@ class Unit {
       to[j] = *at<float>(scales, slot_of(c_, item.batch, first + j), item.head + head);
   }
 
-  void add_tile(const Tile<T>& tile, const Item& item, int64_t head, int64_t length, int64_t first,
-                int64_t slot, float* o, int64_t o_width) {
+  void add_tile(const Tile<T>& tile, const Tile<T>& next, const Item& item, int64_t head,
+                int64_t length, int64_t first, int64_t slot, float* o, int64_t o_width) {
     by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
       bool all = true;
       for (int r = 0; r < kRows; ++r) {
@@ -287,14 +277,15 @@ class Unit {
       float* to = o + line * o_width;
       const float* w = scores_ + line * kStride + slot;
       if (all) {
-        add_values<kRows>(w, kStride, tile.rows, c_.value_width, 0, tile.count, to, o_width);
+        add_values<kRows>(w, kStride, tile.rows, next.rows, c_.value_width, 0, tile.count, to,
+                          o_width);
         return;
       }
       // The same sums, without what a line does not see: 0 times NaN is NaN.
       for (int r = 0; r < kRows; ++r) {
         const Range seen = seen_in(tile, item, line + r, length, first + slot);
-        add_values<1>(w + r * kStride, kStride, tile.rows, c_.value_width, seen.begin, seen.end,
-                      to + r * o_width, o_width);
+        add_values<1>(w + r * kStride, kStride, tile.rows, next.rows, c_.value_width, seen.begin,
+                      seen.end, to + r * o_width, o_width);
       }
     });
   }
@@ -328,8 +319,7 @@ void merge(const CachedAttentionParams& p, const Items& items, int64_t index, in
   const int64_t h = (item.head + line / item.rows) * items.group + row % items.group;
   const int64_t chunks = (p.cache.lengths[item.batch] + kChunk - 1) / kChunk;
   float high = -INFINITY, total = 0.0f;
-  for (int64_t c = 0; c < chunks; ++c)
-    high = fmaxf(high, partials.state(place, c, line).high);
+  for (int64_t c = 0; c < chunks; ++c) high = fmaxf(high, partials.state(place, c, line).high);
   for (int64_t c = 0; c < chunks; ++c) {
     const State s = partials.state(place, c, line);
     if (s.total != 0.0f) total += exp_of(s.high - high) * s.total;
@@ -363,7 +353,8 @@ void merge(const CachedAttentionParams& p, const Items& items, int64_t index, in
       }
     });
   });
-  if (p.lse) p.lse[(item.batch * p.heads + h) * p.queries + t] = seen ? above + logf(all) : -INFINITY;
+  if (p.lse)
+    p.lse[(item.batch * p.heads + h) * p.queries + t] = seen ? above + logf(all) : -INFINITY;
 }
 
 template <class T, class Dot>

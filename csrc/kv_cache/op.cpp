@@ -102,8 +102,8 @@ void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor
                       int64_t right, int64_t executor) {
   CHECK_TENSORS(query, key_cache, value_cache, lengths, block_table, key_scales, value_scales,
                 alibi_slopes, sinks, out, lse);
-  const Cache cache = cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales,
-                               value_scales);
+  const Cache cache =
+      cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
   CHECK(query.floating() && query.ndim == 4, query);
   CHECK(key_cache.dtype == DType::i8 || key_cache.dtype == query.dtype, key_cache, query);
   CHECK(query.dim(0) == lengths.dim(0), query, lengths);
@@ -139,12 +139,11 @@ void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor
 }
 
 void append_to_cache_(const Tensor& key, const Tensor& value, const Tensor& key_cache,
-                      const Tensor& value_cache, const Tensor& lengths,
-                      const Optional& block_table, const Optional& key_scales,
-                      const Optional& value_scales, int64_t executor) {
+                      const Tensor& value_cache, const Tensor& lengths, const Optional& block_table,
+                      const Optional& key_scales, const Optional& value_scales, int64_t executor) {
   CHECK_TENSORS(key, value, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
-  const Cache cache = cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales,
-                               value_scales);
+  const Cache cache =
+      cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
   CHECK(key.floating() && key.ndim == 4, key);
   CHECK(value.floating() && value.ndim == 4, value);
   CHECK(key.dim(0) == lengths.dim(0) && value.dim(0) == lengths.dim(0), key, value, lengths);

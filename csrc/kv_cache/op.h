@@ -42,8 +42,8 @@ struct TokenHeads {
 };
 
 struct Cache {
-  TokenHeads k, v, k_scales, v_scales;  // scales without data where the cache is not int8
-  const int32_t* lengths;               // [B]
+  TokenHeads k, v, k_scales, v_scales;   // scales without data where the cache is not int8
+  const int32_t* lengths;                // [B]
   const int32_t* block_table = nullptr;  // [B, max_blocks]; null where the cache is not paged
   int64_t max_blocks, block_size;        // not paged: block_size is S
   int64_t batch, kv_heads, width, value_width;
