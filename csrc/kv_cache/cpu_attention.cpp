@@ -23,6 +23,7 @@ namespace {
 
 constexpr int64_t kChunk = 256;
 constexpr int64_t kSlots = 8;  // of a tile: rows of one head may share a set of the cache
+constexpr int64_t kAhead = 2;  // tiles from one worked on to the one that is fetched
 constexpr int64_t kStride = kChunk + 16;  // of scores: lines do not share a set
 constexpr int kLineTile = 4;
 constexpr int64_t kMaxLines = 64;            // of an item
@@ -182,20 +183,21 @@ class Unit {
       }
   }
 
-  /// f(tile, the next one, head, first slot in the chunk) for all of `seen`.
+  /// f(tile, a later one to fetch, head, first slot in the chunk) for all of `seen`.
   template <class F>
   void for_tiles(const Item& item, const TokenHeads& t, Range seen, int64_t first, const F& f) {
     const int64_t count = (seen.end - seen.begin + kSlots - 1) / kSlots * item.heads;
-    Tile<T> tiles[2];
+    Tile<T> tiles[kAhead + 1];
     const auto find = [&](int64_t i) {
       const int64_t slot = seen.begin + i / item.heads * kSlots;
-      tiles[i % 2].find(c_, t, item.batch, slot, smaller(kSlots, seen.end - slot),
-                        item.head + i % item.heads);
+      tiles[i % (kAhead + 1)].find(c_, t, item.batch, slot, smaller(kSlots, seen.end - slot),
+                                   item.head + i % item.heads);
     };
-    find(0);
+    for (int64_t i = 0; i < smaller(kAhead, count); ++i) find(i);
     for (int64_t i = 0; i < count; ++i) {
-      if (i + 1 < count) find(i + 1);
-      f(tiles[i % 2], tiles[(i + 1 < count ? i + 1 : i) % 2], i % item.heads,
+      const int64_t ahead = smaller(i + kAhead, count - 1);
+      if (ahead == i + kAhead) find(ahead);
+      f(tiles[i % (kAhead + 1)], tiles[ahead % (kAhead + 1)], i % item.heads,
         seen.begin - first + i / item.heads * kSlots);
     }
   }
