@@ -122,7 +122,9 @@ def test_any_number_of_threads_and_strides(device, dtype):
 def test_refused_without_a_write(device):
     key, value = tokens(18)
     k, v, *_ = caches(torch.float32)
-    with pytest.raises(InputError, match=r"^append_to_cache_: .* length = 33, tokens = 18, lengths = i32\[3\]"):
+    with pytest.raises(
+        InputError, match=r"^append_to_cache_: .* length = 33, tokens = 18, lengths = i32\[3\]"
+    ):
         ops.append_to_cache_(key, value, k, v, LENGTHS)
     (k2, table), (v2, _) = paged(k, 16), paged(v, 16)
     table[2, 2] = 99

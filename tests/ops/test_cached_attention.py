@@ -186,7 +186,8 @@ def test_scores_beyond_the_range_of_exp(device, dtype):
 def test_sizes(device, size):
     for inputs in (operands([size], size), operands([9], 9, width=size, value_width=5)):
         torch.testing.assert_close(
-            ops.cached_attention(*inputs), reference(*inputs, scale=max(inputs[0].shape[-1], 1) ** -0.5)[0].float()
+            ops.cached_attention(*inputs),
+            reference(*inputs, scale=max(inputs[0].shape[-1], 1) ** -0.5)[0].float(),
         )
     assert ops.cached_attention(*operands([], 5)).shape == (0, 1, 8, 64)
 
@@ -209,7 +210,9 @@ def test_many_sequences_at_once(device):
 def test_lengths_and_blocks_outside(device):
     q, k, v, lengths = operands([5, 6], 6)
     for wrong in (7, -1):
-        with pytest.raises(InputError, match=rf"^cached_attention: .* length = {wrong}, .*lengths = i32\[2\]"):
+        with pytest.raises(
+            InputError, match=rf"^cached_attention: .* length = {wrong}, .*lengths = i32\[2\]"
+        ):
             ops.cached_attention(q, k, v, lengths.new_tensor([5, wrong]))
     for wrong in (2, -1):
         table = torch.tensor([[0], [wrong]], dtype=torch.int32)

@@ -67,7 +67,9 @@ def _append(key, value, key_cache, value_cache, lengths, block_table, key_scales
         dtype = torch.float32 if key_cache.dtype == torch.int8 else key_cache.dtype
         key, unrotated = empty(key.shape, key, dtype), key
         positions = _positions(lengths, key)
-        x, out = ((query, unrotated), (rotated, key)) if query is not None else ((unrotated, None), (key, None))
+        x, out = (
+            ((query, unrotated), (rotated, key)) if query is not None else ((unrotated, None), (key, None))
+        )
         _C.rope(*x, cos, sin, positions, interleaved, False, *out, executor(unrotated))
     _C.append_to_cache_(
         *(key, value, key_cache, value_cache, lengths, block_table, key_scales, value_scales),
