@@ -16,7 +16,13 @@ TORCH_AT = {
     isa: {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn, "MKL_ENABLE_INSTRUCTIONS": mkl}
     for isa, aten, onednn, mkl in (("scalar", "default", "SSE41", "SSE4_2"), ("avx2", "avx2", "AVX2", "AVX2"))
 }
-CPU_ONLY = ("linear", "scaled_dot_product_attention", "sentence_encoder")
+CPU_ONLY = (
+    "append_to_cache_",
+    "cached_attention",
+    "linear",
+    "scaled_dot_product_attention",
+    "sentence_encoder",
+)
 
 
 def known_ops():

@@ -137,6 +137,15 @@ def packed_attention(dtype):
     return Sample(ops.scaled_dot_product_attention, (query, key, value), lengths, fixed=(starts,))
 
 
+def cached_attention(dtype):
+    key_cache, value_cache = torch.randn(2, 12, 64, 2, 24, dtype=dtype)
+    lengths, table = torch.tensor([230, 0, 91]).int(), torch.arange(12).flip(0).int().view(3, 4)
+    slopes, sinks = torch.rand(2, 4)
+    options = {"block_table": table, "scale": 0.3, "alibi_slopes": slopes, "sinks": sinks}
+    args = (torch.randn(3, 3, 4, 24, dtype=dtype), key_cache, value_cache, lengths)
+    return Sample(ops.cached_attention, args, options, fixed=(key_cache, value_cache, slopes, sinks))
+
+
 SAMPLES = (
     softmax,
     log_softmax,
@@ -151,6 +160,7 @@ SAMPLES = (
     linear,
     attention,
     packed_attention,
+    cached_attention,
 )
-FORWARD_ONLY = (pack_linear, linear)
+FORWARD_ONLY = (pack_linear, linear, cached_attention)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)

@@ -1,7 +1,7 @@
 // Vec: a register of floats, and the few operations the CPU kernels are written in. One section per
 // register width; kernels say Vec and are compiled once per ISA (WF_ISA names the namespace).
 //
-//   load(p) load(p, n)      f32, bf16 or f16 in memory, the first n lanes and 0 in the others
+//   load(p) load(p, n)      f32, bf16, f16 or int8 in memory, the first n lanes and 0 in the others
 //   store(p, v) store(p, v, n)     rounds to nearest even
 //   stream(p, v)            store past the caches; p is a multiple of what it writes
 //   fma(a, b, c) = a * b + c       the product is not rounded
@@ -90,6 +90,12 @@ WF_INLINE Vec load(const f16* p) {
 WF_INLINE Vec load(const f16* p, int64_t n) {
   return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes(n), p))};
 }
+WF_INLINE Vec load(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+WF_INLINE Vec load(const int8_t* p, int64_t n) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(lanes(n), p)))};
+}
 WF_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v.v); }
 WF_INLINE void store(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), v.v); }
 WF_INLINE void store(bf16* p, Vec v) { _mm256_storeu_si256((__m256i*)p, narrow(v)); }
@@ -161,6 +167,9 @@ WF_INLINE Vec load(const bf16* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(u, 16))};
 }
 WF_INLINE Vec load(const f16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
+WF_INLINE Vec load(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))};
+}
 WF_INLINE __m128i narrow(Vec v) {
   const __m256i u = _mm256_castps_si256(v.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
@@ -267,6 +276,9 @@ WF_INLINE Vec load(const float* p) {
   return v;
 }
 WF_INLINE void store(float* p, Vec v) { memcpy(p, &v.v, sizeof v.v); }
+WF_INLINE Vec load(const int8_t* p) {
+  return {Float4{float(p[0]), float(p[1]), float(p[2]), float(p[3])}};
+}
 template <class Half>
 WF_INLINE Vec load(const Half* p) {
   return {Float4{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}};

@@ -11,7 +11,9 @@ __all__: list[str] = [
     "activation",
     "activation_backward",
     "advise_huge_pages",
+    "append_to_cache_",
     "best_isa",
+    "cached_attention",
     "cross_entropy",
     "cross_entropy_backward",
     "cuda_architectures",
@@ -62,7 +64,36 @@ def activation_backward(
     executor: int,
 ) -> None: ...
 def advise_huge_pages(fresh: torch.Tensor | numpy.ndarray) -> None: ...
+def append_to_cache_(
+    key: torch.Tensor | numpy.ndarray,
+    value: torch.Tensor | numpy.ndarray,
+    key_cache: torch.Tensor | numpy.ndarray,
+    value_cache: torch.Tensor | numpy.ndarray,
+    lengths: torch.Tensor | numpy.ndarray,
+    block_table: torch.Tensor | numpy.ndarray | None,
+    key_scales: torch.Tensor | numpy.ndarray | None,
+    value_scales: torch.Tensor | numpy.ndarray | None,
+    executor: int,
+) -> None: ...
 def best_isa() -> str: ...
+def cached_attention(
+    query: torch.Tensor | numpy.ndarray,
+    key_cache: torch.Tensor | numpy.ndarray,
+    value_cache: torch.Tensor | numpy.ndarray,
+    lengths: torch.Tensor | numpy.ndarray,
+    block_table: torch.Tensor | numpy.ndarray | None,
+    key_scales: torch.Tensor | numpy.ndarray | None,
+    value_scales: torch.Tensor | numpy.ndarray | None,
+    alibi_slopes: torch.Tensor | numpy.ndarray | None,
+    sinks: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    lse: torch.Tensor | numpy.ndarray | None,
+    scale: float,
+    softcap: float,
+    left: int,
+    right: int,
+    executor: int,
+) -> None: ...
 def cross_entropy(
     x: torch.Tensor | numpy.ndarray,
     target: torch.Tensor | numpy.ndarray,

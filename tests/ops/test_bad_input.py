@@ -27,6 +27,17 @@ def packed_attention(cu_seqlens_q, cu_seqlens_k):
     return attention(q[0], k[0], v[0], cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
 
 
+cache, lengths = torch.zeros(2, 6, 2, 8), torch.zeros(2, dtype=torch.int32)
+
+
+def cached(q=q, k=cache, v=cache, lengths=lengths, **options):
+    return ops.cached_attention(q, k, v, lengths, **options)
+
+
+def append(key=cache[:, :1], value=cache[:, :1], k=cache, v=cache, lengths=lengths, **options):
+    return ops.append_to_cache_(key, value, k.clone(), v, lengths, **options)
+
+
 SHAPES = {
     "softmax: dim = 2, x = f32[2,3]": lambda: ops.softmax(x, 2),
     "softmax: dim = -3, x = f32[2,3]": lambda: ops.softmax(x, -3),
@@ -149,6 +160,34 @@ SHAPES = {
     "scaled_dot_product_attention: cu_seqlens_q = i64[2]": lambda: packed_attention(
         starts(0, 4, dtype=torch.int64), starts(0, 4)
     ),
+    "cached_attention: [4, 5, 8]": lambda: cached(q[0]),
+    "cached_attention: query = f32[2,4,4,7], key_cache = f32[2,6,2,8]": lambda: cached(q[:, :, :4, 1:]),
+    "cached_attention: query = f32[2,4,5,8], key_cache = f32[2,6,2,8]": lambda: cached(q),
+    "cached_attention: key_cache = f32[2,6,2,8], value_cache = f32[2,5,2,8]": lambda: cached(v=cache[:, 1:]),
+    "cached_attention: key_cache = f32[2,6,2,4]": lambda: cached(q[:, :, :4, ::2], cache[..., ::2]),
+    "cached_attention: query = f32[1,4,4,8], lengths = i32[2]": lambda: cached(q[:1, :, :4]),
+    "cached_attention: lengths = i64[2]": lambda: cached(lengths=lengths.long()),
+    "cached_attention: lengths = i32[1], key_cache = f32[2,6,2,8]": lambda: cached(lengths=lengths[:1]),
+    "cached_attention: block_table = i32[2], lengths = i32[2]": lambda: cached(block_table=lengths),
+    "cached_attention: block_table = i64[2,1]": lambda: cached(block_table=lengths[:, None].long()),
+    "cached_attention: key_cache = f32[2,6,2,8], key_scales = f32[2,6,2], value_scales = None": lambda: (
+        cached(key_scales=cache[..., 0])
+    ),
+    "cached_attention: key_cache = i8[2,6,2,8], key_scales = None": lambda: cached(
+        k=cache.to(torch.int8), v=cache.to(torch.int8)
+    ),
+    "cached_attention: key_cache = f16[2,6,2,8], query = f32[2,4,4,8]": lambda: cached(
+        q[:, :, :4], cache.half(), cache.half()
+    ),
+    "cached_attention: sinks = f32[3], query = f32[2,4,4,8]": lambda: cached(q[:, :, :4], sinks=x[0]),
+    "cached_attention: softcap = -1": lambda: cached(q[:, :, :4], softcap=-1.0),
+    "append_to_cache_: key = f32[2,6,2], ": lambda: append(cache[..., 0]),
+    "append_to_cache_: key = f32[2,1,2,7], key_cache = f32[2,6,2,8]": lambda: append(cache[:, :1, :, 1:]),
+    "append_to_cache_: value = f32[2,1,1,8], value_cache = f32[2,6,2,8]": lambda: append(
+        value=cache[:, :1, :1]
+    ),
+    "append_to_cache_: key = f32[2,2,2,8], value = f32[2,1,2,8]": lambda: append(cache[:, :2]),
+    "append_to_cache_: key = f32[1,1,2,8], lengths = i32[2]": lambda: append(cache[:1, :1], cache[:1, :1]),
 }
 
 
@@ -213,6 +252,11 @@ CALLS = {  # every tensor operand by its name in the error message
     "scaled_dot_product_attention: position_bias": lambda t: attention(
         q, k, v, position_bias=t(q[0, 0, :, :4])
     ),
+    "cached_attention: query": lambda t: cached(t(q[:, :, :4])),
+    "cached_attention: key_cache": lambda t: cached(q[:, :, :4], t(cache)),
+    "cached_attention: value_cache": lambda t: cached(q[:, :, :4], v=t(cache)),
+    "append_to_cache_: key": lambda t: ops.append_to_cache_(t(cache), cache, cache, cache, lengths),
+    "append_to_cache_: value": lambda t: ops.append_to_cache_(cache, t(cache), cache, cache, lengths),
 }
 
 

@@ -1,7 +1,10 @@
 """Functional ops: one kernel call each. The docstrings are the contract."""
 
+from warpformer.ops._flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from warpformer.ops._rope_frequencies import rope_frequencies, rope_tables
 from warpformer.ops.activation import activation, gelu, relu, silu
+from warpformer.ops.append_to_cache_ import append_to_cache_
+from warpformer.ops.cached_attention import cached_attention
 from warpformer.ops.cross_entropy import cross_entropy
 from warpformer.ops.dropout import dropout
 from warpformer.ops.embedding_sum import embedding, embedding_sum
@@ -15,10 +18,15 @@ from warpformer.ops.softmax import softmax
 
 __all__ = [
     "activation",
+    "append_to_cache_",
+    "cached_attention",
     "cross_entropy",
     "dropout",
     "embedding",
     "embedding_sum",
+    "flash_attn_func",
+    "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
     "gelu",
     "layer_norm",
     "linear",

@@ -1,0 +1,71 @@
+// append_to_cache_: a thread takes a run of the new tokens; of each it copies, or quantizes, every
+// head to its slot.
+#include <math.h>
+
+#include "core/dispatch.h"
+#include "core/parallel.h"
+#include "core/rows.h"
+#include "kv_cache/op.h"
+#include "kv_cache/slots.h"
+
+namespace warpformer::cpu::WF_ISA {
+namespace {
+
+constexpr int64_t kGrain = 16384;  // elements worth a thread
+
+template <class From, class To>
+void copy(const From* x, int64_t step, int64_t n, To* out) {
+  if (step == 1) {
+    for_lanes(n, [&](int64_t i, auto k) { store(out + i, load(x + i, k), k); });
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = from_float<To>(to_float(x[i * step]));
+  }
+}
+
+/// Rounds to nearest even; a head of zeros has scale 0. NaN and infinity become a scale that is
+/// NaN, which attention shows.
+template <class From>
+void quantize(const From* x, int64_t step, int64_t n, int8_t* out, float* scale) {
+  float high = 0.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    const float magnitude = __builtin_fabsf(to_float(x[i * step]));
+    if (!(magnitude <= high)) high = magnitude;
+    if (magnitude != magnitude) break;
+  }
+  const bool finite = high < INFINITY, zero = high < 0x1p-120f;  // 127 / high stays finite
+  *scale = !finite ? NAN : zero ? 0.0f : high / 127.0f;
+  const float inverse = finite && !zero ? 127.0f / high : 0.0f;
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = finite ? static_cast<int8_t>(rintf(to_float(x[i * step]) * inverse)) : 0;
+}
+
+void append_token(const TokenHeads& x, int64_t batch, int64_t token, const TokenHeads& cache,
+                  const TokenHeads& scales, Slot slot, int64_t heads, int64_t width) {
+  by_float(x.dtype, [&](auto type) {
+    using From = decltype(type);
+    for (int64_t h = 0; h < heads; ++h) {
+      const From* row = at<From>(x, {batch, token}, h);
+      if (cache.dtype == DType::i8)
+        quantize(row, x.stride[3], width, at<int8_t>(cache, slot, h), at<float>(scales, slot, h));
+      by_float(cache.dtype,
+               [&](auto to) { copy(row, x.stride[3], width, at<decltype(to)>(cache, slot, h)); });
+    }
+  });
+}
+
+}  // namespace
+
+void append_to_cache_(const AppendParams& p, int threads) {
+  const Cache& c = p.cache;
+  const int64_t grain = 1 + kGrain / (c.kv_heads * (c.width + c.value_width) + 1);
+  parallel_for(c.batch * p.tokens, grain, threads, [&](int, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t batch = i / p.tokens, token = i % p.tokens;
+      const Slot slot = slot_of(c, batch, c.lengths[batch] + token);
+      append_token(p.k, batch, token, c.k, c.k_scales, slot, c.kv_heads, c.width);
+      append_token(p.v, batch, token, c.v, c.v_scales, slot, c.kv_heads, c.value_width);
+    }
+  });
+}
+
+}  // namespace warpformer::cpu::WF_ISA

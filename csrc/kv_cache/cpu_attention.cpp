@@ -1,0 +1,415 @@
+// cached_attention: the slots of a sequence in chunks, each a piece of work of its own.
+//
+//   item   = one sequence, some heads of the cache, some of the query rows that share each
+//   chunk  = 256 slots            unit = (item, chunk), taken from a queue by the threads
+//
+//   unit:  for tiles of 8 slots, for heads:  scores[line][slot] = q[line] k[slot]
+//          for lines:                         weights = exp(scores - high), total
+//          for tiles of 8 slots, for heads:  o[line] += weights[line][slot] v[slot]
+//   item:  out[line] = sum over chunks of e^(high - highest) o / sum of e^(high - highest) total
+//
+// A line is a row of q with one head of the cache. All heads of a tile lie together in memory: k
+// and v are read once, from one end to the other, and the next tile is fetched meanwhile. No line
+// sees which others are worked on beside it: neither the bits of its results do.
+#include <math.h>
+
+#include "core/exponentials.h"
+#include "core/scratch.h"
+#include "kv_cache/dot.h"
+#include "kv_cache/slots.h"
+
+namespace warpformer::cpu::WF_ISA {
+namespace {
+
+constexpr int64_t kChunk = 256;
+constexpr int64_t kSlots = 8;  // of a tile: rows of one head may share a set of the cache
+constexpr int64_t kAhead = 2;  // tiles from one worked on to the one that is fetched
+constexpr int64_t kStride = kChunk + 16;  // of scores: lines do not share a set
+constexpr int kLineTile = 4;
+constexpr int64_t kMaxLines = 64;            // of an item
+constexpr int64_t kPartialFloats = 4 << 20;  // of the items that are worked on at a time
+constexpr int64_t kGrain = 1 << 18;          // multiplications worth a thread
+
+struct Range {
+  int64_t begin, end;
+};
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/// The slots that query t of a sequence of `length` sees.
+Range visible(const CachedAttentionParams& p, int64_t length, int64_t t) {
+  const int64_t own = t + length - p.queries;
+  const int64_t begin = larger(own - p.left, 0);
+  const int64_t end = own >= length - 1 - p.right ? length : own + p.right + 1;
+  return {begin, larger(begin, end)};
+}
+
+struct Item {
+  int64_t batch, head, heads, row, rows;
+  int64_t lines() const { return heads * rows; }
+};
+
+/// How the work of a call is cut into items; it changes no bit.
+struct Items {
+  int64_t group, rows_of_head, rows, heads, row_blocks, head_blocks, count;
+
+  Items(const CachedAttentionParams& p, int64_t chunks, int threads) {
+    group = p.heads / p.cache.kv_heads;
+    rows_of_head = group * p.queries;
+    rows = smaller(rows_of_head, kMaxLines);
+    row_blocks = (rows_of_head + rows - 1) / rows;
+    heads = smaller(p.cache.kv_heads, kMaxLines / rows);
+    // Few units are cut smaller, so that every thread gets some.
+    while (heads > 1 && p.cache.batch * row_blocks * blocks(p) * chunks < 4 * threads)
+      heads = (heads + 1) / 2;
+    head_blocks = blocks(p);
+    count = p.cache.batch * head_blocks * row_blocks;
+  }
+  int64_t blocks(const CachedAttentionParams& p) const {
+    return (p.cache.kv_heads + heads - 1) / heads;
+  }
+  Item item(const CachedAttentionParams& p, int64_t i) const {
+    const int64_t row = i % row_blocks * rows, head = i / row_blocks % head_blocks * heads;
+    return {i / row_blocks / head_blocks, head, smaller(heads, p.cache.kv_heads - head), row,
+            smaller(rows, rows_of_head - row)};
+  }
+};
+
+/// What a chunk has come to for a line: the sum is of e^(s - high).
+struct State {
+  float high, total;
+};
+
+/// The results of the chunks of some items.
+struct Partials {
+  float* o;
+  State* states;
+  int64_t chunks, lines, width;
+  float* row(int64_t item, int64_t chunk, int64_t line) const {
+    return o + ((item * chunks + chunk) * lines + line) * width;
+  }
+  State& state(int64_t item, int64_t chunk, int64_t line) const {
+    return states[(item * chunks + chunk) * lines + line];
+  }
+};
+
+/// The rows of one head in a tile of slots.
+template <class T>
+struct Tile {
+  const T* rows[kSlots];
+  int64_t count = 0;
+
+  void find(const Cache& cache, const TokenHeads& t, int64_t batch, int64_t slot, int64_t n,
+            int64_t head) {
+    count = n;
+    for (int64_t j = 0; j < kSlots; ++j)  // those past the end repeat the last one
+      rows[j] = at<T>(t, slot_of(cache, batch, slot + smaller(j, n - 1)), head);
+  }
+};
+
+template <class T, class Dot>
+class Unit {
+ public:
+  using Query = typename Dot::Query;
+
+  static int64_t query_width(const CachedAttentionParams& p) {
+    return round_up(p.cache.width, Dot::kStep);
+  }
+  /// Floats of working memory.
+  static int64_t scratch_size(const CachedAttentionParams& p, int64_t lines) {
+    return lines * (query_width(p) + kStride) + 3 * kChunk;
+  }
+
+  Unit(const CachedAttentionParams& p, const Items& items, int64_t lines, float* scratch)
+      : p_(p),
+        c_(p.cache),
+        items_(items),
+        query_width_(query_width(p)),
+        scores_(scratch),
+        k_scales_(scores_ + lines * kStride),
+        v_scales_(k_scales_ + kChunk),
+        bias_(v_scales_ + kChunk),
+        q_(reinterpret_cast<Query*>(bias_ + kChunk)) {}
+
+  void attend(int64_t index, int64_t chunk, const Partials& partials, int64_t place) {
+    const Item item = items_.item(p_, index);
+    const int64_t length = c_.lengths[item.batch], first = chunk * kChunk;
+    const Range seen = clip(seen_by(item, length), first);
+    for (int64_t i = 0; i < item.lines(); ++i) partials.state(place, chunk, i) = {-INFINITY, 0.0f};
+    if (seen.begin == seen.end) return;
+    pack_queries(item);
+    for_tiles(item, c_.k, seen, first, [&](auto& tile, auto& next, int64_t head, int64_t slot) {
+      score_tile(tile, next, item, head, slot);
+    });
+    for (int64_t i = 0; i < item.lines(); ++i)
+      partials.state(place, chunk, i) = weigh(item, i, length, first, seen.end);
+    float* o = partials.row(place, chunk, 0);
+    for (int64_t i = 0; i < item.lines() * partials.width; ++i) o[i] = 0.0f;
+    for_tiles(item, c_.v, seen, first, [&](auto& tile, auto& next, int64_t head, int64_t slot) {
+      add_tile(tile, next, item, head, length, first, slot, o, partials.width);
+    });
+  }
+
+ private:
+  static Range clip(Range seen, int64_t first) {
+    const int64_t begin = larger(seen.begin, first);
+    return {begin, larger(begin, smaller(seen.end, first + kChunk))};
+  }
+  int64_t query_of(const Item& item, int64_t row) const { return (item.row + row) / items_.group; }
+  int64_t head_of(const Item& item, int64_t head, int64_t row) const {
+    return (item.head + head) * items_.group + (item.row + row) % items_.group;
+  }
+  Range seen_by(const Item& item, int64_t length) const {
+    return {visible(p_, length, query_of(item, 0)).begin,
+            visible(p_, length, query_of(item, item.rows - 1)).end};
+  }
+
+  void pack_queries(const Item& item) {
+    for (int64_t head = 0; head < item.heads; ++head)
+      for (int64_t r = 0; r < item.rows; ++r) {
+        Query* q = q_ + (head * item.rows + r) * query_width_;
+        for (int64_t d = c_.width / Dot::kStep * Dot::kStep; d < query_width_; ++d) q[d] = Query{};
+        by_float(p_.q.dtype, [&](auto type) {
+          using From = decltype(type);
+          const From* from =
+              at<From>(p_.q, {item.batch, query_of(item, r)}, head_of(item, head, r));
+          if (p_.q.stride[3] == 1) {
+            for_lanes(c_.width, [&](int64_t d, auto k) { store(q + d, load(from + d, k), k); });
+          } else {
+            for (int64_t d = 0; d < c_.width; ++d)
+              q[d] = from_float<Query>(to_float(from[d * p_.q.stride[3]]));
+          }
+        });
+      }
+  }
+
+  /// f(tile, a later one to fetch, head, first slot in the chunk) for all of `seen`.
+  template <class F>
+  void for_tiles(const Item& item, const TokenHeads& t, Range seen, int64_t first, const F& f) {
+    const int64_t count = (seen.end - seen.begin + kSlots - 1) / kSlots * item.heads;
+    Tile<T> tiles[kAhead + 1];
+    const auto find = [&](int64_t i) {
+      const int64_t slot = seen.begin + i / item.heads * kSlots;
+      tiles[i % (kAhead + 1)].find(c_, t, item.batch, slot, smaller(kSlots, seen.end - slot),
+                                   item.head + i % item.heads);
+    };
+    for (int64_t i = 0; i < smaller(kAhead, count); ++i) find(i);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t ahead = smaller(i + kAhead, count - 1);
+      if (ahead == i + kAhead) find(ahead);
+      f(tiles[i % (kAhead + 1)], tiles[ahead % (kAhead + 1)], i % item.heads,
+        seen.begin - first + i / item.heads * kSlots);
+    }
+  }
+
+  /// Calls f.operator()<rows>(line) over `lines` lines from `line` on.
+  template <class F>
+  static WF_INLINE void by_lines(int64_t line, int64_t lines, const F& f) {
+    const int64_t end = line + lines;
+    for (; line + kLineTile <= end; line += kLineTile) f.template operator()<kLineTile>(line);
+    if (end - line == 3) f.template operator()<3>(line);
+    if (end - line == 2) f.template operator()<2>(line);
+    if (end - line == 1) f.template operator()<1>(line);
+  }
+
+  void score_tile(const Tile<T>& tile, const Tile<T>& next, const Item& item, int64_t head,
+                  int64_t slot) {
+    by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
+      for (int64_t j = 0; j < tile.count; j += kKeys) {
+        score<Dot, kRows>(q_ + line * query_width_, query_width_, tile.rows + j, next.rows + j,
+                          c_.width, scores_ + line * kStride + slot + j, kStride);
+      }
+    });
+  }
+
+  /// The products of a line become weights, 0 where not seen; those of int8 take the scales of v.
+  State weigh(const Item& item, int64_t line, int64_t length, int64_t first, int64_t end) {
+    const int64_t row = line % item.rows, head = line / item.rows, n = end - first;
+    const bool quantized = c_.k_scales.data;
+    if (row == 0 && quantized) read_scales(c_.k_scales, item, head, first, n, k_scales_);
+    if (row == 0 && quantized) read_scales(c_.v_scales, item, head, first, n, v_scales_);
+    const int64_t t = query_of(item, row);
+    const Range seen = clip(visible(p_, length, t), first);
+    float* s = scores_ + line * kStride;
+    const float slope = p_.slopes ? p_.slopes[head_of(item, head, row)] : 0.0f;
+    const int64_t own = t + length - p_.queries - first;
+    for (int64_t j = 0; j < n; ++j) {
+      if (!p_.slopes) break;
+      const int64_t distance = own - j;
+      bias_[j] = -slope * static_cast<float>(distance < 0 ? -distance : distance);
+    }
+    Max high;
+    for_lanes(n, [&](int64_t j, auto k) {
+      Vec v = load(s + j, k) * set(p_.scale);
+      if (quantized) v = v * load(k_scales_ + j, k);
+      if (p_.softcap != 0.0f) v = tanh(v / set(p_.softcap)) * set(p_.softcap);
+      if (p_.slopes) v = v + load(bias_ + j, k);
+      store(s + j, v, k);
+    });
+    for (int64_t j = 0; j < smaller(n, seen.begin - first); ++j) s[j] = -INFINITY;
+    for (int64_t j = larger(0, seen.end - first); j < n; ++j) s[j] = -INFINITY;
+    for_lanes(n, [&](int64_t j, auto k) { high.add(pad(load(s + j, k), k, -INFINITY)); });
+    const float highest = high.total();
+    const float shift = highest == -INFINITY ? 0.0f : highest;
+    Sum total;
+    for_lanes(n, [&](int64_t j, auto k) {
+      const Vec v = load(s + j, k);
+      // exp_negative is not 0 of -inf.
+      const Vec w = where_less(v, set(-__FLT_MAX__), set(0.0f), exp_negative(v - set(shift)));
+      total.add(keep(w, k));
+      store(s + j, quantized ? w * load(v_scales_ + j, k) : w, k);
+    });
+    return {highest, total.total()};
+  }
+
+  void read_scales(const TokenHeads& scales, const Item& item, int64_t head, int64_t first,
+                   int64_t n, float* to) {
+    for (int64_t j = 0; j < n; ++j)
+      to[j] = *at<float>(scales, slot_of(c_, item.batch, first + j), item.head + head);
+  }
+
+  void add_tile(const Tile<T>& tile, const Tile<T>& next, const Item& item, int64_t head,
+                int64_t length, int64_t first, int64_t slot, float* o, int64_t o_width) {
+    by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
+      bool all = true;
+      for (int r = 0; r < kRows; ++r) {
+        const Range seen = seen_in(tile, item, line + r, length, first + slot);
+        all = all && seen.begin == 0 && seen.end == tile.count;
+      }
+      float* to = o + line * o_width;
+      const float* w = scores_ + line * kStride + slot;
+      if (all) {
+        add_values<kRows>(w, kStride, tile.rows, next.rows, c_.value_width, 0, tile.count, to,
+                          o_width);
+        return;
+      }
+      // The same sums, without what a line does not see: 0 times NaN is NaN.
+      for (int r = 0; r < kRows; ++r) {
+        const Range seen = seen_in(tile, item, line + r, length, first + slot);
+        add_values<1>(w + r * kStride, kStride, tile.rows, next.rows, c_.value_width, seen.begin,
+                      seen.end, to + r * o_width, o_width);
+      }
+    });
+  }
+  Range seen_in(const Tile<T>& tile, const Item& item, int64_t line, int64_t length,
+                int64_t slot) const {
+    const Range seen = visible(p_, length, query_of(item, line % item.rows));
+    const int64_t begin = smaller(tile.count, larger(0, seen.begin - slot));
+    return {begin, larger(begin, smaller(tile.count, seen.end - slot))};
+  }
+
+  const CachedAttentionParams& p_;
+  const Cache& c_;
+  const Items& items_;
+  int64_t query_width_;
+  float *scores_, *k_scales_, *v_scales_, *bias_;
+  Query* q_;
+};
+
+float exp_of(float x) {
+  float lane;
+  store(&lane, exp(set(x)), 1);
+  return lane;
+}
+
+/// Ends a line: the chunks in their order, and the sink.
+void merge(const CachedAttentionParams& p, const Items& items, int64_t index, int64_t line,
+           const Partials& partials, int64_t place) {
+  const Item item = items.item(p, index);
+  const int64_t row = item.row + line % item.rows;
+  const int64_t t = row / items.group;
+  const int64_t h = (item.head + line / item.rows) * items.group + row % items.group;
+  const int64_t chunks = (p.cache.lengths[item.batch] + kChunk - 1) / kChunk;
+  float high = -INFINITY, total = 0.0f;
+  for (int64_t c = 0; c < chunks; ++c) high = fmaxf(high, partials.state(place, c, line).high);
+  for (int64_t c = 0; c < chunks; ++c) {
+    const State s = partials.state(place, c, line);
+    if (s.total != 0.0f) total += exp_of(s.high - high) * s.total;
+  }
+  const bool seen = total != 0.0f;  // also where it is NaN
+  float sink = 0.0f, above = high;
+  if (p.sinks && seen) {
+    above = fmaxf(high, p.sinks[h]);
+    sink = exp_of(p.sinks[h] - above);
+  }
+  const float all = exp_of(high - above) * total + sink;
+  for (int64_t c = 0; c < chunks && seen; ++c) {
+    State& s = partials.state(place, c, line);
+    if (s.total != 0.0f) s.total = exp_of(s.high - above) / all;
+  }
+  by_float(p.out.dtype, [&](auto type) {
+    using To = decltype(type);
+    To* out = at<To>(p.out, {item.batch, t}, h);
+    for_lanes(p.cache.value_width, [&](int64_t d, auto k) {
+      Vec sum = set(0.0f);
+      for (int64_t c = 0; c < chunks && seen; ++c)
+        if (const float weight = partials.state(place, c, line).total; weight != 0.0f)
+          sum = fma(set(weight), load(partials.row(place, c, line) + d, k), sum);
+      if (p.out.stride[3] == 1) {
+        store(out + d, sum, k);
+      } else {
+        float lane[Vec::kWidth];
+        store(lane, sum);
+        for (int64_t i = 0; i < smaller(Vec::kWidth, p.cache.value_width - d); ++i)
+          out[(d + i) * p.out.stride[3]] = from_float<To>(lane[i]);
+      }
+    });
+  });
+  if (p.lse)
+    p.lse[(item.batch * p.heads + h) * p.queries + t] = seen ? above + logf(all) : -INFINITY;
+}
+
+template <class T, class Dot>
+void run(const CachedAttentionParams& p, int available) {
+  int64_t longest = 0, slots = 0;
+  for (int64_t b = 0; b < p.cache.batch; ++b) {
+    longest = larger(longest, p.cache.lengths[b]);
+    slots += p.cache.lengths[b];
+  }
+  const int64_t work = slots * p.heads * p.queries * (p.cache.width + p.cache.value_width);
+  const int threads = static_cast<int>(smaller(available, 1 + work / kGrain));
+  const int64_t chunks = (longest + kChunk - 1) / kChunk;
+  const Items items(p, chunks, threads);
+  const int64_t lines = items.heads * items.rows;
+  const int64_t width = round_up(p.cache.value_width, Vec::kWidth);
+  const int64_t of_item = larger(1, chunks * lines * (width + 2));
+  const int64_t at_a_time = smaller(items.count, larger(1, kPartialFloats / of_item));
+  const int64_t own = round_up(Unit<T, Dot>::scratch_size(p, lines), 16);
+  float* scratch = scratch_floats(threads * own + at_a_time * of_item + 16);
+  float* o = scratch + threads * own;
+  const Partials partials{o, reinterpret_cast<State*>(o + at_a_time * chunks * lines * width),
+                          chunks, lines, width};
+  for (int64_t first = 0; first < items.count; first += at_a_time) {
+    const int64_t count = smaller(at_a_time, items.count - first);
+    int64_t next = 0;
+    parallel(threads, [&](int t) {
+      Unit<T, Dot> unit(p, items, lines, scratch + t * own);
+      for (;;) {
+        const int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+        if (i >= count * chunks) return;
+        unit.attend(first + i / chunks, i % chunks, partials, i / chunks);
+      }
+    });
+    parallel_for(count * lines, 16, threads, [&](int, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        if (i % lines < items.item(p, first + i / lines).lines())
+          merge(p, items, first + i / lines, i % lines, partials, i / lines);
+    });
+  }
+}
+
+}  // namespace
+
+void cached_attention(const CachedAttentionParams& p, int threads) {
+  const DType dtype = p.cache.k.dtype;
+  if (dtype == DType::i8) return run<int8_t, Floats>(p, threads);
+  if (dtype == DType::f16) return run<f16, Floats>(p, threads);
+  if (dtype == DType::f32) return run<float, Floats>(p, threads);
+#if defined(__AVX512BF16__)
+  run<bf16, Bfloats>(p, threads);
+#else
+  run<bf16, Floats>(p, threads);
+#endif
+}
+
+}  // namespace warpformer::cpu::WF_ISA

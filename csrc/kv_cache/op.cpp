@@ -1,0 +1,172 @@
+#include "kv_cache/op.h"
+
+#include "core/module.h"
+#include "core/run.h"
+
+namespace warpformer {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+TokenHeads token_heads(const Tensor& t) {
+  TokenHeads heads{t.ptr<char>(), t.dtype, t.item_size()};
+  for (int i = 0; i < t.ndim; ++i) heads.stride[i] = t.stride[i];
+  return heads;
+}
+
+bool is_cache(const Tensor& t) {
+  return t.ndim == 4 && (t.floating() || t.dtype == DType::i8) &&
+         (t.stride[3] == 1 || t.dim(3) <= 1 || t.numel() == 0);
+}
+bool are_scales(const Tensor& t, const Tensor& cache) {
+  return t.dtype == DType::f32 && t.ndim == 3 && t.dim(0) == cache.dim(0) &&
+         t.dim(1) == cache.dim(1) && t.dim(2) == cache.dim(2);
+}
+bool is_per_head(const Tensor& t, const Tensor& query) {
+  return t.dtype == DType::f32 && t.ndim == 1 && t.dim(0) == query.dim(2) && t.contiguous();
+}
+
+/// The cache, checked under the name of the op but for the values of lengths and block_table.
+Cache cache_of(const char* op, const Tensor& key_cache, const Tensor& value_cache,
+               const Tensor& lengths, const Optional& block_table, const Optional& key_scales,
+               const Optional& value_scales) {
+  const auto require = [op](bool condition, const char* text, const char* names,
+                            const auto&... values) {
+    if (!condition) fail(op, text, names, values...);
+  };
+#define REQUIRE(condition, ...) require(condition, #condition, #__VA_ARGS__, __VA_ARGS__)
+  REQUIRE(is_cache(key_cache) && is_cache(value_cache) && key_cache.dtype == value_cache.dtype,
+          key_cache, value_cache);
+  for (int i = 0; i < 3; ++i)
+    REQUIRE(key_cache.dim(i) == value_cache.dim(i), key_cache, value_cache);
+  REQUIRE(lengths.dtype == DType::i32 && lengths.ndim == 1 && lengths.contiguous(), lengths);
+  const bool quantized = key_cache.dtype == DType::i8;
+  REQUIRE(key_scales.has_value() == quantized && value_scales.has_value() == quantized, key_cache,
+          key_scales, value_scales);
+  if (quantized) {
+    REQUIRE(are_scales(*key_scales, key_cache), key_scales, key_cache);
+    REQUIRE(are_scales(*value_scales, value_cache), value_scales, value_cache);
+  }
+  if (block_table) {
+    REQUIRE(block_table->dtype == DType::i32 && block_table->ndim == 2 &&
+                block_table->dim(0) == lengths.dim(0) && block_table->contiguous(),
+            block_table, lengths);
+  } else {
+    REQUIRE(lengths.dim(0) == key_cache.dim(0), lengths, key_cache);
+  }
+#undef REQUIRE
+  Cache cache{token_heads(key_cache), token_heads(value_cache)};
+  if (quantized) {
+    cache.k_scales = token_heads(*key_scales);
+    cache.v_scales = token_heads(*value_scales);
+  }
+  cache.lengths = lengths.ptr<int32_t>();
+  if (block_table) cache.block_table = block_table->ptr<int32_t>();
+  cache.max_blocks = block_table ? block_table->dim(1) : 1;
+  cache.block_size = key_cache.dim(1);
+  cache.batch = lengths.dim(0);
+  cache.kv_heads = key_cache.dim(2);
+  cache.width = key_cache.dim(3);
+  cache.value_width = value_cache.dim(3);
+  return cache;
+}
+
+/// Refuses lengths beyond the slots there are with `more` of them, and blocks that are not there.
+void check_slots(const char* op, const Cache& cache, int64_t more, const Tensor& key_cache,
+                 const Tensor& lengths, const Optional& block_table) {
+  const int64_t slots = cache.max_blocks * cache.block_size;
+  for (int64_t b = 0; b < cache.batch; ++b) {
+    const int64_t length = cache.lengths[b];
+    if (length < 0 || length + more > slots)
+      fail(op, "0 <= length, length + tokens <= slots of a sequence",
+           "length, tokens, lengths, key_cache, block_table", length, more, lengths, key_cache,
+           block_table);
+    if (!cache.block_table || cache.block_size == 0) continue;
+    const int64_t used = (length + more + cache.block_size - 1) / cache.block_size;
+    for (int64_t i = more ? length / cache.block_size : 0; i < used; ++i) {
+      const int64_t block = cache.block_table[b * cache.max_blocks + i];
+      if (block < 0 || block >= key_cache.dim(0))
+        fail(op, "0 <= block < key_cache.dim(0)", "block, block_table, key_cache", block,
+             block_table, key_cache);
+    }
+  }
+}
+
+}  // namespace
+
+void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
+                      const Tensor& lengths, const Optional& block_table,
+                      const Optional& key_scales, const Optional& value_scales,
+                      const Optional& alibi_slopes, const Optional& sinks, const Tensor& out,
+                      const Optional& lse, double scale, double softcap, int64_t left,
+                      int64_t right, int64_t executor) {
+  CHECK_TENSORS(query, key_cache, value_cache, lengths, block_table, key_scales, value_scales,
+                alibi_slopes, sinks, out, lse);
+  const Cache cache =
+      cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
+  CHECK(query.floating() && query.ndim == 4, query);
+  CHECK(key_cache.dtype == DType::i8 || key_cache.dtype == query.dtype, key_cache, query);
+  CHECK(query.dim(0) == lengths.dim(0), query, lengths);
+  CHECK(query.dim(3) == key_cache.dim(3), query, key_cache);
+  CHECK(key_cache.dim(2) > 0 && query.dim(2) % key_cache.dim(2) == 0, query, key_cache);
+  CHECK(out.dtype == query.dtype && out.ndim == 4 && out.dim(0) == query.dim(0) &&
+            out.dim(1) == query.dim(1) && out.dim(2) == query.dim(2) &&
+            out.dim(3) == value_cache.dim(3),
+        out, query, value_cache);
+  if (lse)
+    CHECK(lse->dtype == DType::f32 && lse->ndim == 3 && lse->dim(0) == query.dim(0) &&
+              lse->dim(1) == query.dim(2) && lse->dim(2) == query.dim(1) && lse->contiguous(),
+          lse, query);
+  if (alibi_slopes) CHECK(is_per_head(*alibi_slopes, query), alibi_slopes, query);
+  if (sinks) CHECK(is_per_head(*sinks, query), sinks, query);
+  CHECK(softcap >= 0.0, softcap);
+  CHECK(left >= 0 && right >= 0, left, right);
+  CHECK_CPU(query);
+  check_slots(__func__, cache, 0, key_cache, lengths, block_table);
+  if (query.dim(0) * query.dim(1) * query.dim(2) == 0) return;
+
+  CachedAttentionParams p{cache, token_heads(query), token_heads(out)};
+  if (lse) p.lse = lse->ptr<float>();
+  if (alibi_slopes) p.slopes = alibi_slopes->ptr<float>();
+  if (sinks) p.sinks = sinks->ptr<float>();
+  p.queries = query.dim(1);
+  p.heads = query.dim(2);
+  p.scale = static_cast<float>(scale);
+  p.softcap = static_cast<float>(softcap);
+  p.left = left;
+  p.right = right;
+  RUN_CPU_KERNEL(cached_attention, p, query, executor);
+}
+
+void append_to_cache_(const Tensor& key, const Tensor& value, const Tensor& key_cache,
+                      const Tensor& value_cache, const Tensor& lengths, const Optional& block_table,
+                      const Optional& key_scales, const Optional& value_scales, int64_t executor) {
+  CHECK_TENSORS(key, value, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
+  const Cache cache =
+      cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
+  CHECK(key.floating() && key.ndim == 4, key);
+  CHECK(value.floating() && value.ndim == 4, value);
+  CHECK(key.dim(0) == lengths.dim(0) && value.dim(0) == lengths.dim(0), key, value, lengths);
+  CHECK(key.dim(1) == value.dim(1), key, value);
+  CHECK(key.dim(2) == key_cache.dim(2) && key.dim(3) == key_cache.dim(3), key, key_cache);
+  CHECK(value.dim(2) == value_cache.dim(2) && value.dim(3) == value_cache.dim(3), value,
+        value_cache);
+  CHECK_CPU(key);
+  if (key.dim(0) * key.dim(1) == 0) return;
+  check_slots(__func__, cache, key.dim(1), key_cache, lengths, block_table);
+  const AppendParams p{cache, token_heads(key), token_heads(value), key.dim(1)};
+  RUN_CPU_KERNEL(append_to_cache_, p, key, executor);
+}
+
+void bind_kv_cache(py::module_& m) {
+  m.def("cached_attention", &cached_attention, py::arg("query"), py::arg("key_cache"),
+        py::arg("value_cache"), py::arg("lengths"), py::arg("block_table"), py::arg("key_scales"),
+        py::arg("value_scales"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("out"),
+        py::arg("lse"), py::arg("scale"), py::arg("softcap"), py::arg("left"), py::arg("right"),
+        py::arg("executor"), nogil());
+  m.def("append_to_cache_", &append_to_cache_, py::arg("key"), py::arg("value"),
+        py::arg("key_cache"), py::arg("value_cache"), py::arg("lengths"), py::arg("block_table"),
+        py::arg("key_scales"), py::arg("value_scales"), py::arg("executor"), nogil());
+}
+
+}  // namespace warpformer

@@ -1,0 +1,72 @@
+// A key/value cache: what generation reads at every step and appends to.
+//
+//   key_cache  [B, S, G, D]     value_cache [B, S, G, Dv]      one dtype of f32 f16 bf16 int8
+//   or paged   [blocks, block_size, G, D]; slot j of sequence b is slot j % block_size of block
+//              block_table[b, j / block_size]
+//   int8: key_scales, value_scales [B, S, G] f32 (paged [blocks, block_size, G]): one per slot and
+//   head, the value is int8 * scale
+//
+// cached_attention, per sequence b of n = lengths[b] slots in use and per head, T queries at once:
+//
+//   s[t, j] = scale q[t] k[j]                     (softcap: cap tanh(s / cap))
+//             - slope |t + n - T - j|              (slope of ALiBi)
+//   out = softmax(s) v          lse = log sum exp s          (a sink adds exp(sink) to the sum)
+//
+//   q, out [B, T, H, D], [B, T, H, Dv] f32 f16 bf16, the dtype of caches that are not int8; any
+//   strides; G divides H, head h reads head h / (H / G) of the cache
+//   query t sees slots t + n - T - left .. t + n - T + right of [0, n)
+//   lse    [B, H, T] f32, contiguous     slopes, sinks [H] f32
+//
+// append_to_cache_ writes key and value [B, T, G, D] into slots lengths[b] .. lengths[b] + T - 1;
+// where the cache is int8 as round(x / scale), scale = max |x| / 127 of each slot and head.
+//
+// A query that sees no slot gives 0, and lse -inf. What it does not see never reaches it, be it
+// NaN. Slots are split every 256 whatever B, T and the threads are: a sequence gives the same bits
+// alone and in any batch. Source: Dao et al., "Flash-Decoding for long-context inference" (the
+// splits and their merge); Kwon et al., "Efficient Memory Management for Large Language Model
+// Serving with PagedAttention".
+#pragma once
+
+#include "core/isa_list.h"
+#include "core/types.h"
+
+namespace warpformer {
+
+/// An operand [batch or block, token, head, column]; scales have no columns. Strides are in
+/// elements.
+struct TokenHeads {
+  char* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t size = 0;  // bytes of an element
+  int64_t stride[4] = {};
+};
+
+struct Cache {
+  TokenHeads k, v, k_scales, v_scales;   // scales without data where the cache is not int8
+  const int32_t* lengths;                // [B]
+  const int32_t* block_table = nullptr;  // [B, max_blocks]; null where the cache is not paged
+  int64_t max_blocks, block_size;        // not paged: block_size is S
+  int64_t batch, kv_heads, width, value_width;
+};
+
+struct CachedAttentionParams {
+  Cache cache;
+  TokenHeads q, out;
+  float* lse = nullptr;
+  const float* slopes = nullptr;
+  const float* sinks = nullptr;
+  int64_t queries, heads;
+  float scale;
+  float softcap;        // 0: none
+  int64_t left, right;  // slots seen before and after the query's own
+};
+DECLARE_CPU_KERNEL(cached_attention, CachedAttentionParams)
+
+struct AppendParams {
+  Cache cache;
+  TokenHeads k, v;
+  int64_t tokens;  // T
+};
+DECLARE_CPU_KERNEL(append_to_cache_, AppendParams)
+
+}  // namespace warpformer

@@ -1,0 +1,28 @@
+// Where a slot of a sequence lies in the cache. Included by cpu files only.
+#pragma once
+
+#include "kv_cache/op.h"
+
+namespace warpformer::cpu::WF_ISA {
+
+struct Slot {
+  int64_t block, offset;
+};
+
+inline Slot slot_of(const Cache& cache, int64_t batch, int64_t slot) {
+  if (!cache.block_table) return {batch, slot};
+  return {cache.block_table[batch * cache.max_blocks + slot / cache.block_size],
+          slot % cache.block_size};
+}
+
+/// Head `head` of a slot.
+template <class T>
+inline T* at(const TokenHeads& t, Slot slot, int64_t head) {
+  return reinterpret_cast<T*>(t.data) + slot.block * t.stride[0] + slot.offset * t.stride[1] +
+         head * t.stride[2];
+}
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+}  // namespace warpformer::cpu::WF_ISA

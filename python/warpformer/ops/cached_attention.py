@@ -1,0 +1,108 @@
+import math
+
+import torch
+from torch import Tensor
+
+from warpformer import _C
+from warpformer.ops._library import dispatch, empty, executor, is_direct, register
+
+_EVERY_KEY = 1 << 40
+
+
+def cached_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    lengths: Tensor,
+    *,
+    block_table: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
+    is_causal: bool = True,
+    scale: float | None = None,
+    window: tuple[int | None, int | None] = (None, None),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of the last T tokens of each sequence to a key/value cache: a step of decoding.
+
+        s[t, j] = scale query[t] key[j], with a softcap c: c tanh(s / c)
+        s[t, j] = s[t, j] - alibi_slopes |t + n - T - j|
+        out = softmax(s) value          lse = log sum exp s
+
+    over the first n = lengths[b] slots of sequence b, the T of the queries included.
+
+    Args:
+        query: [B, T, H, D], float32, bfloat16 or float16, any strides.
+        key_cache: [B, S, G, D], of which the last dimension has stride 1, in the dtype of `query` or
+            int8; G divides H, and query head h reads head h // (H / G). Paged: [blocks, block_size, G, D].
+        value_cache: [B, S, G, Dv], paged [blocks, block_size, G, Dv].
+        lengths: [B] int32, contiguous: slots in use.
+        block_table: [B, max_blocks] int32, contiguous: slot j is slot j % block_size of block
+            block_table[b, j // block_size]. Entries beyond the length are not read.
+        key_scales, value_scales: of int8 caches, [B, S, G] float32, paged [blocks, block_size, G]: what
+            the int8 of a slot and head are multiples of, as `append_to_cache_` writes it.
+        is_causal: query t sees slots up to its own, t + n - T.
+        scale: 1 / sqrt(D) if None.
+        window: (left, right): query t sees slots t + n - T - left to t + n - T + right; None: no limit.
+        softcap: c; 0 for none.
+        alibi_slopes: [H] float32, contiguous.
+        sinks: [H] float32, contiguous: logits of a key of value 0 that every query of the head sees.
+        return_lse: also return lse.
+
+    Returns:
+        [B, T, H, Dv] in the dtype of `query`; with `return_lse` also lse, [B, H, T] float32. A query that
+        sees no slot gives 0 and lse -inf, and what a query does not see never reaches it, NaN included.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit; a length exceeds the slots; a block is not there.
+        TypeError: an argument is not a tensor.
+
+    int8 is attended as it is: no copy of the cache in another dtype is made. Sums are float32; slots are
+    split every 256, and the parts merged in order: a sequence gives the same bits alone and in any batch,
+    paged or not. Forward only.
+
+    Source: Dao et al., "Flash-Decoding for long-context inference"; Kwon et al., "Efficient Memory
+    Management for Large Language Model Serving with PagedAttention".
+    """
+    left, right = (_EVERY_KEY if side is None else side for side in window)
+    tensors = (query, key_cache, value_cache, lengths, block_table, key_scales, value_scales)
+    optional = (*tensors[4:], alibi_slopes, sinks)
+    direct = is_direct(*tensors[:4], optional=optional)
+    if scale is None:
+        scale = 1 / math.sqrt(query.shape[-1]) if query.ndim and query.shape[-1] else 1.0
+    options = (scale, softcap, left, min(0, right) if is_causal else right)
+    if direct:
+        out, lse = _forward(*tensors, alibi_slopes, sinks, *options, return_lse)
+    else:
+        out, lse = dispatch("cached_attention", *tensors, alibi_slopes, sinks, *options, True)
+    return (out, lse) if return_lse else out
+
+
+def _forward(query, key_cache, value_cache, *rest):
+    *operands, scale, softcap, left, right, return_lse = rest
+    out, lse = _empty_results(query, value_cache, return_lse)
+    _C.cached_attention(
+        *(query, key_cache, value_cache, *operands, out, lse),
+        *(scale, softcap, left, right, executor(query)),
+    )
+    return out, lse
+
+
+def _empty_results(query, value_cache, return_lse=True):
+    if query.ndim != 4:
+        raise _C.InputError(f"cached_attention: query = {list(query.shape)} is not [B, T, H, D]")
+    batch, queries, heads, _ = query.shape
+    out = empty((batch, queries, heads, *value_cache.shape[-1:]), query)
+    return out, empty((batch, heads, queries), query, torch.float32) if return_lse else None
+
+
+register(
+    "cached_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor lengths, "
+    "Tensor? block_table, Tensor? key_scales, Tensor? value_scales, Tensor? alibi_slopes, Tensor? sinks, "
+    "float scale, float softcap, int left, int right, bool return_lse) -> (Tensor, Tensor)",
+    _forward,
+    lambda query, key_cache, value_cache, *rest: _empty_results(query, value_cache),
+)

@@ -1,0 +1,220 @@
+import pytest
+import torch
+
+from tests.check import relative_error, same_bits, threads
+from warpformer import InputError, ops
+
+BOUND = {torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 5e-4}
+
+
+def operands(lengths, slots, queries=1, heads=8, kv_heads=2, width=64, value_width=None, dtype=torch.float32):
+    """Query, caches whose unused slots are NaN, and lengths."""
+    batch, value_width = len(lengths), value_width or width
+    q = torch.randn(batch, queries, heads, width, dtype=dtype)
+    k = torch.randn(batch, slots, kv_heads, width, dtype=dtype)
+    v = torch.randn(batch, slots, kv_heads, value_width, dtype=dtype)
+    for b, n in enumerate(lengths):
+        k[b, n:] = v[b, n:] = torch.nan
+    return q, k, v, torch.tensor(lengths, dtype=torch.int32)
+
+
+def reference(
+    q, k, v, lengths, is_causal=True, scale=None, window=(None, None), softcap=0.0, slopes=None, sinks=None
+):
+    """The definition, in float64: out and lse."""
+    outs, sums = [], []
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    for b, n in enumerate(lengths.tolist()):
+        query, key, value = (t.double().transpose(0, 1) for t in (q[b], k[b, :n], v[b, :n]))
+        key, value = (t.repeat_interleave(len(query) // len(t), 0) for t in (key, value))
+        s = scale * query @ key.mT
+        s = softcap * torch.tanh(s / softcap) if softcap else s
+        away = torch.arange(n) - (torch.arange(q.shape[1])[:, None] + n - q.shape[1])
+        if slopes is not None:
+            s = s - slopes.double()[:, None, None] * away.abs()
+        left, right = (1 << 40 if side is None else side for side in window)
+        s = s.masked_fill((away < -left) | (away > (min(0, right) if is_causal else right)), -torch.inf)
+        lse = torch.logsumexp(s, -1) if n else torch.full(s.shape[:-1], -torch.inf).double()
+        if sinks is not None:
+            lse = torch.where(lse.isneginf(), lse, torch.logaddexp(lse, sinks.double()[:, None]))
+        weights = torch.where(lse.isneginf()[..., None], 0.0, (s - lse[..., None]).exp())
+        outs.append((weights @ value).transpose(0, 1))
+        sums.append(lse)
+    return torch.stack(outs), torch.stack(sums)
+
+
+def paged(cache, block_size):
+    """The cache in blocks in reversed order, and its table."""
+    batch, slots, *rest = cache.shape
+    per_sequence = -(-slots // block_size)
+    padded = cache.new_zeros(batch, per_sequence * block_size, *rest)
+    padded[:, :slots] = cache
+    blocks = padded.view(batch * per_sequence, block_size, *rest).flip(0).contiguous()
+    table = torch.arange(batch * per_sequence - 1, -1, -1, dtype=torch.int32)
+    return blocks, table.view(batch, per_sequence)
+
+
+def quantized(cache):
+    """int8 and scales, as append_to_cache_ makes them."""
+    cache = cache.nan_to_num(0.0).float()
+    scales = cache.abs().amax(-1) / 127
+    return (cache / scales[..., None].clamp_min(1e-30)).round().to(torch.int8), scales
+
+
+@pytest.mark.parametrize("queries", [1, 3, 16, 17])
+@pytest.mark.parametrize("width", [64, 80, 128, 33])
+def test_values(device, dtype, queries, width):
+    inputs = operands([613, 18, 256], 700, queries, width=width, value_width=width + 3, dtype=dtype)
+    out, lse = ops.cached_attention(*inputs, return_lse=True)
+    expected, sums = reference(*inputs)
+    assert out.dtype == dtype
+    assert relative_error(out, expected) < BOUND[dtype]
+    torch.testing.assert_close(lse.double(), sums, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (6, 2), (5, 1), (71, 1), (40, 40)])
+def test_shared_key_heads(device, dtype, heads, kv_heads):
+    inputs = operands([300, 260], 300, 2, heads, kv_heads, 40, dtype=dtype)
+    assert relative_error(ops.cached_attention(*inputs), reference(*inputs)[0]) < BOUND[dtype]
+
+
+OPTIONS = {
+    "full": {"is_causal": False},
+    "scale": {"scale": -0.3},
+    "window": {"window": (100, None)},
+    "narrow window": {"window": (2, 0)},
+    "both sides": {"window": (270, 3), "is_causal": False},
+    "softcap": {"softcap": 2.0},
+    "slopes": {"slopes": torch.rand(8)},
+    "sinks": {"sinks": torch.randn(8)},
+    "all": {"window": (200, None), "softcap": 3.0, "slopes": torch.rand(8) / 10, "sinks": torch.randn(8)},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("queries", [1, 5])
+def test_options(device, dtype, options, queries):
+    options = OPTIONS[options]
+    inputs = operands([613, 3, 300], 640, queries, dtype=dtype)
+    ours = {("alibi_slopes" if name == "slopes" else name): value for name, value in options.items()}
+    out, lse = ops.cached_attention(*inputs, **ours, return_lse=True)
+    expected, sums = reference(*inputs, **options)
+    assert relative_error(out, expected) < BOUND[dtype]
+    torch.testing.assert_close(lse.double(), sums, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 300])
+@pytest.mark.parametrize("int8", [False, True])
+def test_paged(device, dtype, block_size, int8):
+    """Bit by bit what the contiguous cache gives; entries beyond the lengths are not read."""
+    q, k, v, lengths = operands([613, 18, 0], 620, 3, dtype=dtype)
+    (k, v), scales = (k, v), {}
+    if int8:
+        (k, key_scales), (v, value_scales) = quantized(k), quantized(v)
+        scales = {"key_scales": key_scales, "value_scales": value_scales}
+    expected = ops.cached_attention(q, k, v, lengths, **scales)
+    (k, table), (v, _) = paged(k, block_size), paged(v, block_size)
+    scales = {name: paged(scale, block_size)[0] for name, scale in scales.items()}
+    for b, n in enumerate(lengths.tolist()):
+        table[b, -(-n // block_size) :] = 1 << 30
+    assert same_bits(ops.cached_attention(q, k, v, lengths, block_table=table, **scales), expected)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 16, 17])
+@pytest.mark.parametrize("width", [64, 80, 128, 33])
+def test_int8(device, dtype, queries, width):
+    """Against float64 on the same int8."""
+    q, k, v, lengths = operands([613, 18, 256], 700, queries, width=width, dtype=dtype)
+    (k, key_scales), (v, value_scales) = quantized(k), quantized(v)
+    exact = [t.double() * scale.double()[..., None] for t, scale in ((k, key_scales), (v, value_scales))]
+    for scales in (key_scales, value_scales):
+        for b, n in enumerate(lengths.tolist()):
+            scales[b, n:] = torch.nan
+    out = ops.cached_attention(q, k, v, lengths, key_scales=key_scales, value_scales=value_scales)
+    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 5e-4}[dtype]
+    assert relative_error(out, reference(q, *exact, lengths)[0]) < bound
+
+
+def test_same_bits_for_any_threads_and_alone(device, dtype):
+    lengths = [2100, 5, 700]
+    inputs = operands(lengths, 2100, 2, dtype=dtype)
+    with threads(1):
+        expected = ops.cached_attention(*inputs)
+    for count in (2, 4):
+        with threads(count):
+            assert same_bits(ops.cached_attention(*inputs), expected)
+    for b, n in enumerate(lengths):
+        alone = ops.cached_attention(*(t[b : b + 1] for t in inputs))
+        assert same_bits(alone[0], expected[b])
+        q, k, v, length = (t[b : b + 1] for t in inputs)
+        assert same_bits(ops.cached_attention(q, k[:, :n], v[:, :n], length)[0], expected[b])
+
+
+def test_empty_sequences(device, dtype):
+    q, k, v, lengths = operands([0, 3, 0], 20, 5, dtype=dtype)
+    out, lse = ops.cached_attention(q, k, v, lengths, sinks=torch.zeros(8), return_lse=True)
+    assert out.isfinite().all()
+    assert (out[[0, 2]] == 0).all()
+    assert lse[[0, 2]].isneginf().all()
+    assert (out[1, :2] == 0).all()  # the first two of five queries come before the first of three slots
+    assert lse[1, :, :2].isneginf().all()
+    assert not out[1, 2:].eq(0).any(-1).any()
+
+
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
+@pytest.mark.parametrize("operand", ["key", "value"])
+def test_what_is_not_seen_does_not_leak(device, dtype, garbage, operand):
+    q, k, v, lengths = operands([300], 300, 4, dtype=dtype)
+    clean = ops.cached_attention(q, k, v, lengths, window=(20, None))
+    hidden = k if operand == "key" else v
+    hidden[0, 297:] = garbage  # the first query is at 296
+    hidden[0, :276] = garbage
+    out = ops.cached_attention(q, k, v, lengths, window=(20, None))
+    assert same_bits(out[:, 0], clean[:, 0])
+    assert not out[:, 1:].isfinite().all(-1).any()
+
+
+def test_scores_beyond_the_range_of_exp(device, dtype):
+    q, k, v, lengths = operands([700, 513], 700, 16, width=32, dtype=dtype)
+    q, k = 60 * q, 60 * k
+    out, (expected, lse) = ops.cached_attention(q, k, v, lengths), reference(q, k, v, lengths)
+    assert lse.abs().max() > 1e4
+    assert relative_error(out, expected) < {torch.float32: 1e-3}.get(dtype, BOUND[dtype])
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 17, 255, 256, 257, 513])
+def test_sizes(device, size):
+    for inputs in (operands([size], size), operands([9], 9, width=size, value_width=5)):
+        torch.testing.assert_close(
+            ops.cached_attention(*inputs),
+            reference(*inputs, scale=max(inputs[0].shape[-1], 1) ** -0.5)[0].float(),
+        )
+    assert ops.cached_attention(*operands([], 5)).shape == (0, 1, 8, 64)
+
+
+def test_heads_before_slots(device, dtype):
+    """A cache [B, G, S, D], transposed: the same bits."""
+    q, k, v, lengths = operands([613, 18], 700, 3, dtype=dtype)
+    views = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (k, v))
+    assert same_bits(ops.cached_attention(q, *views, lengths), ops.cached_attention(q, k, v, lengths))
+
+
+def test_many_sequences_at_once(device):
+    """More partial results than are held at a time."""
+    inputs = operands([4096] * 3, 4096, 70, 8, 8, 64)
+    out = ops.cached_attention(*inputs)
+    assert same_bits(out[2], ops.cached_attention(*(t[2:] for t in inputs))[0])
+    assert relative_error(out[:1, :2], reference(*(t[:1] for t in inputs))[0][:, :2]) < 1e-6
+
+
+def test_lengths_and_blocks_outside(device):
+    q, k, v, lengths = operands([5, 6], 6)
+    for wrong in (7, -1):
+        with pytest.raises(
+            InputError, match=rf"^cached_attention: .* length = {wrong}, .*lengths = i32\[2\]"
+        ):
+            ops.cached_attention(q, k, v, lengths.new_tensor([5, wrong]))
+    for wrong in (2, -1):
+        table = torch.tensor([[0], [wrong]], dtype=torch.int32)
+        with pytest.raises(InputError, match=rf"^cached_attention: .* block = {wrong}, block_table = i32"):
+            ops.cached_attention(q, k, v, lengths, block_table=table)
