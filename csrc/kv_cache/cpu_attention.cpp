@@ -9,7 +9,7 @@
 //   item:  out[line] = sum over chunks of e^(high - highest) o / sum of e^(high - highest) total
 //
 // A line is a row of q with one head of the cache. All heads of a tile lie together in memory: k
-// and v are read once, from one end to the other, and the next tile is fetched meanwhile. No line
+// and v are read once, from one end to the other, and a later tile is fetched meanwhile. No line
 // sees which others are worked on beside it: neither the bits of its results do.
 #include <math.h>
 
@@ -22,8 +22,9 @@ namespace warpformer::cpu::WF_ISA {
 namespace {
 
 constexpr int64_t kChunk = 256;
-constexpr int64_t kSlots = 8;  // of a tile: rows of one head may share a set of the cache
-constexpr int64_t kAhead = 2;  // tiles from one worked on to the one that is fetched
+constexpr int64_t kSlots = 8;   // of a tile
+constexpr int64_t kAhead = 16;  // tiles from one worked on to the one that is fetched: what 1, 2
+                                // and 4 bring is late
 constexpr int64_t kStride = kChunk + 16;  // of scores: lines do not share a set
 constexpr int kLineTile = 4;
 constexpr int64_t kMaxLines = 64;            // of an item

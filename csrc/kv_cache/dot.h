@@ -17,13 +17,14 @@ namespace warpformer::cpu::WF_ISA {
 constexpr int kKeys = 4;
 constexpr int64_t kLine = 64;  // bytes of a line of the cache
 
-/// Fetches the lines that begin in `bytes` bytes from p on. Kernels ask for the next tile line by
-/// line as they use up this one: many at once would stop them until all have come.
+/// Fetches the lines that begin in kBytes bytes from p on, into the second cache: the first one is
+/// too small to wait in. Kernels ask for a later tile line by line as they use up this one: many at
+/// once would stop them until all have come.
 template <int64_t kBytes>
 WF_INLINE void fetch(const void* p, int64_t offset) {
   if (kBytes < kLine && offset % kLine != 0) return;
   for (int64_t byte = 0; byte < kBytes; byte += kLine)
-    __builtin_prefetch(static_cast<const char*>(p) + offset + byte);
+    __builtin_prefetch(static_cast<const char*>(p) + offset + byte, 0, 2);
 }
 
 /// out[i] = the sum of the lanes of a[i].

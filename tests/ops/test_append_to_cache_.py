@@ -134,7 +134,7 @@ def test_refused_without_a_write(device):
     with pytest.raises(InputError, match=r"^rope: .* position = 34"):
         ops.append_to_cache_(key[:, :5], value[:, :5], k, v, LENGTHS, cos=cos, sin=sin)
     for wrong in ({"cos": cos}, {"query": key}):
-        with pytest.raises(InputError, match="^append_to_cache_: cos and sin"):
+        with pytest.raises(InputError, match=r"^append_to_cache_: cos and sin"):
             ops.append_to_cache_(key[:, :5], value[:, :5], k, v, LENGTHS, **wrong)
     with pytest.raises(InputError, match=r"^append_to_cache_: .* key_cache = i8"):
         ops.append_to_cache_(key[:, :5], value[:, :5], k.to(torch.int8), v.to(torch.int8), LENGTHS)
@@ -168,5 +168,5 @@ def test_compile():
 def test_no_gradient():
     key, value = tokens(1)
     k, v, *_ = caches(torch.float32)
-    with pytest.raises(NotImplementedError, match="^warpformer.ops.append_to_cache_ is forward only"):
+    with pytest.raises(NotImplementedError, match=r"^warpformer.ops.append_to_cache_ is forward only"):
         ops.append_to_cache_(key.requires_grad_(), value, k, v, LENGTHS)

@@ -93,9 +93,9 @@ def _empty_query(key, query):
 
 
 register(
-    "append_to_cache_(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor lengths, "
-    "Tensor? block_table, Tensor(c!)? key_scales, Tensor(d!)? value_scales, Tensor? query, Tensor? cos, "
-    "Tensor? sin, bool interleaved) -> Tensor",
+    "append_to_cache_(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, "
+    "Tensor lengths, Tensor? block_table, Tensor(c!)? key_scales, Tensor(d!)? value_scales, Tensor? query, "
+    "Tensor? cos, Tensor? sin, bool interleaved) -> Tensor",
     _append,
     lambda key, value, key_cache, value_cache, lengths, table, key_scales, value_scales, query, *rope: (
         _empty_query(key, query)
