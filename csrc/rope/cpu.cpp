@@ -71,13 +71,13 @@ void rotate(const RopeParams& p, const T* x, const float* c, const float* s, int
 
 /// `tokens` with head `h` of each as its row.
 template <class T>
-Rows head(const Heads& heads, int64_t h) {
+Rows head(const HeadRows& heads, int64_t h) {
   Rows rows = heads.tokens;
   rows.data = static_cast<T*>(rows.data) + h * heads.stride;
   return rows;
 }
 
-void rotate_token(const RopeParams& p, const Heads& x, const Heads& out, int64_t token,
+void rotate_token(const RopeParams& p, const HeadRows& x, const HeadRows& out, int64_t token,
                   const float* c, const float* s, float* buffer) {
   const int64_t n = x.tokens.n;
   by_float(x.tokens.dtype, [&](auto type) {

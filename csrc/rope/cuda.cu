@@ -33,7 +33,7 @@ struct Head {
   void* data;
   DType dtype;
   int64_t offset, step;
-  DEVICE Head(const Heads& heads, int64_t token, int64_t h)
+  DEVICE Head(const HeadRows& heads, int64_t token, int64_t h)
       : data(heads.tokens.data),
         dtype(heads.tokens.dtype),
         offset(row_offset(heads.tokens, token) + h * heads.stride),
@@ -120,7 +120,7 @@ KERNEL(kThreads) rope_kernel(RopeParams p, int team_size, int64_t query_groups) 
   const int64_t token = team.row;
   if (token >= p.x[0].tokens.count) return;
   const bool is_key = block_index_y() >= query_groups;
-  const Heads &x = p.x[is_key], &out = p.out[is_key];
+  const HeadRows &x = p.x[is_key], &out = p.out[is_key];
   const int64_t group = is_key ? block_index_y() - query_groups : block_index_y();
   const int64_t groups = is_key ? grid_blocks_y() - query_groups : query_groups;
   const int64_t position = position_of(p, token), end = p.interleaved ? 2 * p.pairs : p.pairs;
@@ -152,7 +152,7 @@ void rope(const RopeParams& p, Stream stream) {
   const int64_t end = p.interleaved ? 2 * p.pairs : p.pairs;
   int team = team_size<1>(end);
   if (team > kThreads) team = kThreads;
-  const auto groups = [](const Heads& heads) {
+  const auto groups = [](const HeadRows& heads) {
     return (heads.count + kHeadsOfTeam - 1) / kHeadsOfTeam;
   };
   const Grid grid(team_blocks(p.x[0].tokens.count, team), groups(p.x[0]) + groups(p.x[1]));

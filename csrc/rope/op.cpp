@@ -18,7 +18,7 @@ Tensor without(Tensor t, int dim) {
   return t;
 }
 
-Heads heads(const Tensor& t) {
+HeadRows heads(const Tensor& t) {
   const int dim = t.ndim - 2;
   return {rows(without(t, dim)), t.shape[dim], t.stride[dim]};
 }

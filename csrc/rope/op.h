@@ -21,13 +21,13 @@
 namespace warpformer {
 
 /// The heads of all tokens: head h of token r is row r of `tokens`, `stride * h` elements further.
-struct Heads {
+struct HeadRows {
   Rows tokens;  // data is null where there is no key
   int64_t count, stride;
 };
 
 struct RopeParams {
-  Heads x[2], out[2];  // query and key
+  HeadRows x[2], out[2];  // query and key
   const float *cos, *sin;
   Rows positions;                     // rows of one element; data is null where they are 0, 1, ...
   int64_t table_rows, pairs, length;  // P, R/2, T
