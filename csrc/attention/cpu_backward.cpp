@@ -266,7 +266,8 @@ class AttentionBackward {
                  tile + r * kStride);
       gemm(static_cast<int>(rows), columns / kPanel, tile,
            {panels + begin * depth + d * kDepth * kPanel, depth * kPanel, kPanel},
-           at_most(kDepth, depth - d * kDepth), chain(depth), product + begin, kStride, d > 0);
+           at_most(kDepth, depth - d * kDepth), chain_of_scores<Word>(depth), product + begin,
+           kStride, d > 0);
     }
   }
 
