@@ -205,7 +205,8 @@ class Attention {
     for (int64_t d = 0; d < stretches(width); ++d)
       gemm(rows, padded(end - begin) / kPanel, as_words(sizes_.q) + d * kTileRows * kStride,
            {at(sizes_.k) + ((block + begin) * width + d * kDepth * kPanel), width * kPanel, kPanel},
-           at_most(kDepth, width - d * kDepth), chain(width), s + begin, kStride, d > 0);
+           at_most(kDepth, width - d * kDepth), chain_of_scores<Word>(width), s + begin, kStride,
+           d > 0);
     float* out = at(sizes_.out) + index * kTileRows * sizes_.value_width;
     Word* weights = as_words(sizes_.weights);
     float* kept = p_.dropout.seed ? at(sizes_.kept) : nullptr;

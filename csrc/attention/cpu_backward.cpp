@@ -1,15 +1,15 @@
 // A unit is one key/value head of one sequence or, where those are few, 256 of its keys. Scores are
 // computed anew, 60 queries and 256 keys at a time, and everything that reads them follows at once:
 //
-//   for 256 keys:               k, v --transpose--> panels for S and dP; k --copy--> panels for dq
-//   (L2)
+//   for 256 keys:           k, v --transpose--> panels for S and dP; k --copy--> for dq (L2)
 //     for 60 queries, the last ones first:
-//       for a head of the group:  delta = dout out - dlse, dq = 0 where these keys are the first
-//                               q, dout --> panels for dk and dv (L2)
-//         for a tile of rows:   S = q k^T, dP = dout v^T                [rows of a tile, 256] (L1)
-//                               P = exp(scale S - lse), dS = P (dP - delta)
-//                               dq += dS k (L2)
-//         for a tile of keys:   dv += P^T dout, dk += dS^T q (L2)
+//       for a head of the group:
+//                           delta = dout out - dlse, dq = 0, once: at the first keys seen
+//                           q, dout --> panels for dk and dv (L2)
+//         for a tile of rows:  S = q k^T, dP = dout v^T             [rows of a tile, 256] (L1)
+//                              P = exp(scale S - lse), dS = P (drop dP - delta)
+//                              dq += dS k (L2), biases by distance += dS
+//         for a tile of keys:  dv += (drop P)^T dout, dk += dS^T q (L2)
 //
 // Every sum has an order that follows from the sequence's length alone: blocks of keys (dq), blocks
 // of queries and in them the heads of the group (dk, dv), one after the other. Where several
@@ -272,7 +272,8 @@ class AttentionBackward {
                  tile + r * kStride);
       gemm(static_cast<int>(rows), columns / kPanel, tile,
            {panels + begin * depth + d * kDepth * kPanel, depth * kPanel, kPanel},
-           at_most(kDepth, depth - d * kDepth), chain(depth), product + begin, kStride, d > 0);
+           at_most(kDepth, depth - d * kDepth), chain_of_scores<Word>(depth), product + begin,
+           kStride, d > 0);
     }
   }
 
