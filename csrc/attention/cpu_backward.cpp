@@ -26,8 +26,9 @@
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
-constexpr int64_t kBlock = kDepth;  // keys
-constexpr int64_t kQueries = 60;    // a multiple of every ISA's tile
+constexpr int64_t kBlock = kDepth;      // keys
+constexpr int64_t kGradientChain = 32;  // products summed in one chain, as in core/gemm.h
+constexpr int64_t kQueries = 60;        // a multiple of every ISA's tile
 static_assert(kQueries % kTileRows == 0);
 
 /// One even without keys: the rows of dq are written.
@@ -215,10 +216,10 @@ class AttentionBackward {
     for (int64_t j = range.begin; j < range.end; j += kTileRows) {
       const int rows = static_cast<int>(at_most(kTileRows, range.end - j));
       const auto multiply = finite ? &gemm<Layout::columns, Word> : &multiply_visible;
-      multiply(rows, value_padded_ / kPanel, as_words(weight_columns_) + j, outs, depth, kChain,
-               group_dv_ + j * value_padded_, value_padded_, true);
+      multiply(rows, value_padded_ / kPanel, as_words(weight_columns_) + j, outs, depth,
+               kGradientChain, group_dv_ + j * value_padded_, value_padded_, true);
       gemm<Layout::columns>(rows, padded_ / kPanel, as_words(dscore_columns_) + j, queries, depth,
-                            kChain, group_dk_ + j * padded_, padded_, true);
+                            kGradientChain, group_dk_ + j * padded_, padded_, true);
     }
   }
 
@@ -227,10 +228,10 @@ class AttentionBackward {
                 int64_t i, int64_t rows, const Rows& q, const Rows& dout) {
     const int64_t begin = range.begin, n = range.end - begin, columns = padded(n);
     const int height = static_cast<int>(rows);
-    multiply(q, query + i, rows, f_.scale / scores.scale, query_rows_, keys_, width_, begin,
-             columns, scores_);
-    multiply(dout, query + i, rows, 1.0f, dout_rows_, values_, value_words_, begin, columns,
-             dscores_);
+    multiply(q, query + i, rows, f_.scale / scores.scale, query_rows_, keys_, width_,
+             chain_of_scores<Word>(width_), begin, columns, scores_);
+    multiply(dout, query + i, rows, 1.0f, dout_rows_, values_, value_words_, chain(value_words_),
+             begin, columns, dscores_);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t at = row_index(scores.sequence, head, query + i + r);
       differentiate_row(scores, head, query + i + r, key + begin, n, columns,
@@ -245,7 +246,7 @@ class AttentionBackward {
     const Panels panels{key_panels_ + words<Word>(begin) * kPanel, words<Word>(kBlock) * kPanel,
                         kPanel};
     gemm(height, padded_ / kPanel, as_words(dscore_rows_) + words<Word>(begin), panels,
-         words<Word>(n), kChain, dq_, padded_, false);
+         words<Word>(n), kGradientChain, dq_, padded_, false);
     for (int64_t r = 0; r < rows; ++r)
       add(dq_ + r * padded_, p_.dq + row_index(scores.sequence, head, query + i + r) * f_.width,
           f_.width);
@@ -261,7 +262,7 @@ class AttentionBackward {
   /// product[rows, columns] = times * rows of x, times the transposed panels from column `begin`
   /// on.
   void multiply(const Rows& x, int64_t first, int64_t rows, float times, float* buffer,
-                const float* panels, int64_t depth, int64_t begin, int64_t columns,
+                const float* panels, int64_t depth, int64_t chain, int64_t begin, int64_t columns,
                 float* product) {
     constexpr int64_t kPerWord = __is_same(Word, float) ? 1 : 2;
     for (int64_t d = 0; d < stretches(depth); ++d) {
@@ -272,8 +273,7 @@ class AttentionBackward {
                  tile + r * kStride);
       gemm(static_cast<int>(rows), columns / kPanel, tile,
            {panels + begin * depth + d * kDepth * kPanel, depth * kPanel, kPanel},
-           at_most(kDepth, depth - d * kDepth), chain_of_scores<Word>(depth), product + begin,
-           kStride, d > 0);
+           at_most(kDepth, depth - d * kDepth), chain, product + begin, kStride, d > 0);
     }
   }
 

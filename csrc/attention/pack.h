@@ -13,11 +13,15 @@ constexpr int64_t words(int64_t n) {
   return __is_same(Word, float) ? n : (n + 1) / 2;
 }
 /// Products q k summed in one chain. The error of the softmax and of its sums hides that of longer
-/// chains than chain(width); with bf16 operands the rounding of the weights does.
+/// chains than chain(width), unless each product is rounded, too (scalar); with bf16 operands the
+/// rounding of the weights does.
 template <class Word>
-constexpr int64_t chain_of_scores(int64_t width) {
+int64_t chain_of_scores(int64_t width) {
+#if defined(__AVX2__)
   if (!__is_same(Word, float)) return kChain;
-  return width <= 32 ? 8 : width <= 64 ? 32 : kChain;
+  if (width > 32 && width <= 64) return 32;
+#endif
+  return chain(width);
 }
 inline int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
