@@ -67,20 +67,20 @@ int64_t panels_of(int64_t rows, bool gated) {
 }
 
 /// The weight in `packed`, of `rows` rows of `depth` elements.
-Weight weight_of(const Tensor& packed, const std::string& format, int64_t rows, int64_t depth,
+Weight weight_of(const char* op, const Tensor& packed, const std::string& format, int64_t rows, int64_t depth,
                  int64_t group_size, bool zero_points, bool gated) {
   Format f;
-  CHECK(is_format(format, f), format);
-  CHECK(rows >= 0 && depth >= 0, rows, depth);
-  CHECK(!gated || rows % 2 == 0, gated, rows);
-  CHECK(!is_4_bit(f) || group_size == 32 || group_size == 64 || group_size == 128 ||
+  CHECK_FOR(op, is_format(format, f), format);
+  CHECK_FOR(op, rows >= 0 && depth >= 0, rows, depth);
+  CHECK_FOR(op, !gated || rows % 2 == 0, gated, rows);
+  CHECK_FOR(op, !is_4_bit(f) || group_size == 32 || group_size == 64 || group_size == 128 ||
             group_size >= depth,
         group_size, depth, format);
-  CHECK(!zero_points || (is_4_bit(f) && f != Format::nf4), zero_points, format);
-  CHECK(!is_dynamic(f) || depth <= kMaxDynamicDepth, depth, format);
+  CHECK_FOR(op, !zero_points || (is_4_bit(f) && f != Format::nf4), zero_points, format);
+  CHECK_FOR(op, !is_dynamic(f) || depth <= kMaxDynamicDepth, depth, format);
   Weight w = weight_layout(f, depth, panels_of(rows, gated), group_size, zero_points);
-  CHECK(packed.dtype == DType::u8 && packed.ndim == 2 && packed.contiguous(), packed);
-  CHECK(packed.dim(0) == w.panels && packed.dim(1) == w.size, packed, format, rows, depth,
+  CHECK_FOR(op, packed.dtype == DType::u8 && packed.ndim == 2 && packed.contiguous(), packed);
+  CHECK_FOR(op, packed.dim(0) == w.panels && packed.dim(1) == w.size, packed, format, rows, depth,
         group_size);
   w.data = packed.ptr<uint8_t>();
   return w;
@@ -102,28 +102,28 @@ DType dtype_of(Format format) {
   }
 }
 
-PackLinearParams pack_params(const Tensor& values, const std::optional<Tensor>& scales,
+PackLinearParams pack_params(const char* op, const Tensor& weight, const std::optional<Tensor>& scales,
                              const std::optional<Tensor>& zeros, const Tensor& packed,
                              const std::string& format, int64_t in_features, int64_t group_size,
                              bool gated) {
-  CHECK(values.ndim == 2, values);
+  CHECK_FOR(op, weight.ndim == 2, weight);
   const Weight w =
-      weight_of(packed, format, values.dim(0), in_features, group_size, zeros.has_value(), gated);
-  CHECK(values.dtype == dtype_of(w.format), values, format);
-  CHECK(values.dim(1) == (is_4_bit(w.format) ? (in_features + 1) / 2 : in_features), values,
+      weight_of(op, packed, format, weight.dim(0), in_features, group_size, zeros.has_value(), gated);
+  CHECK_FOR(op, weight.dtype == dtype_of(w.format), weight, format);
+  CHECK_FOR(op, weight.dim(1) == (is_4_bit(w.format) ? (in_features + 1) / 2 : in_features), weight,
         in_features, format);
   const int64_t groups = w.groups ? w.groups : 1;
-  CHECK(scales.has_value() == (w.format >= Format::int8), scales, format);
+  CHECK_FOR(op, scales.has_value() == (w.format >= Format::int8), scales, format);
   if (scales)
-    CHECK(scales->floating() && scales->ndim == 2 && scales->dim(0) == values.dim(0) &&
+    CHECK_FOR(op, scales->floating() && scales->ndim == 2 && scales->dim(0) == weight.dim(0) &&
               scales->dim(1) == groups,
-          *scales, values, group_size);
-  if (zeros) CHECK(zeros->dtype == DType::u8 && zeros->same_shape(*scales), *zeros, *scales);
-  PackLinearParams p{rows(values)};
+          *scales, weight, group_size);
+  if (zeros) CHECK_FOR(op, zeros->dtype == DType::u8 && zeros->same_shape(*scales), *zeros, *scales);
+  PackLinearParams p{rows(weight)};
   if (scales) p.scales = rows(*scales);
   if (zeros) p.zeros = rows(*zeros);
   p.weight = w;
-  p.half = gated ? values.dim(0) / 2 : 0;
+  p.half = gated ? weight.dim(0) / 2 : 0;
   return p;
 }
 
@@ -132,27 +132,27 @@ PackLinearParams pack_params(const Tensor& values, const std::optional<Tensor>& 
 int64_t packed_size(const std::string& format, int64_t in_features, int64_t group_size,
                     bool zero_points) {
   Format f;
-  CHECK(is_format(format, f), format);
-  CHECK(in_features >= 0 && group_size >= 0, in_features, group_size);
+  CHECK_FOR("pack_linear", is_format(format, f), format);
+  CHECK_FOR("pack_linear", in_features >= 0 && group_size >= 0, in_features, group_size);
   return weight_layout(f, in_features, 0, group_size, zero_points).size;
 }
 
-void pack_linear(const Tensor& values, const std::optional<Tensor>& scales,
+void pack_linear(const Tensor& weight, const std::optional<Tensor>& scales,
                  const std::optional<Tensor>& zeros, const Tensor& packed,
                  const std::string& format, int64_t in_features, int64_t group_size, bool gated,
                  int64_t executor) {
-  CHECK_TENSORS(values, scales, zeros, packed);
+  CHECK_TENSORS(weight, scales, zeros, packed);
   const PackLinearParams p =
-      pack_params(values, scales, zeros, packed, format, in_features, group_size, gated);
-  if (packed.numel()) RUN_CPU_KERNEL(pack_linear, p, values, executor);
+      pack_params(__func__, weight, scales, zeros, packed, format, in_features, group_size, gated);
+  if (packed.numel()) RUN_CPU_KERNEL(pack_linear, p, weight, executor);
 }
 
-void unpack_linear(const Tensor& packed, const Tensor& values, const std::optional<Tensor>& scales,
+void unpack_linear(const Tensor& packed, const Tensor& weight, const std::optional<Tensor>& scales,
                    const std::optional<Tensor>& zeros, const std::string& format,
                    int64_t in_features, int64_t group_size, bool gated, int64_t executor) {
-  CHECK_TENSORS(packed, values, scales, zeros);
+  CHECK_TENSORS(packed, weight, scales, zeros);
   const PackLinearParams p =
-      pack_params(values, scales, zeros, packed, format, in_features, group_size, gated);
+      pack_params(__func__, weight, scales, zeros, packed, format, in_features, group_size, gated);
   if (packed.numel()) RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
 }
 
@@ -168,7 +168,7 @@ void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   if (bias) CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == features, bias, out);
   if (residual) CHECK(residual->floating() && residual->same_shape(out), residual, out);
   LinearParams p{rows(x)};
-  p.weight = weight_of(weight, format, features, x.dim(-1), group_size, zero_points, gated);
+  p.weight = weight_of(__func__, weight, format, features, x.dim(-1), group_size, zero_points, gated);
   CHECK(is_activation(activation.c_str(), p.activation), activation);
   if (out.numel() == 0) return;
 
@@ -188,7 +188,7 @@ void linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& dx,
   CHECK(dx.floating() && dx.ndim == grad.ndim, dx, grad);
   for (int i = 0; i + 1 < dx.ndim; ++i) CHECK(dx.dim(i) == grad.dim(i), dx, grad);
   LinearBackwardParams p{rows(grad), rows(dx)};
-  p.weight = weight_of(weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points, false);
+  p.weight = weight_of(__func__, weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points, false);
   if (dx.numel() == 0) return;
   RUN_CPU_KERNEL(linear_backward, p, grad, executor);
 }
@@ -196,10 +196,10 @@ void linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& dx,
 void bind_linear(py::module_& m) {
   m.def("packed_size", &packed_size, py::arg("format"), py::arg("in_features"),
         py::arg("group_size"), py::arg("zero_points"));
-  m.def("pack_linear", &pack_linear, py::arg("values"), py::arg("scales"), py::arg("zeros"),
+  m.def("pack_linear", &pack_linear, py::arg("weight"), py::arg("scales"), py::arg("zeros"),
         py::arg("packed"), py::arg("format"), py::arg("in_features"), py::arg("group_size"),
         py::arg("gated"), py::arg("executor"), nogil());
-  m.def("unpack_linear", &unpack_linear, py::arg("packed"), py::arg("values"), py::arg("scales"),
+  m.def("unpack_linear", &unpack_linear, py::arg("packed"), py::arg("weight"), py::arg("scales"),
         py::arg("zeros"), py::arg("format"), py::arg("in_features"), py::arg("group_size"),
         py::arg("gated"), py::arg("executor"), nogil());
   m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),

@@ -70,9 +70,9 @@ def pack_linear(weight: Tensor | QuantizedWeight, *, gated: bool = False) -> Pac
     else:
         values, scales, zeros = weight, None, None
         is_direct(weight)
-        if weight.ndim != 2 or weight.dtype not in DENSE:
-            raise _C.InputError(f"pack_linear: weight is no floating point [N, K]: {_show(weight)}")
-        layout = (DENSE[weight.dtype], weight.shape[1], 0)
+        if weight.ndim != 2:
+            raise _C.InputError(f"pack_linear: weight = {_show(weight)} is not [N, K]")
+        layout = (DENSE.get(weight.dtype, "f32"), weight.shape[1], 0)
     args = (values, scales, zeros, *layout, gated)
     direct = is_direct(values, optional=(scales, zeros))
     data = _pack_linear(*args) if direct else dispatch("pack_linear", *args)
@@ -166,7 +166,7 @@ def _show(t):
 
 def _pack_linear(values, scales, zeros, format, in_features, group_size, gated):
     if values.ndim != 2:
-        raise _C.InputError(f"pack_linear: the values are not [N, K]: {_show(values)}")
+        raise _C.InputError(f"pack_linear: values = {_show(values)} are not [N, K]")
     data = _empty_packed(values, scales, zeros, format, in_features, group_size, gated)
     _C.pack_linear(
         values, scales, zeros, data, format, in_features, group_size, gated, executor(values)
@@ -182,6 +182,8 @@ def _empty_packed(values, scales, zeros, format, in_features, group_size, gated)
 
 
 def _linear(input, data, bias, residual, out_features, format, group_size, zero_points, gated, activation):
+    if out_features < 0:
+        raise _C.InputError(f"linear: out_features = {out_features} is negative")
     out = _empty_product(input, out_features // (2 if gated else 1))
     _C.linear(
         input, data, bias, residual, out, format, group_size, zero_points, gated, activation, executor(input)
@@ -238,7 +240,7 @@ def _linear_backward(grad, data, in_features, format, group_size, zero_points):
 
 
 def _dense_linear(input, weight, bias, residual, activation):
-    format, depth = DENSE[weight.dtype], weight.shape[1]
+    format, depth = DENSE.get(weight.dtype, "f32"), weight.shape[1]
     data = _pack_linear(weight, None, None, format, depth, 0, False)
     return _linear(input, data, bias, residual, len(weight), format, 0, False, False, activation)
 
