@@ -69,16 +69,42 @@ WF_INLINE Vec multiply_add(const Pair* a, Vec b, Vec sum) {
 #endif
 #if defined(__AVX512VNNI__)
 WF_INLINE Ints multiply_add(const Quad* a, Vec b, Ints sum) {
-  return {_mm512_dpbusd_epi32(sum.v, bits_of(b).v, set(word_at(a)).v)};
+  // The intrinsic's sum moves from register to register in GCC 12, and to memory.
+  asm("vpdpbusd %1, %2, %0" : "+v"(sum.v) : "v"(set(word_at(a)).v), "v"(b.v));
+  return sum;
 }
 #endif
 
-/// Where the panels of B lie, in words.
+/// Where the panels of B lie, in words. Other types of B unpack as they load: one fetch gives
+/// kWords words along k.
 struct Panels {
   const float* data;  // of any word: a register of 16 of them
   int64_t panel;      // from one panel to the next
   int64_t row;        // from one k to the next
+
+  static constexpr int kWords = 1;
+  WF_INLINE Vec fetch(int64_t p, int64_t k, int v) const {
+    return load(data + p * panel + k * row + v * Vec::kWidth);
+  }
+  template <int kWord>
+  WF_INLINE Vec word(Vec fetched) const {
+    return fetched;
+  }
+  WF_INLINE void skip(int64_t panels) { data += panels * panel; }
 };
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+/// f(Constant<0>{}), ..., f(Constant<kEnd - 1>{})
+template <int kEnd, int kBegin = 0, class F>
+WF_INLINE void unrolled(const F& f) {
+  if constexpr (kBegin < kEnd) {
+    f(Constant<kBegin>{});
+    unrolled<kEnd, kBegin + 1>(f);
+  }
+}
 
 /// Products summed in one chain before they are added to C: rounding grows with the length of the
 /// chains and with their number, so short sums take short ones.
@@ -103,8 +129,10 @@ struct Add {
   int64_t c_row;
   bool add;  // to what is there, from the first chain on
 
+  struct None {};
+  WF_INLINE None scale(int64_t, int) const { return {}; }
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
-  WF_INLINE void finish(int64_t chain, int i, int j, Vec sum) const {
+  WF_INLINE void finish(int64_t chain, int i, int j, Vec sum, None) const {
     float* to = c + i * c_row + j * Vec::kWidth;
     store(to, add || chain ? load(to) + sum : sum);
   }
@@ -112,14 +140,11 @@ struct Add {
 };
 
 /// A is the sum of `kParts` matrices. `chain` words are summed in one chain.
-template <int kRows, int kPanels, int kParts, Layout kLayout, class Word, class Sink>
-void gemm_tile(const Word* a, Panels b, int64_t depth, int64_t chain, const Sink& sink) {
+template <int kRows, int kPanels, int kParts, Layout kLayout, class Word, class B, class Sink>
+void gemm_tile(const Word* a, const B b, int64_t depth, int64_t chain, const Sink sink) {
   constexpr int64_t kRow = kLayout == Layout::rows ? kParts * kStride : 1;
   constexpr int64_t kColumn = kLayout == Layout::rows ? 1 : kStride;
   constexpr int kPerPanel = kPanel / Vec::kWidth, kVecs = kPerPanel * kPanels;
-  const float* panel[kPanels];
-#pragma GCC unroll 16
-  for (int j = 0; j < kPanels; ++j) panel[j] = b.data + j * b.panel;
   int64_t k = 0, chains = 0;
   do {
     decltype(sink.start(0, 0, 0)) acc[kRows][kVecs];
@@ -128,43 +153,46 @@ void gemm_tile(const Word* a, Panels b, int64_t depth, int64_t chain, const Sink
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) acc[i][j] = sink.start(chains, i, j);
     const int64_t end = at_most(k + chain, depth);
-    for (; k < end; ++k) {
-      Vec row[kVecs];
+    for (; k < end; k += B::kWords) {
+      decltype(b.fetch(0, 0, 0)) fetched[kVecs];
 #pragma GCC unroll 16
-      for (int j = 0; j < kVecs; ++j)
-        row[j] = load(panel[j / kPerPanel] + j % kPerPanel * Vec::kWidth);
+      for (int j = 0; j < kVecs; ++j) fetched[j] = b.fetch(j / kPerPanel, k, j % kPerPanel);
+      unrolled<B::kWords>([&](auto word) __attribute__((always_inline)) {
+        Vec row[kVecs];
 #pragma GCC unroll 16
-      for (int j = 0; j < kPanels; ++j) panel[j] += b.row;
+        for (int j = 0; j < kVecs; ++j) row[j] = b.template word<word.value>(fetched[j]);
+        const Word* column = a + (k + word.value) * kColumn;
 #pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i)
+        for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 2
-        for (int part = 0; part < kParts; ++part)
+          for (int part = 0; part < kParts; ++part)
 #pragma GCC unroll 16
-          for (int j = 0; j < kVecs; ++j)
-            acc[i][j] =
-                multiply_add(a + i * kRow + part * kStride + k * kColumn, row[j], acc[i][j]);
+            for (int j = 0; j < kVecs; ++j)
+              acc[i][j] = multiply_add(column + i * kRow + part * kStride, row[j], acc[i][j]);
+      });
     }
+    decltype(sink.scale(0, 0)) scale[kVecs];
+#pragma GCC unroll 16
+    for (int j = 0; j < kVecs; ++j) scale[j] = sink.scale(chains, j);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
-      for (int j = 0; j < kVecs; ++j) sink.finish(chains, i, j, acc[i][j]);
+      for (int j = 0; j < kVecs; ++j) sink.finish(chains, i, j, acc[i][j], scale[j]);
     ++chains;
   } while (k < depth);
 }
 
-template <int kParts, Layout kLayout, int kRows = kTileRows, class Word, class Sink>
-void gemm_rows(int rows, int64_t panels, const Word* a, Panels b, int64_t depth, int64_t chain,
+template <int kParts, Layout kLayout, int kRows = kTileRows, class Word, class B, class Sink>
+void gemm_rows(int rows, int64_t panels, const Word* a, B b, int64_t depth, int64_t chain,
                const Sink& sink) {
   if (rows == kRows) {
     constexpr int kPanels = tile_panels(kRows);
     int64_t p = 0;
-    for (; p + kPanels <= panels; p += kPanels)
-      gemm_tile<kRows, kPanels, kParts, kLayout>(a, {b.data + p * b.panel, b.panel, b.row}, depth,
-                                                 chain, sink.from(p));
+    for (; p + kPanels <= panels; p += kPanels, b.skip(kPanels))
+      gemm_tile<kRows, kPanels, kParts, kLayout>(a, b, depth, chain, sink.from(p));
     if constexpr (kPanels > 1)
-      for (; p < panels; ++p)
-        gemm_tile<kRows, 1, kParts, kLayout>(a, {b.data + p * b.panel, b.panel, b.row}, depth,
-                                             chain, sink.from(p));
+      for (; p < panels; ++p, b.skip(1))
+        gemm_tile<kRows, 1, kParts, kLayout>(a, b, depth, chain, sink.from(p));
   } else if constexpr (kRows > 1) {
     gemm_rows<kParts, kLayout, kRows - 1>(rows, panels, a, b, depth, chain, sink);
   }

@@ -5,7 +5,7 @@
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
-/// Words of a packed weight: its own, or unpacked ones.
+template <Kind kKind>
 struct Packed {
   const Weight& w;
 
@@ -14,27 +14,29 @@ struct Packed {
   bool has_zeros() const { return w.zeros; }
   bool has_factors() const { return w.factors; }
   template <class Word>
-  bool is_stored() const {
-    return warpformer::cpu::WF_ISA::is_stored<Word>(w.format);
+  int64_t length() const {
+    return words_of<Word>(w.format, w.depth);
   }
 
-  template <class Word>
-  Panels words(int64_t panel, int64_t count, int64_t first, int64_t n, float* scratch, Word) const {
-    if (is_stored<Word>()) {
-      const auto* words = reinterpret_cast<const float*>(w.data + panel * w.size);
-      return {words + first * kPanel, w.size / 4, kPanel};
-    }
-    const int64_t rows = (n + 7) / 8 * 8;
-    for (int64_t p = 0; p < count; ++p)
-      unpack(w, w.data + (panel + p) * w.size, first * kPerWord<Word>, n * kPerWord<Word>,
-             scratch + p * rows * kPanel, Word{});
-    return {scratch, rows * kPanel, kPanel};
+  template <class Word, class F>
+  void words(int64_t panel, int64_t count, int64_t first, int64_t n, bool few, float* scratch, Word,
+             const F& f) const {
+    with_values<kKind>(w, w.data + panel * w.size, first, Word{}, [&](auto b) {
+      if constexpr (__is_same(decltype(b), Panels)) {
+        f(b);
+      } else {
+        if constexpr (!__is_same(Word, float))
+          if (few) return f(b);
+        for (int64_t p = 0; p < count; ++p) unpack(b, p, n, scratch + p * kDepth * kPanel);
+        f(Panels{scratch, kDepth * kPanel, kPanel});
+      }
+    });
   }
 };
 
 template <class Word, int kParts, Kind kKind>
 void run(const LinearParams& p, int threads) {
-  Product<Word, kParts, kKind, Packed>(p, {p.weight}).run(threads);
+  Product<Word, kParts, kKind, Packed<kKind>>(p, {p.weight}).run(threads);
 }
 
 template <class Word, int kParts>

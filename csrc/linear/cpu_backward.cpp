@@ -16,42 +16,36 @@ struct Transposed {
   bool has_zeros() const { return false; }
   bool has_factors() const { return false; }
   template <class Word>
-  bool is_stored() const {
-    return false;
+  int64_t length() const {
+    return columns;
   }
 
-  Panels words(int64_t panel, int64_t count, int64_t first, int64_t n, float* scratch,
-               float) const {
-    const int64_t rows = (n + kPanel - 1) / kPanel * kPanel;
+  template <class F>
+  void words(int64_t panel, int64_t count, int64_t first, int64_t n, bool, float* scratch, float,
+             const F& f) const {
     for (int64_t p = 0; p < count; ++p)
-      for (int64_t j = 0; j < rows; j += kPanel)
-        transpose((first + j) / kPanel, (panel + p) * kPanel, scratch + (p * rows + j) * kPanel);
-    return {scratch, rows * kPanel, kPanel};
+      for (int64_t j = 0; j < n; j += kPanel)
+        transpose((first + j) / kPanel, (panel + p) * kPanel, scratch + (p * kDepth + j) * kPanel);
+    f(Panels{scratch, kDepth * kPanel, kPanel});
   }
 
   /// to[j][i] = W[16 panel + j][k + i]
   void transpose(int64_t panel, int64_t k, float* to) const {
     const uint8_t* data = w.data + panel * w.size;
     float block[(kPanel + 8) * kPanel], scales[kPanel], zeros[kPanel];
-    const int64_t n = at_most(kPanel, w.depth - k);
-    unpack(w, data, k, n, block, 0.0f);
+    const int64_t n = at_most(kPanel, w.depth - k), group = w.groups ? k / w.group : 0;
+    with_values<Kind::plain>(w, data, k, 0.0f, [&](const auto& b) { unpack(b, 0, n, block); });
     const auto* factors = reinterpret_cast<const float*>(data + w.factors);
-    for (int64_t j = 0; j < kPanel; ++j) scales[j] = w.factors ? factors[j] : 1.0f;
-    const int64_t group = w.groups ? k / w.group : 0;
-    if (w.zeros) {
-      unpack_zeros(w, data, group, 1, zeros);
-      for (int64_t j = 0; j < kPanel; ++j) zeros[j] *= scales[j];
-    }
-    if (w.groups) {
-      float of_group[kPanel];
-      unpack_scales(w, data, group, 1, of_group);
-      for (int64_t j = 0; j < kPanel; ++j) scales[j] *= of_group[j];
+    const auto* of_group = reinterpret_cast<const f16*>(data + w.scales) + group * kPanel;
+    if (w.zeros) unpack_zeros(w, data, group, zeros);
+    for (int64_t j = 0; j < kPanel; ++j) {
+      const float factor = w.factors ? factors[j] : 1.0f;
+      scales[j] = w.groups ? factor * to_float(of_group[j]) : factor;
+      zeros[j] = w.zeros ? factor * zeros[j] : 0.0f;
     }
     for (int64_t i = 0; i < kPanel; ++i)
       for (int64_t j = 0; j < kPanel; ++j)
-        to[j * kPanel + i] = i >= n    ? 0.0f
-                             : w.zeros ? block[i * kPanel + j] * scales[j] + zeros[j]
-                                       : block[i * kPanel + j] * scales[j];
+        to[j * kPanel + i] = i < n ? block[i * kPanel + j] * scales[j] + zeros[j] : 0.0f;
   }
 };
 

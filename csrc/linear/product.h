@@ -2,16 +2,17 @@
 //
 //   rows of x   --pack, quantize-->  tiles of words, scales, sums          (L2, L3; shared)
 //   for a chunk of panels of W (threads claim them):
-//     for a stretch of the depth:    panels --unpack--> words              (L1, or read in place)
+//     for a stretch of the depth:    panels --unpack--> words              (L1)
 //       for each tile of rows:       C += tile words^T                     (registers, L2)
 //     C += sums of x (8 - zero) scale
 //     out = act(factor C + bias) (up) + residual
 //
-// A single tile takes wide chunks: several panels at once are as many streams from memory. Many
-// tiles take narrow ones, so that the words of a stretch stay in L1.
+// Few tiles take wide chunks and unpack words as they multiply them: several panels at once are as
+// many streams from memory. Many tiles take narrow ones, whose words stay in L1.
 //
-// `Source` gives the words: int64_t depth() and panels(), and
-// Panels words(panel, count, first, n, scratch) of `count` panels. Included by cpu files only.
+// `Source` is the weight: int64_t depth() and words(), and words(panel, count, first, n, few,
+// scratch, f), which calls f(B) for words [first, first + n) of `count` panels. Included by cpu
+// files only.
 #pragma once
 
 #include "core/activation_functions.h"
@@ -24,30 +25,29 @@ namespace warpformer::cpu::WF_ISA {
 constexpr int64_t kBlockRows = 528;          // of x, at most: a multiple of every ISA's tile
 constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
 constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
-constexpr int64_t kStep = 64;                // words of a stretch for wide chunks
-constexpr int64_t kScratchWords = kWide * 2 * kStep * kPanel;
-static_assert(kNarrow * kDepth <= kWide * 2 * kStep);
+constexpr int64_t kFewTiles = 2;
+constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
-/// C += scale * sum, with the scale of a group for each chain.
+/// C += scale * sum, with the scale of the group that a chain belongs to. C has been cleared.
 struct AddGroups {
   float* c;
   int64_t c_row;
-  bool add;
-  const float* scales;  // [panel][chain][16]
+  const f16* scales;      // [panel][group][16]
   int64_t scales_panel;
+  int chain_shift;        // chains of a group, as a power of two
 
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
   WF_INLINE Vec scale(int64_t chain, int j) const {
     constexpr int kPerPanel = kPanel / Vec::kWidth;
-    return load(scales + j / kPerPanel * scales_panel + chain * kPanel +
+    return load(scales + j / kPerPanel * scales_panel + (chain >> chain_shift) * kPanel +
                 j % kPerPanel * Vec::kWidth);
   }
-  WF_INLINE void finish(int64_t chain, int i, int j, Vec sum) const {
+  WF_INLINE void finish(int64_t, int i, int j, Vec sum, Vec scale) const {
     float* to = c + i * c_row + j * Vec::kWidth;
-    store(to, add || chain ? fma(sum, scale(chain, j), load(to)) : sum * scale(chain, j));
+    store(to, fma(sum, scale, load(to)));
   }
   WF_INLINE AddGroups from(int64_t panel) const {
-    return {c + panel * kPanel, c_row, add, scales + panel * scales_panel, scales_panel};
+    return {c + panel * kPanel, c_row, scales + panel * scales_panel, scales_panel, chain_shift};
   }
 };
 
@@ -59,11 +59,9 @@ struct AddBlocks {
   int64_t blocks;
 
   WF_INLINE Ints start(int64_t chain, int i, int) const { return set(starts[i * blocks + chain]); }
-  WF_INLINE void finish(int64_t chain, int i, int j, Ints sum) const {
-    const Vec scale = groups.scale(chain, j) * set(row_scales[i * blocks + chain]);
-    float* to = groups.c + i * groups.c_row + j * Vec::kWidth;
-    const Vec value = to_float(sum);
-    store(to, groups.add || chain ? fma(value, scale, load(to)) : value * scale);
+  WF_INLINE Vec scale(int64_t chain, int j) const { return groups.scale(chain, j); }
+  WF_INLINE void finish(int64_t chain, int i, int j, Ints sum, Vec scale) const {
+    groups.finish(chain, i, j, to_float(sum), scale * set(row_scales[i * blocks + chain]));
   }
   WF_INLINE AddBlocks from(int64_t panel) const {
     return {groups.from(panel), row_scales, starts, blocks};
@@ -77,16 +75,22 @@ struct AddIntegers {
   bool add;
   const int32_t* starts;  // [row]
 
+  WF_INLINE Add::None scale(int64_t, int) const { return {}; }
   WF_INLINE Ints start(int64_t, int i, int j) const {
     return add ? load(c + i * c_row + j * Vec::kWidth) : set(starts[i]);
   }
-  WF_INLINE void finish(int64_t, int i, int j, Ints sum) const {
+  WF_INLINE void finish(int64_t, int i, int j, Ints sum, Add::None) const {
     store(c + i * c_row + j * Vec::kWidth, sum);
   }
   WF_INLINE AddIntegers from(int64_t panel) const {
     return {c + panel * kPanel, c_row, add, starts};
   }
 };
+
+/// 1.0 for 16 columns, where a group is a whole row.
+constexpr f16 kOnes[kPanel] = {{0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00},
+                               {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00},
+                               {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}};
 
 template <class Word, int kParts, Kind kKind, class Source>
 class Product {
@@ -95,16 +99,15 @@ class Product {
       : p_(p),
         w_(p.weight),
         source_(source),
-        depth_(words_of<Word>(source.depth())),
+        depth_(source.template length<Word>()),
         halves_(p.gated ? 2 : 1),
-        tiles_(source.depth(), w_.group, source.has_zeros() ? (w_.groups ? w_.groups : 1) : 0) {}
+        tiles_(source.depth(), depth_, w_.group, source.has_zeros() ? (w_.groups ? w_.groups : 1) : 0) {}
 
   void run(int threads) {
     const int64_t row_size = tiles_.size(1), panels = source_.panels();
     int64_t block = kBlockFloats / row_size / kTileRows * kTileRows;
     block = at_most(p_.rows, block < 8 * kTileRows ? 8 * kTileRows : at_most(block, kBlockRows));
-    const int64_t thread_size = kScratchWords + kWide * kDepth * kPanel / 4 + c_size() +
-                                kPanel * kWide + tiles_.buffer_size();
+    const int64_t thread_size = kScratchWords + c_size() + kPanel * kWide + tiles_.buffer_size();
     const int64_t shared_size = (block * row_size + kPanel - 1) / kPanel * kPanel;
     bias_ = scratch_floats(panels * kPanel + shared_size + threads * thread_size);
     for (int64_t half = 0; half < halves_; ++half) read_bias(half);
@@ -136,8 +139,10 @@ class Product {
   }
   int64_t panels_of_half() const { return source_.panels() / halves_; }
   int64_t c_row(int64_t chunk) const { return halves_ * chunk * kPanel + kPanel; }
+  bool has_few_tiles() const { return tiles_.count() <= kFewTiles; }
   int64_t c_size() const {
-    const int64_t narrow = kBlockRows * c_row(kNarrow), wide = kTileRows * c_row(kWide);
+    const int64_t narrow = kBlockRows * c_row(kNarrow);
+    const int64_t wide = kFewTiles * kTileRows * c_row(kWide);
     return narrow > wide ? narrow : wide;
   }
   void read_bias(int64_t half) {
@@ -147,7 +152,7 @@ class Product {
   }
 
   void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size) {
-    const int64_t chunk = tiles_.count() == 1 ? kWide : kNarrow;
+    const int64_t chunk = has_few_tiles() ? kWide : kNarrow;
     const int64_t chunks = (panels_of_half() + chunk - 1) / chunk;
     const int64_t parts = chunks < threads ? at_most(threads, tiles_.count()) : 1;  // of the tiles
     int64_t next = 0;
@@ -165,79 +170,89 @@ class Product {
   }
 
   void multiply(const Unit& u, int64_t row, float* scratch) {
-    float* words = scratch;
-    float* scales = words + kScratchWords;
-    float* c = scales + kWide * kDepth * kPanel / 4;
+    float* c = scratch + kScratchWords;
     const int64_t stride = halves_ * u.panels * kPanel + kPanel;
     for (int64_t half = 0; half < halves_; ++half) {
       const int64_t panel = half * panels_of_half() + u.panel;
       float* to = c + half * u.panels * kPanel;
-      const int64_t step = u.panels <= kNarrow || source_.template is_stored<Word>() ? kDepth
-                           : kKind == Kind::tokens || chain_ < kStep                 ? kStep
-                                                                                      : chain_;
+      if constexpr (kKind == Kind::grouped || kKind == Kind::blocks) clear(u, to, stride);
       int64_t first = 0;
       do {
-        const int64_t n = at_most(step, depth_ - first);
-        const Panels b = source_.words(panel, u.panels, first, n, words, Word{});
-        unpack_chain_scales(panel, u.panels, first, n, scales);
-        for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
-          multiply_tile(u, i, b, first, n, scales, to, stride);
+        const int64_t n = at_most(kDepth, depth_ - first);
+        fetch_scales(panel, u.panels, first + n);
+        source_.words(panel, u.panels, first, n, has_few_tiles(), scratch, Word{},
+                      [&](const auto& b) {
+                        for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
+                          multiply_tile(u, panel, i, b, first, n, to, stride);
+                      });
         first += n;
       } while (first < depth_);
-      if (source_.has_zeros()) add_zeros(u, panel, scales, to, stride);
+      if (source_.has_zeros()) add_zeros(u, panel, scratch, to, stride);
     }
     finish(u, row, c, stride, c + c_size());
   }
 
-  /// Scales of the chains in words [first, first + n), [panel][chain][16].
-  void unpack_chain_scales(int64_t panel, int64_t count, int64_t first, int64_t n, float* to) {
-    if constexpr (kKind == Kind::grouped || kKind == Kind::blocks) {
-      const int64_t chains = (n + chain_ - 1) / chain_;
-      for (int64_t p = 0; p < count; ++p)
-        for (int64_t i = 0; i < chains; ++i, to += kPanel) {
-          if (w_.groups) {
-            const int64_t group = (first + i * chain_) * kPerWord<Word> / w_.group;
-            unpack_scales(w_, w_.data + (panel + p) * w_.size, group, 1, to);
-          } else {
-            for (int64_t j = 0; j < kPanel; ++j) to[j] = 1.0f;
-          }
-        }
-    }
+  void clear(const Unit& u, float* c, int64_t stride) const {
+    for (int64_t i = tiles_.first(u.tile); i < tiles_.first(u.tile + u.tiles); ++i, c += stride)
+      for (int64_t j = 0; j < u.panels * kPanel; j += Vec::kWidth) store(c + j, set(0.0f));
   }
 
-  void multiply_tile(const Unit& u, int64_t tile, Panels b, int64_t first, int64_t n,
-                     const float* scales, float* c, int64_t stride) {
+  /// The group that holds a word.
+  int64_t group_of(int64_t word) const { return word * kPerWord<Word> / w_.group; }
+
+  /// Brings the scales of the stretch from `first` on into the cache: too few lines to be a stream
+  /// that the hardware would follow.
+  void fetch_scales(int64_t panel, int64_t count, int64_t first) const {
+    if (!w_.groups || kKind == Kind::plain || first >= depth_) return;
+    const int64_t begin = group_of(first), end = at_most(w_.groups, group_of(first + kDepth));
+    for (int64_t p = panel; p < panel + count; ++p)
+      for (int64_t g = begin; g < end; g += 2)  // a cache line
+        __builtin_prefetch(w_.data + p * w_.size + w_.scales + g * kPanel * 2);
+  }
+
+  template <class B>
+  void multiply_tile(const Unit& u, int64_t panel, int64_t tile, const B& b, int64_t first,
+                     int64_t n, float* c, int64_t stride) const {
     const int64_t row = tiles_.first(tile);
     c += (row - tiles_.first(u.tile)) * stride;
     const auto multiply = [&](const auto& sink) {
       gemm_rows<kParts, Layout::rows>(tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n,
                                       chain_, sink);
     };
-    const AddGroups groups{c, stride, first > 0, scales, (n + chain_ - 1) / chain_ * kPanel};
     if constexpr (kKind == Kind::plain) {
       multiply(Add{c, stride, first > 0});
-    } else if constexpr (kKind == Kind::grouped) {
-      multiply(groups);
-    } else if constexpr (kKind == Kind::blocks) {
-      const int64_t block = first / chain_;
-      multiply(AddBlocks{groups, tiles_.scales(row) + block, tiles_.starts(row) + block,
-                         tiles_.blocks()});
-    } else {
+    } else if constexpr (kKind == Kind::tokens) {
       multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0, tiles_.starts(row)});
+    } else {
+      AddGroups groups{c, stride, kOnes, 0, 63};
+      if (w_.groups) {
+        const uint8_t* scales = w_.data + panel * w_.size + w_.scales;
+        groups.scales = reinterpret_cast<const f16*>(scales) + group_of(first) * kPanel;
+        groups.scales_panel = w_.size / 2;
+        groups.chain_shift = __builtin_ctzll(w_.group / (chain_ * kPerWord<Word>));
+      }
+      if constexpr (kKind == Kind::grouped) {
+        multiply(groups);
+      } else {
+        const int64_t block = first / chain_;
+        multiply(AddBlocks{groups, tiles_.scales(row) + block, tiles_.starts(row) + block,
+                           tiles_.blocks()});
+      }
     }
   }
 
   /// C += sums of x in groups, times scale (8 - zero).
-  void add_zeros(const Unit& u, int64_t panel, float* zeros, float* c, int64_t stride) {
+  void add_zeros(const Unit& u, int64_t panel, float* zeros, float* c, int64_t stride) const {
     const int64_t groups = w_.groups ? w_.groups : 1;
-    constexpr int64_t kGroups = kDepth / 4;
-    for (int64_t first = 0; first < groups; first += kGroups) {
-      const int64_t n = at_most(kGroups, groups - first);
+    for (int64_t first = 0; first < groups; first += kDepth) {
+      const int64_t n = at_most(kDepth, groups - first);
       for (int64_t p = 0; p < u.panels; ++p)
-        unpack_zeros(w_, w_.data + (panel + p) * w_.size, first, n, zeros + p * kGroups * kPanel);
+        for (int64_t g = 0; g < n; ++g)
+          unpack_zeros(w_, w_.data + (panel + p) * w_.size, first + g,
+                       zeros + (p * kDepth + g) * kPanel);
       for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
-        gemm(tiles_.height(i), u.panels, tiles_.sums(i, first) + first % kDepth,
-             {zeros, kGroups * kPanel, kPanel}, n, kChain,
+        gemm(tiles_.height(i), u.panels, tiles_.sums(i, first),
+             {zeros, kDepth * kPanel, kPanel}, n, kChain,
              c + (tiles_.first(i) - tiles_.first(u.tile)) * stride, stride, true);
     }
   }

@@ -11,16 +11,17 @@
 
 namespace warpformer::cpu::WF_ISA {
 
-/// What goes into a sum of products before it is complete: nothing, the scale of a group, or those
-/// of quantized rows (tokens) or blocks of them.
-enum class Kind { plain, grouped, tokens, blocks };
-
 constexpr bool quantizes(Kind kind) { return kind == Kind::tokens || kind == Kind::blocks; }
 
-/// Words of a row of n elements. Shorts come from whole quads.
+/// Words of a row of n elements, 0 past the end: whole fetches of a weight's values, of 8 codes or of
+/// 1, 2 or 4 elements.
 template <class Word>
-int64_t words_of(int64_t n) {
-  return __is_same(Word, Shorts) ? (n + 3) / 4 * 2 : (n + kPerWord<Word> - 1) / kPerWord<Word>;
+int64_t words_of(Format format, int64_t n) {
+  const int64_t fetch = is_4_bit(format)                                    ? 8
+                        : format == Format::int8_dynamic                    ? 4
+                        : format == Format::bf16 || format == Format::int8 ? 2
+                                                                            : 1;
+  return (n + fetch - 1) / fetch * fetch / kPerWord<Word>;
 }
 
 /// q[0, n) = round(x / scale), scale = max |x| / 127; n is padded to whole registers. `sum` is that
@@ -51,12 +52,14 @@ inline float quantize(const float* x, int64_t n, int8_t* q, float* sum) {
 template <class Word, int kParts, Kind kKind>
 class Tiles {
  public:
-  /// Of rows with `depth` elements; sums are needed of `groups` groups of `group` elements.
-  Tiles(int64_t depth, int64_t group, int64_t groups)
+  /// Of rows with `depth` elements in `words` words; sums are needed of `groups` groups of `group`
+  /// elements.
+  Tiles(int64_t depth, int64_t words, int64_t group, int64_t groups)
       : depth_(depth),
+        length_(words * kPerWord<Word>),
         group_(group),
         groups_(groups),
-        stretches_(stretches(words_of<Word>(depth))),
+        stretches_(stretches(words)),
         blocks_(kKind == Kind::tokens ? 1 : kKind == Kind::blocks ? (depth + kBlock - 1) / kBlock : 0) {}
 
   /// Floats that so many rows take, and that pack() works with.
@@ -92,10 +95,10 @@ class Tiles {
   /// Row `row` of x -> row i of a tile. `buffer` has buffer_size() floats.
   void pack(const Rows& x, int64_t row, int64_t tile, int64_t i, float* buffer) {
     if (__is_same(Word, Pair) && kParts == 1) {
-      for (int64_t s = 0; s < stretches_; ++s) pack_halves(x, row, s, at(tile, s, i));
-    } else if (__is_same(Word, float)) {
       for (int64_t s = 0; s < stretches_; ++s)
-        read_span(x, row, s * kDepth, at_most(kDepth, depth_ - s * kDepth), at(tile, s, i));
+        pack_span(x, row, s, reinterpret_cast<bf16*>(at(tile, s, i)));
+    } else if (__is_same(Word, float)) {
+      for (int64_t s = 0; s < stretches_; ++s) pack_span(x, row, s, at(tile, s, i));
     }
     if (groups_ || quantizes(kKind) || kParts == 2) {
       read_span(x, row, 0, depth_, buffer);
@@ -125,17 +128,19 @@ class Tiles {
     return total.total();
   }
 
-  void pack_halves(const Rows& x, int64_t row, int64_t stretch, float* to) const {
-    const int64_t begin = stretch * kDepth * 2, n = at_most(kDepth * 2, depth_ - begin);
-    bf16* half = reinterpret_cast<bf16*>(to);
-    read_span(x, row, begin, n, half);
-    if (n % 2) half[n] = {};
+  /// A stretch as floats, or as bf16.
+  template <class T>
+  void pack_span(const Rows& x, int64_t row, int64_t stretch, T* to) const {
+    constexpr int64_t kElements = kDepth * kPerWord<Word>;
+    const int64_t begin = stretch * kElements, n = at_most(kElements, depth_ - begin);
+    read_span(x, row, begin, n, to);
+    for (int64_t k = n; k < at_most(kElements, length_ - begin); ++k) to[k] = {};
   }
 
   /// high + low = x up to 2^-17 of it.
   void split(const float* x, int64_t stretch, float* to) const {
 #if defined(__AVX512BF16__)
-    const int64_t begin = stretch * kDepth * 2, n = at_most(kDepth * 2, depth_ - begin);
+    const int64_t begin = stretch * kDepth * 2, n = at_most(kDepth * 2, length_ - begin);
     bf16 *high = reinterpret_cast<bf16*>(to), *low = reinterpret_cast<bf16*>(to + kStride);
     for (int64_t k = 0; k < n; k += Vec::kWidth) {
       const Vec v = load(x + begin + k);
@@ -170,7 +175,7 @@ class Tiles {
     }
     for (int64_t s = 0; s < stretches_; ++s) {
       const int64_t begin = s * kDepth * kPerWord<Word>;
-      const int64_t n = at_most(kDepth * kPerWord<Word>, (depth_ + 3) / 4 * 4 - begin);
+      const int64_t n = at_most(kDepth * kPerWord<Word>, length_ - begin);
       store_words(bytes + begin, n, reinterpret_cast<Word*>(at(tile, s, i)));
     }
   }
@@ -184,7 +189,7 @@ class Tiles {
   static void store_words(const int8_t*, int64_t, float*) {}
   static void store_words(const int8_t*, int64_t, Pair*) {}
 
-  const int64_t depth_, group_, groups_, stretches_, blocks_;
+  const int64_t depth_, length_, group_, groups_, stretches_, blocks_;
   int64_t rows_ = 0, count_ = 1;
   float *words_ = nullptr, *scales_ = nullptr, *sums_ = nullptr;
   int32_t* starts_ = nullptr;
