@@ -25,7 +25,7 @@ struct Packed {
       if constexpr (__is_same(decltype(b), Panels)) {
         f(b);
       } else {
-        if constexpr (!__is_same(Word, float))
+        if constexpr (decltype(b)::kWords > 1 || !__is_same(Word, float))
           if (few) return f(b);
         for (int64_t p = 0; p < count; ++p) unpack(b, p, n, scratch + p * kDepth * kPanel);
         f(Panels{scratch, kDepth * kPanel, kPanel});

@@ -54,17 +54,17 @@ struct AddGroups {
 /// The same with integer sums of rows that are quantized in blocks, one chain each.
 struct AddBlocks {
   AddGroups groups;
-  const float* row_scales;  // [row][block]
+  const float* row_scales;  // [chain][row]
   const int32_t* starts;
-  int64_t blocks;
+  int64_t rows;
 
-  WF_INLINE Ints start(int64_t chain, int i, int) const { return set(starts[i * blocks + chain]); }
+  WF_INLINE Ints start(int64_t chain, int i, int) const { return set(starts[chain * rows + i]); }
   WF_INLINE Vec scale(int64_t chain, int j) const { return groups.scale(chain, j); }
   WF_INLINE void finish(int64_t chain, int i, int j, Ints sum, Vec scale) const {
-    groups.finish(chain, i, j, to_float(sum), scale * set(row_scales[i * blocks + chain]));
+    groups.finish(chain, i, j, to_float(sum), scale * set(row_scales[chain * rows + i]));
   }
   WF_INLINE AddBlocks from(int64_t panel) const {
-    return {groups.from(panel), row_scales, starts, blocks};
+    return {groups.from(panel), row_scales, starts, rows};
   }
 };
 
@@ -213,8 +213,7 @@ class Product {
   template <class B>
   void multiply_tile(const Unit& u, int64_t panel, int64_t tile, const B& b, int64_t first,
                      int64_t n, float* c, int64_t stride) const {
-    const int64_t row = tiles_.first(tile);
-    c += (row - tiles_.first(u.tile)) * stride;
+    c += (tiles_.first(tile) - tiles_.first(u.tile)) * stride;
     const auto multiply = [&](const auto& sink) {
       gemm_rows<kParts, Layout::rows>(tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n,
                                       chain_, sink);
@@ -222,7 +221,7 @@ class Product {
     if constexpr (kKind == Kind::plain) {
       multiply(Add{c, stride, first > 0});
     } else if constexpr (kKind == Kind::tokens) {
-      multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0, tiles_.starts(row)});
+      multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0, tiles_.starts(tile, 0)});
     } else {
       AddGroups groups{c, stride, kOnes, 0, 63};
       if (w_.groups) {
@@ -235,8 +234,8 @@ class Product {
         multiply(groups);
       } else {
         const int64_t block = first / chain_;
-        multiply(AddBlocks{groups, tiles_.scales(row) + block, tiles_.starts(row) + block,
-                           tiles_.blocks()});
+        multiply(AddBlocks{groups, tiles_.scales(tile, block), tiles_.starts(tile, block),
+                           tiles_.height(tile)});
       }
     }
   }
@@ -291,7 +290,7 @@ class Product {
         float* at = c + p * kPanel + j;
         Vec v = load(at);
         if constexpr (kKind == Kind::tokens)
-          v = to_float(bits_of(v)) * set(*tiles_.scales(i));
+          v = to_float(bits_of(v)) * set(tiles_.scales(0, 0)[i]);
         if (source_.has_factors()) v = v * load(factors + j);
         store(at, v + load(bias_ + (panel + p) * kPanel + j));
       }

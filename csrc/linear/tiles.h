@@ -1,8 +1,8 @@
 // From rows of x to tiles of words of core/gemm.h, and what is known of each row:
 //
-//   row of x --float--> words                         [tile][stretch][row of the tile][part][kStride]
-//                       scales, starts  [row][block]  of rows that are quantized
-//                       sums            [tile][stretch of groups][row of the tile][kStride]
+//   row of x --float--> words              [tile][stretch][row of the tile][part][kStride]
+//                       scales, starts     [tile][block][row of the tile]    of quantized rows
+//                       sums               [tile][stretch of groups][row of the tile][kStride]
 //
 // Tiles are about equally high, so that no small one is left over. Included by cpu files only.
 #pragma once
@@ -88,9 +88,13 @@ class Tiles {
   const float* sums(int64_t tile, int64_t group) const {
     return sums_ + (first(tile) * stretches(groups_) + group / kDepth * height(tile)) * kStride;
   }
-  int64_t blocks() const { return blocks_; }
-  const float* scales(int64_t row) const { return scales_ + row * blocks_; }
-  const int32_t* starts(int64_t row) const { return starts_ + row * blocks_; }
+  /// Of all rows of a tile, from a block on.
+  const float* scales(int64_t tile, int64_t block) const {
+    return scales_ + first(tile) * blocks_ + block * height(tile);
+  }
+  const int32_t* starts(int64_t tile, int64_t block) const {
+    return starts_ + first(tile) * blocks_ + block * height(tile);
+  }
 
   /// Row `row` of x -> row i of a tile. `buffer` has buffer_size() floats.
   void pack(const Rows& x, int64_t row, int64_t tile, int64_t i, float* buffer) {
@@ -107,7 +111,7 @@ class Tiles {
     if constexpr (kParts == 2)
       for (int64_t s = 0; s < stretches_; ++s) split(buffer, s, at(tile, s, i));
     if constexpr (quantizes(kKind)) {
-      pack_bytes(first(tile) + i, tile, i, buffer);
+      pack_bytes(tile, i, buffer);
     } else {
       for (int64_t g = 0; g < groups_; ++g)
         *sum_at(tile, i, g) = sum_of_span(buffer + g * group_, at_most(group_, depth_ - g * group_));
@@ -155,15 +159,16 @@ class Tiles {
 #endif
   }
 
-  void pack_bytes(int64_t row, int64_t tile, int64_t i, float* buffer) {
+  void pack_bytes(int64_t tile, int64_t i, float* buffer) {
     const int64_t step = kKind == Kind::tokens ? (depth_ + kBlock - 1) / kBlock * kBlock : kBlock;
     int8_t* bytes = reinterpret_cast<int8_t*>(buffer + depth_ + kBlock);
     for (int64_t b = 0; b < blocks_; ++b) {
       float sum;
       const float scale = quantize(buffer + b * step, step, bytes + b * step, &sum);
-      scales_[row * blocks_ + b] = scale;
+      const int64_t at = first(tile) * blocks_ + b * height(tile) + i;
+      scales_[at] = scale;
       constexpr int32_t kOffset = kKind == Kind::tokens ? kByteOffset : kCodeOffset;
-      starts_[row * blocks_ + b] = -kOffset * static_cast<int32_t>(sum);
+      starts_[at] = -kOffset * static_cast<int32_t>(sum);
       buffer[b] = scale * sum;  // what was there has been read
     }
     for (int64_t g = 0; g < groups_; ++g) {
