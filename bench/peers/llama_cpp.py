@@ -60,6 +60,11 @@ def _load():
 ggml = _load()
 
 
+def is_held_to(isa):
+    """Its instructions were chosen when it was built: CMAKE_ARGS=-DGGML_NATIVE=OFF is AVX2."""
+    return isa not in ("scalar", "avx2") or (isa == "avx2" and not ggml.ggml_cpu_has_avx512())
+
+
 @functools.cache
 def backend():
     return ggml.ggml_backend_cpu_init()

@@ -10,6 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 MICROSOFT = "com.microsoft"
 
 
+def is_held_to(isa):
+    """It chooses by the CPU, and nothing but the CPU sways it."""
+    return isa not in ("scalar", "avx2")
+
+
 @functools.cache
 def _share_threads(threads):
     """One pool for all sessions, as the threads of many would spin against each other."""
@@ -50,7 +55,7 @@ def matmul(x, weight):
     return Linear(x, len(weight), "MatMul", {"w": weight.t().contiguous()})
 
 
-def matmul_nbits(x, weight, accuracy_level):
+def matmul_nbits(x, weight, accuracy_level=1):
     """4 bits, symmetric; accuracy_level 1: float32 activations, 4: int8 ones with a scale per group."""
     n, k, group = len(weight.values), weight.in_features, weight.group_size
     return Linear(
@@ -65,6 +70,9 @@ def matmul_nbits(x, weight, accuracy_level):
         block_size=group,
         accuracy_level=accuracy_level,
     )
+
+
+matmul_nbits_dynamic = functools.partial(matmul_nbits, accuracy_level=4)
 
 
 def dynamic_quantize_matmul(x, weight):
