@@ -25,6 +25,7 @@ PEERS_AT = {
         ("avx2", "avx2", "AVX2", "AVX2", "AVX2"),
     )
 }
+TOOLS = ("roofline", "linear_sweep")
 CPU_ONLY = (
     "append_to_cache_",
     "cached_attention",
@@ -36,7 +37,7 @@ CPU_ONLY = (
 
 def known_ops():
     """Every file here that holds benchmarks."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem[0] != "_" and p.stem != "roofline")
+    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem[0] != "_" and p.stem not in TOOLS)
 
 
 def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=None):

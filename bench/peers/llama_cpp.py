@@ -26,6 +26,7 @@ FUNCTIONS = {  # name, less its "ggml_": (result, *arguments)
     "mul_mat": (c_void_p, c_void_p, c_void_p, c_void_p),
     "new_graph": (c_void_p, c_void_p),
     "build_forward_expand": (None, c_void_p, c_void_p),
+    "log_set": (None, c_void_p, c_void_p),
     "cpu_has_avx512": (c_int,),
     "backend_cpu_init": (c_void_p,),
     "backend_cpu_set_n_threads": (None, c_void_p, c_int),
@@ -58,6 +59,8 @@ def _load():
 
 
 ggml = _load()
+silence = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)(lambda level, text, data: None)
+ggml.ggml_log_set(silence, None)
 
 
 def is_held_to(isa):
@@ -130,7 +133,8 @@ def _free(context, buffers):
 
 
 def _blocks(weight):
-    """uint8 [N, K / 32, bytes of a block]: a float16 scale, then 32 codes; of 4 bits, k and k + 16 in a byte."""
+    """uint8 [N, K / 32, bytes of a block]: a float16 scale, then 32 codes; of 4 bits, those of k and k + 16 in
+    one byte."""
     n, blocks = len(weight.values), weight.in_features // BLOCK
     scales = weight.scales.half().repeat_interleave(weight.group_size // BLOCK, 1)
     if weight.values.dtype == torch.int8:

@@ -2,7 +2,6 @@
 
 import functools
 
-import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import torch
 
 from warpformer import _C
 from warpformer.bench import roofline
