@@ -133,8 +133,8 @@ def _free(context, buffers):
 
 
 def _blocks(weight):
-    """uint8 [N, K / 32, bytes of a block]: a float16 scale, then 32 codes; of 4 bits, those of k and k + 16 in
-    one byte."""
+    """uint8 [N, K / 32, bytes of a block]: a float16 scale, then 32 codes; of 4 bits, k and k + 16 in a
+    byte."""
     n, blocks = len(weight.values), weight.in_features // BLOCK
     scales = weight.scales.half().repeat_interleave(weight.group_size // BLOCK, 1)
     if weight.values.dtype == torch.int8:

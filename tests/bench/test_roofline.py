@@ -46,6 +46,7 @@ def test_binding_limit_follows_the_intensity():
         1 << 20,
     )
     assert roofline.binding(1, 1 << 20, "f32", 1) == ("f32", 1 << 20)
+    assert roofline.binding(1, 1 << 20, "int8", 1)[0] in ("int8", "f32")
     with roofline.isa("scalar"):  # which has no bf16 instruction
         assert roofline.binding(1, 1 << 20, "bf16", 1) == ("f32", 1 << 20)
 
