@@ -139,9 +139,10 @@ struct Add {
   WF_INLINE Add from(int64_t panel) const { return {c + panel * kPanel, c_row, add}; }
 };
 
-/// A is the sum of `kParts` matrices. `chain` words are summed in one chain.
+/// A is the sum of `kParts` matrices. `chain` words are summed in one chain. A function of its own:
+/// inlined, it would share the registers of its loops with those around it.
 template <int kRows, int kPanels, int kParts, Layout kLayout, class Word, class B, class Sink>
-void gemm_tile(const Word* a, const B b, int64_t depth, int64_t chain, const Sink sink) {
+__attribute__((noinline)) void gemm_tile(const Word* a, const B b, int64_t depth, int64_t chain, const Sink sink) {
   constexpr int64_t kRow = kLayout == Layout::rows ? kParts * kStride : 1;
   constexpr int64_t kColumn = kLayout == Layout::rows ? 1 : kStride;
   constexpr int kPerPanel = kPanel / Vec::kWidth, kVecs = kPerPanel * kPanels;
@@ -178,6 +179,7 @@ void gemm_tile(const Word* a, const B b, int64_t depth, int64_t chain, const Sin
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) sink.finish(chains, i, j, acc[i][j], scale[j]);
+    asm volatile("" ::: "memory");  // or GCC carries C on the stack, too, to the next chain
     ++chains;
   } while (k < depth);
 }
