@@ -54,6 +54,10 @@ static constexpr bool is_dynamic(Format f) {
 constexpr int64_t kBlock = 32;  // neighbours along K that int4_dynamic quantizes together
 constexpr int64_t kMaxDynamicDepth = 1 << 17;  // beyond it, 127 * 127 * K overflows
 
+/// The depth up to whole fetches of packed values, of 8 codes or of 1, 2 or 4 elements, or up to
+/// whole blocks.
+int64_t padded_depth(Format format, int64_t depth);
+
 /// A packed weight: W [panels * 16, depth].
 struct Weight {
   uint8_t* data = nullptr;

@@ -25,7 +25,7 @@ namespace warpformer::cpu::WF_ISA {
 constexpr int64_t kBlockRows = 528;          // of x, at most: a multiple of every ISA's tile
 constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
 constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
-constexpr int64_t kFewTiles = 2;
+constexpr int64_t kFewRows = 2 * kTileRows;
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
 /// C += scale * sum, with the scale of the group that a chain belongs to. C has been cleared.
@@ -36,33 +36,42 @@ struct AddGroups {
   int64_t scales_panel;
   int chain_shift;        // chains of a group, as a power of two
 
+  static constexpr int kRegisters = 1, kChain = 0;
+  WF_INLINE Add::None held(int, int) const { return {}; }
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
   WF_INLINE Vec scale(int64_t chain, int j) const {
     constexpr int kPerPanel = kPanel / Vec::kWidth;
     return load(scales + j / kPerPanel * scales_panel + (chain >> chain_shift) * kPanel +
                 j % kPerPanel * Vec::kWidth);
   }
-  WF_INLINE void finish(int64_t, int i, int j, Vec sum, Vec scale) const {
-    float* to = c + i * c_row + j * Vec::kWidth;
-    store(to, fma(sum, scale, load(to)));
+  WF_INLINE Add::None finish(int64_t, int i, int j, Vec sum, Vec scale, Add::None) const {
+    store(at(i, j), fma(sum, scale, load(at(i, j))));
+    return {};
   }
+  WF_INLINE void release(int, int, Add::None) const {}
   WF_INLINE AddGroups from(int64_t panel) const {
     return {c + panel * kPanel, c_row, scales + panel * scales_panel, scales_panel, chain_shift};
   }
+  WF_INLINE float* at(int i, int j) const { return c + i * c_row + j * Vec::kWidth; }
 };
 
-/// The same with integer sums of rows that are quantized in blocks, one chain each.
+/// The same with integer sums of rows that are quantized in blocks, one chain each. Chains are so
+/// short that C stays in registers.
+template <int kWords>
 struct AddBlocks {
   AddGroups groups;
   const float* row_scales;  // [chain][row]
   const int32_t* starts;
   int64_t rows;
 
+  static constexpr int kRegisters = 2, kChain = kWords;
+  WF_INLINE Vec held(int i, int j) const { return load(groups.at(i, j)); }
   WF_INLINE Ints start(int64_t chain, int i, int) const { return set(starts[chain * rows + i]); }
   WF_INLINE Vec scale(int64_t chain, int j) const { return groups.scale(chain, j); }
-  WF_INLINE void finish(int64_t chain, int i, int j, Ints sum, Vec scale) const {
-    groups.finish(chain, i, j, to_float(sum), scale * set(row_scales[chain * rows + i]));
+  WF_INLINE Vec finish(int64_t chain, int i, int, Ints sum, Vec scale, Vec held) const {
+    return fma(to_float(sum), scale * set(row_scales[chain * rows + i]), held);
   }
+  WF_INLINE void release(int i, int j, Vec held) const { store(groups.at(i, j), held); }
   WF_INLINE AddBlocks from(int64_t panel) const {
     return {groups.from(panel), row_scales, starts, rows};
   }
@@ -75,13 +84,17 @@ struct AddIntegers {
   bool add;
   const int32_t* starts;  // [row]
 
+  static constexpr int kRegisters = 1, kChain = 0;
+  WF_INLINE Add::None held(int, int) const { return {}; }
   WF_INLINE Add::None scale(int64_t, int) const { return {}; }
   WF_INLINE Ints start(int64_t, int i, int j) const {
     return add ? load(c + i * c_row + j * Vec::kWidth) : set(starts[i]);
   }
-  WF_INLINE void finish(int64_t, int i, int j, Ints sum, Add::None) const {
+  WF_INLINE Add::None finish(int64_t, int i, int j, Ints sum, Add::None, Add::None) const {
     store(c + i * c_row + j * Vec::kWidth, sum);
+    return {};
   }
+  WF_INLINE void release(int, int, Add::None) const {}
   WF_INLINE AddIntegers from(int64_t panel) const {
     return {c + panel * kPanel, c_row, add, starts};
   }
@@ -139,10 +152,10 @@ class Product {
   }
   int64_t panels_of_half() const { return source_.panels() / halves_; }
   int64_t c_row(int64_t chunk) const { return halves_ * chunk * kPanel + kPanel; }
-  bool has_few_tiles() const { return tiles_.count() <= kFewTiles; }
+  bool has_few_rows() const { return tiles_.first(tiles_.count()) <= kFewRows; }
   int64_t c_size() const {
     const int64_t narrow = kBlockRows * c_row(kNarrow);
-    const int64_t wide = kFewTiles * kTileRows * c_row(kWide);
+    const int64_t wide = kFewRows * c_row(kWide);
     return narrow > wide ? narrow : wide;
   }
   void read_bias(int64_t half) {
@@ -152,7 +165,7 @@ class Product {
   }
 
   void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size) {
-    const int64_t chunk = has_few_tiles() ? kWide : kNarrow;
+    const int64_t chunk = has_few_rows() ? kWide : kNarrow;
     const int64_t chunks = (panels_of_half() + chunk - 1) / chunk;
     const int64_t parts = chunks < threads ? at_most(threads, tiles_.count()) : 1;  // of the tiles
     int64_t next = 0;
@@ -180,7 +193,7 @@ class Product {
       do {
         const int64_t n = at_most(kDepth, depth_ - first);
         fetch_scales(panel, u.panels, first + n);
-        source_.words(panel, u.panels, first, n, has_few_tiles(), scratch, Word{},
+        source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
                       [&](const auto& b) {
                         for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
                           multiply_tile(u, panel, i, b, first, n, to, stride);
@@ -215,7 +228,8 @@ class Product {
                      int64_t n, float* c, int64_t stride) const {
     c += (tiles_.first(tile) - tiles_.first(u.tile)) * stride;
     const auto multiply = [&](const auto& sink) {
-      gemm_rows<kParts, Layout::rows>(tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n,
+      gemm_rows<kParts, Layout::rows, decltype(tiles_)::kRows>(
+          tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n,
                                       chain_, sink);
     };
     if constexpr (kKind == Kind::plain) {
@@ -234,7 +248,7 @@ class Product {
         multiply(groups);
       } else {
         const int64_t block = first / chain_;
-        multiply(AddBlocks{groups, tiles_.scales(tile, block), tiles_.starts(tile, block),
+        multiply(AddBlocks<kBlock / kPerWord<Word>>{groups, tiles_.scales(tile, block), tiles_.starts(tile, block),
                            tiles_.height(tile)});
       }
     }

@@ -13,15 +13,10 @@ namespace warpformer::cpu::WF_ISA {
 
 constexpr bool quantizes(Kind kind) { return kind == Kind::tokens || kind == Kind::blocks; }
 
-/// Words of a row of n elements, 0 past the end: whole fetches of a weight's values, of 8 codes or of
-/// 1, 2 or 4 elements.
+/// Words of a row of n elements, 0 past the end.
 template <class Word>
 int64_t words_of(Format format, int64_t n) {
-  const int64_t fetch = is_4_bit(format)                                    ? 8
-                        : format == Format::int8_dynamic                    ? 4
-                        : format == Format::bf16 || format == Format::int8 ? 2
-                                                                            : 1;
-  return (n + fetch - 1) / fetch * fetch / kPerWord<Word>;
+  return padded_depth(format, n) / kPerWord<Word>;
 }
 
 /// q[0, n) = round(x / scale), scale = max |x| / 127; n is padded to whole registers. `sum` is that
@@ -52,6 +47,8 @@ inline float quantize(const float* x, int64_t n, int8_t* q, float* sum) {
 template <class Word, int kParts, Kind kKind>
 class Tiles {
  public:
+  static constexpr int kRows = kKind == Kind::blocks ? (kTileRows + 1) / 2 : kTileRows;
+
   /// Of rows with `depth` elements in `words` words; sums are needed of `groups` groups of `group`
   /// elements.
   Tiles(int64_t depth, int64_t words, int64_t group, int64_t groups)
@@ -71,7 +68,7 @@ class Tiles {
   /// Makes tiles of the next `rows` rows, at `memory`.
   void begin(int64_t rows, float* memory) {
     rows_ = rows;
-    count_ = (rows + kTileRows - 1) / kTileRows;
+    count_ = (rows + kRows - 1) / kRows;
     words_ = memory;
     scales_ = words_ + rows * stretches_ * kParts * kStride;
     starts_ = reinterpret_cast<int32_t*>(scales_ + rows * blocks_);

@@ -56,10 +56,17 @@ struct Values {
   const uint8_t* data;
   int64_t panel;
 
+  /// Bytes by which memory is fetched ahead: beside their products, the loads of several panels would
+  /// not keep it busy.
+  static constexpr int64_t kAhead = 1024;
+
+  WF_INLINE const uint8_t* place(int64_t p, int64_t k, int v) const {
+    return data + p * panel + k / kWords * (kPanel * kBytes) + v * (Vec::kWidth * kBytes);
+  }
   template <class T>
   WF_INLINE const T* at(int64_t p, int64_t k, int v) const {
-    return reinterpret_cast<const T*>(data + p * panel + k / kWords * (kPanel * kBytes) +
-                                      v * (Vec::kWidth * kBytes));
+    __builtin_prefetch(place(p, k, v) + kAhead);
+    return reinterpret_cast<const T*>(place(p, k, v));
   }
   WF_INLINE void skip(int64_t panels) { data += panels * panel; }
 };
@@ -234,7 +241,7 @@ void unpack(const B& b, int64_t p, int64_t n, float* to) {
     for (int v = 0; v < kPerPanel; ++v) {
       const auto fetched = b.fetch(p, k, v);
       if constexpr (!__is_same(B, Panels))  // the next stretch, while this one is multiplied
-        __builtin_prefetch(b.template at<char>(p, k + kDepth, v));
+        __builtin_prefetch(b.place(p, k + kDepth, v));
       unrolled<B::kWords>([&](auto word) __attribute__((always_inline)) {
         store(to + word.value * kPanel + v * Vec::kWidth, b.template word<word.value>(fetched));
       });
