@@ -143,6 +143,7 @@ def test_no_columns(format, zero_points):
         quantized = quantize(torch.zeros(3, 0), format, group_size, zero_points=zero_points)
         assert quantized.scales.shape == (3, 1)
         assert dequantize(quantized).shape == (3, 0)
+        assert dequantize(ops.unpack_linear(ops.pack_linear(quantized))).shape == (3, 0)
 
 
 @given(st.integers(0, 9), st.integers(0, 9))
