@@ -89,8 +89,7 @@ WF_INLINE Ints add_products_of_halves(Ints a, Ints b, Ints sum) {
 }
 WF_INLINE void store_bytes(int8_t* p, Vec v) {
   const __m256i i = _mm256_cvtps_epi32(v.v);
-  const __m128i halves =
-      _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(halves, halves));
 }
 
