@@ -96,8 +96,15 @@ void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel)
   } else {
     by_value(w.format, [&](auto type) { pack_values<decltype(type)>(p, row, j, panel); });
   }
-  if (w.format == Format::int8_dynamic)
-    for (int64_t k = 0; k < w.depth; ++k) panel[place(w.format, k, j)] ^= 0x80;
+  if (w.format == Format::int8_dynamic) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < w.depth; ++k) {
+      uint8_t& byte = panel[place(w.format, k, j)];
+      sum += static_cast<int8_t>(byte);
+      byte ^= 0x80;
+    }
+    reinterpret_cast<int32_t*>(panel + w.sums)[j] = sum;
+  }
   if (!p.scales.data) return;
   float* factor = reinterpret_cast<float*>(panel + w.factors) + j;
   if (w.groups) {

@@ -36,6 +36,7 @@ Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group
   take(padded_depth(format, depth) * kPanel * bits_of(format) / 8);
   if (has_groups) w.scales = take(w.groups * kPanel * 2);
   if (zeros) w.zeros = take((has_groups ? w.groups : 1) * kPanel);
+  if (format == Format::int8_dynamic) w.sums = take(kPanel * 4);
   if (format >= Format::int8) w.factors = take(kPanel * 4);
   // An odd number of cache lines: neighbouring panels, which are read together, fall into different
   // sets.
@@ -72,7 +73,7 @@ Weight weight_of(const char* op, const Tensor& packed, const std::string& format
             group_size >= depth,
         group_size, depth, format);
   CHECK_FOR(op, !zero_points || (is_4_bit(f) && f != Format::nf4), zero_points, format);
-  CHECK_FOR(op, !is_dynamic(f) || depth <= kMaxDynamicDepth, depth, format);
+  CHECK_FOR(op, f != Format::int8_dynamic || depth <= kMaxInt8Depth, depth, format);
   Weight w = weight_layout(f, depth, panels_of(rows, gated), group_size, zero_points);
   CHECK_FOR(op, packed.dtype == DType::u8 && packed.ndim == 2 && packed.contiguous(), packed);
   CHECK_FOR(op, packed.dim(0) == w.panels && packed.dim(1) == w.size, packed, format, rows, depth,

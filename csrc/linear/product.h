@@ -61,19 +61,19 @@ template <int kWords>
 struct AddBlocks {
   AddGroups groups;
   const float* row_scales;  // [chain][row]
-  const int32_t* starts;
+  const int32_t* offsets;
   int64_t rows;
 
   static constexpr int kRegisters = 2, kChain = kWords;
   WF_INLINE Vec held(int i, int j) const { return load(groups.at(i, j)); }
-  WF_INLINE Ints start(int64_t chain, int i, int) const { return set(starts[chain * rows + i]); }
+  WF_INLINE Ints start(int64_t chain, int i, int) const { return set(offsets[chain * rows + i]); }
   WF_INLINE Vec scale(int64_t chain, int j) const { return groups.scale(chain, j); }
   WF_INLINE Vec finish(int64_t chain, int i, int, Ints sum, Vec scale, Vec held) const {
     return fma(to_float(sum), scale * set(row_scales[chain * rows + i]), held);
   }
   WF_INLINE void release(int i, int j, Vec held) const { store(groups.at(i, j), held); }
   WF_INLINE AddBlocks from(int64_t panel) const {
-    return {groups.from(panel), row_scales, starts, rows};
+    return {groups.from(panel), row_scales, offsets, rows};
   }
 };
 
@@ -82,13 +82,12 @@ struct AddIntegers {
   int32_t* c;
   int64_t c_row;
   bool add;
-  const int32_t* starts;  // [row]
 
   static constexpr int kRegisters = 1, kChain = 0;
   WF_INLINE Add::None held(int, int) const { return {}; }
   WF_INLINE Add::None scale(int64_t, int) const { return {}; }
   WF_INLINE Ints start(int64_t, int i, int j) const {
-    return add ? load(c + i * c_row + j * Vec::kWidth) : set(starts[i]);
+    return add ? load(c + i * c_row + j * Vec::kWidth) : set(int32_t{0});
   }
   WF_INLINE Add::None finish(int64_t, int i, int j, Ints sum, Add::None, Add::None) const {
     store(c + i * c_row + j * Vec::kWidth, sum);
@@ -96,7 +95,7 @@ struct AddIntegers {
   }
   WF_INLINE void release(int, int, Add::None) const {}
   WF_INLINE AddIntegers from(int64_t panel) const {
-    return {c + panel * kPanel, c_row, add, starts};
+    return {c + panel * kPanel, c_row, add};
   }
 };
 
@@ -235,7 +234,7 @@ class Product {
     if constexpr (kKind == Kind::plain) {
       multiply(Add{c, stride, first > 0});
     } else if constexpr (kKind == Kind::tokens) {
-      multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0, tiles_.starts(tile, 0)});
+      multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0});
     } else {
       AddGroups groups{c, stride, kOnes, 0, 63};
       if (w_.groups) {
@@ -248,7 +247,7 @@ class Product {
         multiply(groups);
       } else {
         const int64_t block = first / chain_;
-        multiply(AddBlocks<kBlock / kPerWord<Word>>{groups, tiles_.scales(tile, block), tiles_.starts(tile, block),
+        multiply(AddBlocks<kBlock / kPerWord<Word>>{groups, tiles_.scales(tile, block), tiles_.offsets(tile, block),
                            tiles_.height(tile)});
       }
     }
@@ -303,8 +302,11 @@ class Product {
       for (int64_t j = 0; j < kPanel; j += Vec::kWidth) {
         float* at = c + p * kPanel + j;
         Vec v = load(at);
-        if constexpr (kKind == Kind::tokens)
-          v = to_float(bits_of(v)) * set(tiles_.scales(0, 0)[i]);
+        if constexpr (kKind == Kind::tokens) {
+          const auto* sums = reinterpret_cast<const int32_t*>(w_.data + (panel + p) * w_.size + w_.sums);
+          const Ints shift = set(tiles_.zeros(0, 0)[i]) * load(sums + j);
+          v = to_float(bits_of(v) - shift + set(tiles_.offsets(0, 0)[i])) * set(tiles_.scales(0, 0)[i]);
+        }
         if (source_.has_factors()) v = v * load(factors + j);
         store(at, v + load(bias_ + (panel + p) * kPanel + j));
       }
