@@ -38,7 +38,8 @@ inline Quantized quantize(const float* x, int64_t n, int8_t* q) {
   }
   const float top = __builtin_bit_cast(float, max_lane(high));
   const float bottom = __builtin_bit_cast(float, max_lane(low));
-  const float scale = kHasZero ? top / 255.0f + bottom / 255.0f : top / 127.0f;
+  // Of halves, whose sum is finite.
+  const float scale = kHasZero ? (0.5f * top + 0.5f * bottom) / 127.5f : top / 127.0f;
   if (!(scale > 0x1p-120f && scale < INFINITY)) {
     memset(q, 0, n);
     return {scale, 0.0f, 0.0f};
