@@ -4,16 +4,6 @@
 #include "core/run.h"
 
 namespace warpformer {
-namespace {
-
-int64_t bits_of(Format format) {
-  if (format == Format::f32) return 32;
-  if (format == Format::f16 || format == Format::bf16) return 16;
-  return is_4_bit(format) ? 4 : 8;
-}
-
-}  // namespace
-
 int64_t padded_depth(Format format, int64_t depth) {
   int64_t unit = 1;
   if (format == Format::bf16 || format == Format::int8) unit = 2;

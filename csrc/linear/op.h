@@ -51,8 +51,11 @@ namespace warpformer {
 
 enum class Format : int { f32, f16, bf16, int8, int8_dynamic, int4, int4_dynamic, nf4 };
 
-/// Whether codes have 4 bits.
 static constexpr bool is_4_bit(Format f) { return f >= Format::int4; }
+/// Bits of an element.
+static constexpr int64_t bits_of(Format f) {
+  return is_4_bit(f) ? 4 : f >= Format::int8 ? 8 : f == Format::f32 ? 32 : 16;
+}
 
 constexpr int64_t kBlock = 32;  // neighbours along K that int4_dynamic quantizes together
 constexpr int64_t kMaxInt8Depth = 1 << 16;  // of int8_dynamic: beyond it, 255 * 127 * K overflows

@@ -7,12 +7,12 @@
 //     C += sums of x (8 - zero) scale
 //     out = act(factor C + bias) (up) + residual
 //
-// Few tiles take wide chunks and unpack words as they multiply them: several panels at once are as
-// many streams from memory. Many tiles take narrow ones, whose words stay in L1.
+// Few rows take wide chunks and unpack words as they multiply them: several panels at once are as
+// many streams from memory. Many take narrow ones, whose words stay in L1, while the next stretch
+// comes from memory line by line.
 //
-// `Source` is the weight: int64_t depth() and words(), and words(panel, count, first, n, few,
-// scratch, f), which calls f(B) for words [first, first + n) of `count` panels. Included by cpu
-// files only.
+// `Source` is the weight: words(panel, count, first, n, few, scratch, f) calls f(B) for words
+// [first, first + n) of `count` panels. Included by cpu files only.
 #pragma once
 
 #include "core/activation_functions.h"
@@ -27,6 +27,17 @@ constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
 constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
 constexpr int64_t kFewRows = 2 * kTileRows;
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
+
+/// Panels beside whose products memory is fetched, `step` bytes for every k.
+struct FetchingPanels : Panels {
+  const uint8_t* memory;
+  int64_t step;
+
+  WF_INLINE Vec fetch(int64_t p, int64_t k, int v) const {
+    if (p == 0 && v == 0) __builtin_prefetch(memory + k * step);
+    return Panels::fetch(p, k, v);
+  }
+};
 
 /// C += scale * sum, with the scale of the group that a chain belongs to. C has been cleared.
 struct AddGroups {
@@ -164,19 +175,19 @@ class Product {
   }
 
   void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size) {
-    const int64_t chunk = has_few_rows() ? kWide : kNarrow;
-    const int64_t chunks = (panels_of_half() + chunk - 1) / chunk;
-    const int64_t parts = chunks < threads ? at_most(threads, tiles_.count()) : 1;  // of the tiles
-    int64_t next = 0;
+    chunk_ = has_few_rows() ? kWide : kNarrow;
+    const int64_t chunks = (panels_of_half() + chunk_ - 1) / chunk_;
+    parts_ = chunks < threads ? at_most(threads, tiles_.count()) : 1;
+    next_ = 0;
     parallel(threads, [&](int t) {
       float* scratch = memory + t * thread_size;
       for (;;) {
-        const int64_t unit = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-        if (unit >= chunks * parts) return;
-        const int64_t panel = unit / parts * chunk, part = unit % parts;
-        const int64_t tile = tiles_.count() * part / parts;
-        const int64_t end = tiles_.count() * (part + 1) / parts;
-        multiply({panel, at_most(chunk, panels_of_half() - panel), tile, end - tile}, row, scratch);
+        const int64_t unit = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
+        if (unit >= chunks * parts_) return;
+        const int64_t panel = unit / parts_ * chunk_, part = unit % parts_;
+        const int64_t tile = tiles_.count() * part / parts_;
+        const int64_t end = tiles_.count() * (part + 1) / parts_;
+        multiply({panel, at_most(chunk_, panels_of_half() - panel), tile, end - tile}, row, scratch);
       }
     });
   }
@@ -190,18 +201,40 @@ class Product {
       if constexpr (kKind == Kind::grouped || kKind == Kind::blocks) clear(u, to, stride);
       int64_t first = 0;
       do {
-        const int64_t n = at_most(kDepth, depth_ - first);
-        fetch_scales(panel, u.panels, first + n);
+        const int64_t n = at_most(kDepth, depth_ - first), end = first + n;
+        const int64_t ahead = end < depth_ ? panel : panel_after(u, half);
+        fetch_scales(panel, u.panels, end);
         source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
                       [&](const auto& b) {
-                        for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
-                          multiply_tile(u, panel, i, b, first, n, to, stride);
+                        for (int64_t i = 0; i < u.tiles; ++i)
+                          multiply_tile(u, panel, u.tile + i, fetching(b, u, ahead, end % depth_, i),
+                                        first, n, to, stride);
                       });
-        first += n;
+        first = end;
       } while (first < depth_);
       if (source_.has_zeros()) add_zeros(u, panel, scratch, to, stride);
     }
     finish(u, row, c, stride, c + c_size());
+  }
+
+  /// The panel of W that a thread is likely to multiply by next.
+  int64_t panel_after(const Unit& u, int64_t half) const {
+    if (half + 1 < halves_) return (half + 1) * panels_of_half() + u.panel;
+    return __atomic_load_n(&next_, __ATOMIC_RELAXED) / parts_ * chunk_;
+  }
+
+  /// b, and the part of the stretch at word `first` of panels of W that is fetched while tile i of a
+  /// unit is multiplied; values that are unpacked as they are multiplied fetch what follows them.
+  template <class B>
+  auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first, int64_t i) const {
+    if constexpr (__is_same(B, Panels) && Source::kIsPacked) {
+      const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - first));
+      const int64_t part = u.panels * size / u.tiles, begin = i * part;
+      const uint8_t* memory = w_.data + (panel + begin / size) * w_.size + begin % size;
+      return FetchingPanels{b, memory + source_.template bytes<Word>(first), part / kDepth};
+    } else {
+      return b;
+    }
   }
 
   void clear(const Unit& u, float* c, int64_t stride) const {
@@ -328,6 +361,7 @@ class Product {
   const int64_t chain_ = chain();
   Tiles<Word, kParts, kKind> tiles_;
   float* bias_ = nullptr;
+  int64_t chunk_ = 0, parts_ = 0, next_ = 0;  // panels of a unit; parts of the tiles; units claimed
 };
 
 }  // namespace warpformer::cpu::WF_ISA
