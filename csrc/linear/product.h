@@ -207,8 +207,8 @@ class Product {
         source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
                       [&](const auto& b) {
                         for (int64_t i = 0; i < u.tiles; ++i)
-                          multiply_tile(u, panel, u.tile + i, fetching(b, u, ahead, end % depth_, i),
-                                        first, n, to, stride);
+                          multiply_tile(u, panel, u.tile + i, fetching(b, u, ahead, end < depth_ ? end : 0, i), first,
+                                        n, to, stride);
                       });
         first = end;
       } while (first < depth_);
@@ -229,9 +229,10 @@ class Product {
   auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first, int64_t i) const {
     if constexpr (__is_same(B, Panels) && Source::kIsPacked) {
       const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - first));
-      const int64_t part = u.panels * size / u.tiles, begin = i * part;
-      const uint8_t* memory = w_.data + (panel + begin / size) * w_.size + begin % size;
-      return FetchingPanels{b, memory + source_.template bytes<Word>(first), part / kDepth};
+      const int64_t done = i * u.panels;  // of size / u.tiles bytes each
+      const uint8_t* memory = w_.data + (panel + done / u.tiles) * w_.size;
+      memory += source_.template bytes<Word>(first) + done % u.tiles * size / u.tiles;
+      return FetchingPanels{b, memory, u.panels * size / u.tiles / kDepth};
     } else {
       return b;
     }
