@@ -187,12 +187,17 @@ int64_t pack_rows(const T* from, int64_t row, int64_t begin, int64_t end, T* to)
 /// The same of 16 neighbours every `step` elements.
 template <class T>
 int64_t pack_columns(const T* from, int64_t step, int64_t begin, int64_t end, T* to) {
-  constexpr int64_t kTogether = __is_same(T, bf16) ? 2 : 1;
-  for (; begin + kTogether <= end; begin += kTogether) {
-    T k[kTogether][kPanel];
-    for (int64_t i = 0; i < kTogether; ++i) memcpy(k[i], from + (begin + i) * step, sizeof k[i]);
-    for (int64_t j = 0; j < kPanel; ++j)
-      for (int64_t i = 0; i < kTogether; ++i) to[begin * kPanel + j * kTogether + i] = k[i][j];
+  for (; begin < end; ++begin) memcpy(to + begin * kPanel, from + begin * step, kPanel * sizeof(T));
+  return begin;
+}
+int64_t pack_columns(const bf16* from, int64_t step, int64_t begin, int64_t end, bf16* to) {
+  for (; begin + 2 <= end; begin += 2) {
+    uint16_t even[kPanel], odd[kPanel];
+    uint32_t pairs[kPanel];
+    memcpy(even, from + begin * step, sizeof even);
+    memcpy(odd, from + (begin + 1) * step, sizeof odd);
+    for (int64_t j = 0; j < kPanel; ++j) pairs[j] = even[j] | static_cast<uint32_t>(odd[j]) << 16;
+    memcpy(to + begin * kPanel, pairs, sizeof pairs);
   }
   return begin;
 }
@@ -213,6 +218,7 @@ void pack_panel(const PackLinearParams& p, int64_t panel, int64_t begin, int64_t
       done = pack_columns(from, step, begin, end, reinterpret_cast<T*>(to));
     }
   }
+  if (done == end && end < w.depth) return;
   memset(to + done * kBytes, 0, (end < w.depth ? end * kBytes : w.size) - done * kBytes);
   for (int64_t j = 0; j < kPanel; ++j)
     if (row_of(p, panel, j) >= 0) pack_values<T>(p, row_of(p, panel, j), j, done, end, to);
@@ -223,7 +229,7 @@ template <class T>
 void pack_dense(const PackLinearParams& p, int threads) {
   const Weight& w = p.weight;
   const bool across = p.values.step != 1;
-  const int64_t width = across ? 16 : 1, length = across ? 64 : w.depth;
+  const int64_t width = across ? 16 : 1, length = across ? 16 : w.depth;
   const int64_t groups = (w.panels + width - 1) / width;
   const int64_t spans = w.depth ? (w.depth + length - 1) / length : 1;
   parallel_for(groups * spans, 1 + 65536 / (1 + width * kPanel * length), threads,
