@@ -96,7 +96,7 @@ def rows_table(rows):
     for row in rows:
         table.add_row(
             row["op"],
-            row["case"],
+            "\n".join(row[key] for key in ("case", "note") if key in row),
             row["dtype"],
             f"{row['ms']:.3g}" if row["ms"] < 1000 else f"{row['ms']:.0f}",
             f"{row['gb_per_s']:.3g}",

@@ -1,8 +1,14 @@
-// Packs a weight into panels, and unpacks it; op.h has the layout. Element by element: done once
-// for a weight.
+// Packs a weight into panels, and unpacks it; op.h has the layout.
 //
 //   W [N, K], scales, zeros [N, groups]  <-->  panels of 16 rows
+//
+// Quantized weights are packed, and all are unpacked, element by element: that is done once for a
+// weight. Dense ones are packed at every step of a training:
+//
+//   16 rows of 16 words              --transpose-->  16 k of a panel       of contiguous rows
+//   16 neighbouring rows at one k    --copy, zip-->  one k, or two of them    of contiguous columns
 #include "core/parallel.h"
+#include "core/transpose.h"
 #include "linear/words.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -29,12 +35,13 @@ T* row_at(const Rows& rows, int64_t r) {
   return static_cast<T*>(rows.data) + row_offset(rows, r);
 }
 
+/// Elements [begin, end) of a row.
 template <class T>
-void pack_values(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel) {
+void pack_values(const PackLinearParams& p, int64_t row, int64_t j, int64_t begin, int64_t end,
+                 uint8_t* panel) {
   const T* from = row_at<T>(p.values, row);
   T* to = reinterpret_cast<T*>(panel);
-  for (int64_t k = 0; k < p.weight.depth; ++k)
-    to[place(p.weight.format, k, j)] = from[k * p.values.step];
+  for (int64_t k = begin; k < end; ++k) to[place(p.weight.format, k, j)] = from[k * p.values.step];
 }
 template <class T>
 void unpack_values(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t* panel) {
@@ -94,7 +101,7 @@ void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel)
   if (is_4_bit(w.format)) {
     pack_codes(p, row, j, panel);
   } else {
-    by_value(w.format, [&](auto type) { pack_values<decltype(type)>(p, row, j, panel); });
+    pack_values<int8_t>(p, row, j, 0, w.depth, panel);
   }
   if (w.format == Format::int8_dynamic) {
     int32_t sum = 0;
@@ -105,7 +112,6 @@ void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel)
     }
     reinterpret_cast<int32_t*>(panel + w.sums)[j] = sum;
   }
-  if (!p.scales.data) return;
   float* factor = reinterpret_cast<float*>(panel + w.factors) + j;
   if (w.groups) {
     *factor = power_of_two(p.scales, row, w.groups);
@@ -142,6 +148,107 @@ void unpack_row(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t
     row_at<uint8_t>(p.zeros, row)[g * p.zeros.step] = panel[w.zeros + g * kPanel + j];
 }
 
+/// 16 rows of 16 words, `row` bytes apart -> [16][16].
+void transpose_square(const char* from, int64_t row, float* to) {
+  constexpr int kWidth = Vec::kWidth;
+  for (int64_t j = 0; j < kPanel; j += kWidth)
+    for (int64_t k = 0; k < kPanel; k += kWidth) {
+      Vec v[kWidth];
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i)
+        v[i] = load(reinterpret_cast<const float*>(from + (j + i) * row) + k);
+      transpose(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) store(to + (k + i) * kPanel + j, v[i]);
+    }
+}
+
+/// Pairs of halves in 16 columns -> [32][16] halves.
+void split_pairs(const uint32_t* pairs, f16* to) {
+  for (int64_t k = 0; k < kPanel; ++k, pairs += kPanel, to += 2 * kPanel)
+    for (int64_t j = 0; j < kPanel; ++j) {
+      to[j].bits = static_cast<uint16_t>(pairs[j]);
+      to[kPanel + j].bits = static_cast<uint16_t>(pairs[j] >> 16);
+    }
+}
+
+/// Elements from `begin` on of 16 contiguous rows that lie `row` elements apart, as far as whole
+/// squares reach; returns where they end.
+template <class T>
+int64_t pack_rows(const T* from, int64_t row, int64_t begin, int64_t end, T* to) {
+  constexpr int64_t kSquare = kPanel * sizeof(float) / sizeof(T);
+  for (; begin + kSquare <= end; begin += kSquare) {
+    const char* at = reinterpret_cast<const char*>(from + begin);
+    const auto bytes = static_cast<int64_t>(row * sizeof(T));
+    if constexpr (__is_same(T, f16)) {
+      float pairs[kPanel * kPanel];
+      transpose_square(at, bytes, pairs);
+      split_pairs(reinterpret_cast<const uint32_t*>(pairs), to + begin * kPanel);
+    } else {
+      transpose_square(at, bytes, reinterpret_cast<float*>(to + begin * kPanel));
+    }
+  }
+  return begin;
+}
+
+/// The same of 16 neighbours every `step` elements.
+template <class T>
+int64_t pack_columns(const T* from, int64_t step, int64_t begin, int64_t end, T* to) {
+  for (; begin < end; ++begin) memcpy(to + begin * kPanel, from + begin * step, kPanel * sizeof(T));
+  return begin;
+}
+int64_t pack_columns(const bf16* from, int64_t step, int64_t begin, int64_t end, bf16* to) {
+  for (; begin + 2 <= end; begin += 2) {
+    uint16_t even[kPanel], odd[kPanel];
+    uint32_t pairs[kPanel];
+    memcpy(even, from + begin * step, sizeof even);
+    memcpy(odd, from + (begin + 1) * step, sizeof odd);
+    for (int64_t j = 0; j < kPanel; ++j) pairs[j] = even[j] | static_cast<uint32_t>(odd[j]) << 16;
+    memcpy(to + begin * kPanel, pairs, sizeof pairs);
+  }
+  return begin;
+}
+
+/// Elements [begin, end) of the rows of a panel.
+template <class T>
+void pack_panel(const PackLinearParams& p, int64_t panel, int64_t begin, int64_t end) {
+  constexpr int64_t kBytes = kPanel * sizeof(T);  // of one k
+  const Weight& w = p.weight;
+  uint8_t* to = w.data + panel * w.size;
+  int64_t done = begin;
+  if (row_of(p, panel, kPanel - 1) >= 0) {
+    const T* from = row_at<T>(p.values, row_of(p, panel, 0));
+    const int64_t row = row_step(p.values), step = p.values.step;
+    if (step == 1) {
+      done = pack_rows(from, row, begin, end, reinterpret_cast<T*>(to));
+    } else if (row == 1) {
+      done = pack_columns(from, step, begin, end, reinterpret_cast<T*>(to));
+    }
+  }
+  if (done == end && end < w.depth) return;
+  memset(to + done * kBytes, 0, (end < w.depth ? end * kBytes : w.size) - done * kBytes);
+  for (int64_t j = 0; j < kPanel; ++j)
+    if (row_of(p, panel, j) >= 0) pack_values<T>(p, row_of(p, panel, j), j, done, end, to);
+}
+
+/// Contiguous columns are read across panels, so that each is one stretch of memory.
+template <class T>
+void pack_dense(const PackLinearParams& p, int threads) {
+  const Weight& w = p.weight;
+  const bool across = p.values.step != 1;
+  const int64_t width = across ? 16 : 1, length = across ? 16 : w.depth;
+  const int64_t groups = (w.panels + width - 1) / width;
+  const int64_t spans = w.depth ? (w.depth + length - 1) / length : 1;
+  parallel_for(groups * spans, 1 + 65536 / (1 + width * kPanel * length), threads,
+               [&](int, int64_t first, int64_t last) {
+                 for (int64_t unit = first; unit < last; ++unit) {
+                   const int64_t panel = unit / spans * width, begin = unit % spans * length;
+                   for (int64_t i = panel; i < at_most(w.panels, panel + width); ++i)
+                     pack_panel<T>(p, i, begin, at_most(w.depth, begin + length));
+                 }
+               });
+}
+
 template <class F>
 void for_rows(const PackLinearParams& p, int threads, const F& f) {
   parallel_for(p.weight.panels, 1 + 4096 / (1 + p.weight.depth), threads,
@@ -155,6 +262,8 @@ void for_rows(const PackLinearParams& p, int threads, const F& f) {
 }  // namespace
 
 void pack_linear(const PackLinearParams& p, int threads) {
+  if (!p.scales.data)
+    return by_float(p.values.dtype, [&](auto type) { pack_dense<decltype(type)>(p, threads); });
   for_rows(p, threads, [&](int64_t row, int64_t j, uint8_t* panel) {
     if (j == 0) memset(panel, 0, p.weight.size);
     if (row >= 0) pack_row(p, row, j, panel);

@@ -18,6 +18,8 @@ from warpformer.save import save, write_json
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+CPU_TOKENS = 1024  # of a step: the activations of more fall out of the caches
+READ_AHEAD = 1024  # sentences that are tokenized at a time
 
 
 class SentenceEncoder:
@@ -97,8 +99,8 @@ class SentenceEncoder:
             sentences: texts, or one text. An empty text is its special tokens alone.
             prompt_name: which of `prompts` to put before each; the checkpoint's default if None.
             prompt: text to put before each, instead of a named one.
-            batch_size: sentences per step. They are sorted by length and packed without padding: the
-                result does not depend on it.
+            batch_size: most sentences of a step. They are sorted by length and packed without padding: the
+                result does not depend on it. On the CPU a step also ends at 1024 tokens.
             show_progress_bar: if None, where there are several batches and stderr is a terminal.
             convert_to_numpy: an array; else a list of tensors.
             convert_to_tensor: one tensor, whatever convert_to_numpy says.
@@ -123,13 +125,11 @@ class SentenceEncoder:
             )
         before = self._prompt(prompt_name, prompt)
         rows = torch.empty(len(texts), self.get_embedding_dimension())
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         if show_progress_bar is None:
             show_progress_bar = len(texts) > batch_size and sys.stderr.isatty()
         with tqdm(total=len(texts), desc="Encoding", unit="sentence", disable=not show_progress_bar) as bar:
-            for start in range(0, len(texts), batch_size):
-                chosen = order[start : start + batch_size]
-                rows[chosen] = self._embed([before + texts[i] for i in chosen])
+            for chosen, tokens in self._steps(texts, before, batch_size):
+                rows[chosen] = self._embed(tokens)
                 bar.update(len(chosen))
         rows = rows[:, :truncate_dim]
         if normalize_embeddings:
@@ -168,47 +168,63 @@ class SentenceEncoder:
             raise ValueError(f"prompt_name = {name!r} is none of {[*self.prompts]}")
         return self.prompts[name]
 
-    @torch.inference_mode()
-    def _embed(self, texts: list[str]) -> Tensor:
-        if self.lower_case:
-            texts = [text.lower() for text in texts]
+    def _steps(self, texts, prompt, batch_size):
+        """The sentences that are embedded together: their indices, and the token ids of each."""
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.max_seq_length)
-        tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        lengths = torch.tensor([len(ids) for ids in tokens])
-        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
-        input_ids = torch.tensor([i for ids in tokens for i in ids], dtype=torch.int64)
-        position_ids = torch.cat([torch.arange(n) for n in lengths])
+        most_tokens = CPU_TOKENS if self.model.norm.weight.is_cpu else sys.maxsize
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        ahead = max(READ_AHEAD, batch_size)
+        for begin in range(0, len(order), ahead):
+            chosen = order[begin : begin + ahead]
+            tokens = self._tokenize([prompt + texts[i] for i in chosen])
+            start = total = 0
+            for i, ids in enumerate(tokens):
+                if i > start and (i == start + batch_size or total + len(ids) > most_tokens):
+                    yield chosen[start:i], tokens[start:i]
+                    start, total = i, 0
+                total += len(ids)
+            yield chosen[start:], tokens[start:]
+
+    def _tokenize(self, texts):
+        if self.lower_case:
+            texts = [text.lower() for text in texts]
+        return [np.array(encoding.ids, np.int32) for encoding in self.tokenizer.encode_batch_fast(texts)]
+
+    @torch.inference_mode()
+    def _embed(self, tokens: list[np.ndarray]) -> Tensor:
+        lengths = [len(ids) for ids in tokens]
+        ends = np.cumsum([0, *lengths], dtype=np.int32)
+        positions = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends[:-1], lengths)
         device = self.model.norm.weight.device
-        hidden = self.model.forward_packed(
-            input_ids.to(device), cu_seqlens.int().to(device), position_ids.to(device)
-        ).float()
-        pooled = torch.cat([pool(hidden, lengths.to(device), mode) for mode in self.pooling], dim=1)
+        packed = [torch.from_numpy(a).to(device) for a in (np.concatenate(tokens), ends, positions)]
+        hidden = self.model.forward_packed(*packed).float()
+        pooled = torch.cat([pool(hidden, packed[1], mode) for mode in self.pooling], dim=1)
         return F.normalize(pooled, dim=1) if self.normalize else pooled
 
 
-def pool(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
-    """One vector for each packed sequence: [N, C] and [sequences] -> [sequences, C]; 0 where it is empty.
+def pool(hidden: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
+    """One vector for each packed sequence: [N, C] and [sequences + 1] -> [sequences, C]; 0 where it is empty.
 
     Source: sentence_transformers' Pooling.
     """
-    out = hidden.new_zeros(len(lengths), hidden.shape[1])
-    some = lengths > 0
-    lengths = lengths[some]
-    ends = lengths.cumsum(0)
-    if mode == "cls":
-        out[some] = hidden[ends - lengths]
-    elif mode == "lasttoken":
-        out[some] = hidden[ends - 1]
-    elif mode in ("mean", "max"):
-        out[some] = torch.segment_reduce(hidden, mode, lengths=lengths)
-    elif mode == "mean_sqrt_len_tokens":
-        out[some] = torch.segment_reduce(hidden, "sum", lengths=lengths) / lengths[:, None].sqrt()
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    lengths = ends - starts
+    if mode in ("cls", "lasttoken"):
+        out = hidden.new_zeros(len(lengths), hidden.shape[1])
+        some = lengths > 0
+        out[some] = hidden[(starts if mode == "cls" else ends - 1)[some]]
+        return out
+    every = torch.arange(len(hidden), dtype=starts.dtype, device=hidden.device)
+    if mode in ("mean", "max"):
+        return F.embedding_bag(every, hidden, starts, mode=mode)
+    if mode == "mean_sqrt_len_tokens":
+        weight, divisor = None, lengths.sqrt()
     else:  # weightedmean: token i of n counts i + 1 times
-        weight = torch.cat([torch.arange(1, n + 1, device=hidden.device) for n in lengths.tolist()])[:, None]
-        total = torch.segment_reduce(hidden * weight, "sum", lengths=lengths)
-        out[some] = total / (lengths * (lengths + 1) / 2)[:, None]
-    return out
+        weight = (every + 1 - starts.repeat_interleave(lengths)).float()
+        divisor = lengths * (lengths + 1) / 2
+    total = F.embedding_bag(every, hidden, starts, mode="sum", per_sample_weights=weight)
+    return total / divisor.clamp(min=1)[:, None]
 
 
 def read_modules(folder: Path):

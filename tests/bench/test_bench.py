@@ -14,7 +14,7 @@ from warpformer import ops
 
 @pytest.mark.parametrize("columns", [256, 512])
 def bench_tiny(compare, columns):
-    compare(
+    row = compare(
         f"1024x{columns}",
         dtype=torch.float32,
         inputs=lambda: (torch.randn(1024, columns),),
@@ -23,6 +23,7 @@ def bench_tiny(compare, columns):
         moved=8 * 1024 * columns,
         flops=4 * 1024 * columns,
     )
+    row["note"] = f"of {columns} columns"
 """
 
 
@@ -42,7 +43,9 @@ def test_rows_and_json(folder, capsys):
     threads, isa = torch.get_num_threads(), _C.isa()
     assert run(["tiny"], threads=1, isa="scalar", json_path=folder / "result.json") == 0
     assert (torch.get_num_threads(), _C.isa()) == (threads, isa)
-    assert "1024x512" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1024x512" in printed
+    assert "columns" in printed
 
     result = json.loads((folder / "result.json").read_text())
     assert list(result) == ["machine", "limits", "rows"]
