@@ -135,6 +135,15 @@ def _linear(packed, features, dtype):
     return Sample(ops.linear, args, {"activation": "gelu", "residual": residual}, fixed=(packed.data,))
 
 
+def grouped_linear(dtype):
+    packed, offsets = (
+        ops.pack_linear(torch.randn(3, 80, 131, dtype=dtype), gated=True),
+        torch.tensor([7, 7, 60]),
+    )
+    args = (torch.randn(60, 131, dtype=dtype), packed, offsets, torch.randn(3, 80, dtype=dtype))
+    return Sample(ops.grouped_linear, args, {"activation": "silu"}, fixed=(packed.data, offsets))
+
+
 def attention(dtype):
     query = torch.randn(2, 4, 37, 24, dtype=dtype)
     key, value = torch.randn(2, 2, 2, 270, 24, dtype=dtype)
@@ -174,6 +183,7 @@ SAMPLES = (
     pack_linear,
     linear,
     quantized_linear,
+    grouped_linear,
     attention,
     packed_attention,
     cached_attention,

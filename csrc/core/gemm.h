@@ -124,8 +124,8 @@ constexpr int tile_panels(int registers) {
   return panels;
 }
 
-/// Where a tile's sums come from and go to, chain by chain: C += sum. A sink may hold C in registers
-/// while a tile lasts; this one leaves it in memory.
+/// Where a tile's sums come from and go to, chain by chain: C += sum. A sink may hold C in
+/// registers while a tile lasts; this one leaves it in memory.
 struct Add {
   float* c;
   int64_t c_row;
@@ -133,7 +133,7 @@ struct Add {
 
   struct None {};
   static constexpr int kRegisters = 1;  // for an element of C
-  static constexpr int kChain = 0;      // words of a chain, of which the depth has whole ones; 0: any
+  static constexpr int kChain = 0;  // words of a chain, of which the depth has whole ones; 0: any
   WF_INLINE None held(int, int) const { return {}; }
   WF_INLINE None scale(int64_t, int) const { return {}; }
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
@@ -149,7 +149,8 @@ struct Add {
 /// A is the sum of `kParts` matrices. `chain` words are summed in one chain. A function of its own:
 /// inlined, it would share the registers of its loops with those around it.
 template <int kRows, int kPanels, int kParts, Layout kLayout, class Word, class B, class Sink>
-__attribute__((noinline)) void gemm_tile(const Word* a, const B b, int64_t depth, int64_t chain, const Sink sink) {
+__attribute__((noinline)) void gemm_tile(const Word* a, const B b, int64_t depth, int64_t chain,
+                                         const Sink sink) {
   constexpr int64_t kRow = kLayout == Layout::rows ? kParts * kStride : 1;
   constexpr int64_t kColumn = kLayout == Layout::rows ? 1 : kStride;
   constexpr int kPerPanel = kPanel / Vec::kWidth, kVecs = kPerPanel * kPanels;
@@ -184,9 +185,8 @@ __attribute__((noinline)) void gemm_tile(const Word* a, const B b, int64_t depth
       });
     };
     if constexpr (Sink::kChain > 0) {
-      unrolled<Sink::kChain / B::kWords>([&](auto i) __attribute__((always_inline)) {
-        multiply(k + i.value * B::kWords);
-      });
+      unrolled<Sink::kChain / B::kWords>(
+          [&](auto i) __attribute__((always_inline)) { multiply(k + i.value * B::kWords); });
       k += Sink::kChain;
     } else {
       for (const int64_t end = at_most(k + chain, depth); k < end; k += B::kWords) multiply(k);

@@ -57,7 +57,8 @@ void linear(const LinearParams& p, int threads) {
   if (format == Format::int8_dynamic) return run<DynamicWord, 1, Kind::tokens>(p, threads);
   if (format == Format::int4_dynamic) return run<DynamicWord, 1, Kind::blocks>(p, threads);
 #if defined(__AVX512BF16__)
-  const bool half = p.x.dtype == DType::bf16, codes = format == Format::int8 || format == Format::int4;
+  const bool half = p.x.dtype == DType::bf16,
+             codes = format == Format::int8 || format == Format::int4;
   if (half && format == Format::bf16) return run<Pair, 1, Kind::plain>(p, threads);
   if (codes) return half ? run_exact<Pair, 1>(p, threads) : run_exact<Pair, 2>(p, threads);
 #endif

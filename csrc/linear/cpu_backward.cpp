@@ -54,7 +54,7 @@ struct Transposed {
 
 void linear_backward(const LinearBackwardParams& p, int threads) {
   LinearParams product{p.dy, {}, {}, p.dx, p.weight};
-  product.rows = p.dy.count;
+  product.first = p.first, product.rows = p.rows;
   Product<float, 1, Kind::plain, Transposed>(product, {product.weight, p.dy.n}).run(threads);
 }
 

@@ -1,5 +1,7 @@
 #include "linear/op.h"
 
+#include <vector>
+
 #include "core/module.h"
 #include "core/run.h"
 
@@ -52,22 +54,27 @@ int64_t panels_of(int64_t rows, bool gated) {
   return gated ? 2 * ((rows / 2 + kPanel - 1) / kPanel) : (rows + kPanel - 1) / kPanel;
 }
 
-/// The weight in `packed`, of `rows` rows of `depth` elements.
-Weight weight_of(const char* op, const Tensor& packed, const std::string& format, int64_t rows, int64_t depth,
-                 int64_t group_size, bool zero_points, bool gated) {
+/// The weight in `packed`, of `rows` rows of `depth` elements; that of the first of several
+/// experts.
+Weight weight_of(const char* op, const Tensor& packed, const std::string& format, int64_t rows,
+                 int64_t depth, int64_t group_size, bool zero_points, bool gated,
+                 bool experts = false) {
   Format f;
   CHECK_FOR(op, is_format(format, f), format);
   CHECK_FOR(op, rows >= 0 && depth >= 0, rows, depth);
   CHECK_FOR(op, !gated || rows % 2 == 0, gated, rows);
-  CHECK_FOR(op, !is_4_bit(f) || group_size == 32 || group_size == 64 || group_size == 128 ||
-            group_size >= depth,
-        group_size, depth, format);
+  CHECK_FOR(op,
+            !is_4_bit(f) || group_size == 32 || group_size == 64 || group_size == 128 ||
+                group_size >= depth,
+            group_size, depth, format);
   CHECK_FOR(op, !zero_points || (is_4_bit(f) && f != Format::nf4), zero_points, format);
   CHECK_FOR(op, f != Format::int8_dynamic || depth <= kMaxInt8Depth, depth, format);
   Weight w = weight_layout(f, depth, panels_of(rows, gated), group_size, zero_points);
-  CHECK_FOR(op, packed.dtype == DType::u8 && packed.ndim == 2 && packed.contiguous(), packed);
-  CHECK_FOR(op, packed.dim(0) == w.panels && packed.dim(1) == w.size, packed, format, rows, depth,
-        group_size);
+  CHECK_FOR(op,
+            packed.dtype == DType::u8 && packed.ndim == (experts ? 3 : 2) && packed.contiguous(),
+            packed);
+  CHECK_FOR(op, packed.dim(-2) == w.panels && packed.dim(-1) == w.size, packed, format, rows, depth,
+            group_size);
   w.data = packed.ptr<uint8_t>();
   return w;
 }
@@ -88,23 +95,26 @@ DType dtype_of(Format format) {
   }
 }
 
-PackLinearParams pack_params(const char* op, const Tensor& weight, const std::optional<Tensor>& scales,
+PackLinearParams pack_params(const char* op, const Tensor& weight,
+                             const std::optional<Tensor>& scales,
                              const std::optional<Tensor>& zeros, const Tensor& packed,
                              const std::string& format, int64_t in_features, int64_t group_size,
                              bool gated) {
   CHECK_FOR(op, weight.ndim == 2, weight);
-  const Weight w =
-      weight_of(op, packed, format, weight.dim(0), in_features, group_size, zeros.has_value(), gated);
+  const Weight w = weight_of(op, packed, format, weight.dim(0), in_features, group_size,
+                             zeros.has_value(), gated);
   CHECK_FOR(op, weight.dtype == dtype_of(w.format), weight, format);
   CHECK_FOR(op, weight.dim(1) == (is_4_bit(w.format) ? (in_features + 1) / 2 : in_features), weight,
-        in_features, format);
+            in_features, format);
   const int64_t groups = w.groups ? w.groups : 1;
   CHECK_FOR(op, scales.has_value() == (w.format >= Format::int8), scales, format);
   if (scales)
-    CHECK_FOR(op, scales->floating() && scales->ndim == 2 && scales->dim(0) == weight.dim(0) &&
-              scales->dim(1) == groups,
-          *scales, weight, group_size);
-  if (zeros) CHECK_FOR(op, zeros->dtype == DType::u8 && zeros->same_shape(*scales), *zeros, *scales);
+    CHECK_FOR(op,
+              scales->floating() && scales->ndim == 2 && scales->dim(0) == weight.dim(0) &&
+                  scales->dim(1) == groups,
+              *scales, weight, group_size);
+  if (zeros)
+    CHECK_FOR(op, zeros->dtype == DType::u8 && zeros->same_shape(*scales), *zeros, *scales);
   PackLinearParams p{rows(weight)};
   if (scales) p.scales = rows(*scales);
   if (zeros) p.zeros = rows(*zeros);
@@ -154,7 +164,8 @@ void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   if (bias) CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == features, bias, out);
   if (residual) CHECK(residual->floating() && residual->same_shape(out), residual, out);
   LinearParams p{rows(x)};
-  p.weight = weight_of(__func__, weight, format, features, x.dim(-1), group_size, zero_points, gated);
+  p.weight =
+      weight_of(__func__, weight, format, features, x.dim(-1), group_size, zero_points, gated);
   CHECK(is_activation(activation.c_str(), p.activation), activation);
   if (out.numel() == 0) return;
 
@@ -174,9 +185,82 @@ void linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& dx,
   CHECK(dx.floating() && dx.ndim == grad.ndim, dx, grad);
   for (int i = 0; i + 1 < dx.ndim; ++i) CHECK(dx.dim(i) == grad.dim(i), dx, grad);
   LinearBackwardParams p{rows(grad), rows(dx)};
-  p.weight = weight_of(__func__, weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points, false);
+  p.weight =
+      weight_of(__func__, weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points, false);
   if (dx.numel() == 0) return;
+  p.rows = p.dy.count;
   RUN_CPU_KERNEL(linear_backward, p, grad, executor);
+}
+
+namespace {
+
+/// Where the rows of each expert end: 0, ..., `count`, in ascending order.
+std::vector<int64_t> ends_of(const char* op, const Tensor& offsets, const Tensor& weight,
+                             int64_t count) {
+  CHECK_FOR(op, offsets.dtype == DType::i32 || offsets.dtype == DType::i64, offsets);
+  CHECK_FOR(op, offsets.ndim == 1 && offsets.contiguous(), offsets);
+  CHECK_FOR(op, weight.ndim == 3 && weight.dim(0) == offsets.dim(0), weight, offsets);
+  std::vector<int64_t> ends(offsets.dim(0));
+  int64_t last = 0;
+  for (int64_t e = 0; e < offsets.dim(0); ++e) {
+    ends[e] = offsets.dtype == DType::i32 ? offsets.ptr<int32_t>()[e] : offsets.ptr<int64_t>()[e];
+    CHECK_FOR(op, ends[e] >= last && ends[e] <= count, offsets, e, ends[e], last, count);
+    last = ends[e];
+  }
+  CHECK_FOR(op, last == count, offsets, last, count);
+  return ends;
+}
+
+}  // namespace
+
+void grouped_linear(const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                    const std::optional<Tensor>& bias, const Tensor& out, const std::string& format,
+                    int64_t group_size, bool zero_points, bool gated, const std::string& activation,
+                    int64_t executor) {
+  CHECK_TENSORS(x, weight, offsets, bias, out);
+  CHECK_CPU(offsets);
+  CHECK(x.floating() && x.ndim == 2, x);
+  CHECK(out.floating() && out.ndim == 2 && out.dim(0) == x.dim(0), out, x);
+  const int64_t features = out.dim(-1) * (gated ? 2 : 1);
+  const std::vector<int64_t> ends = ends_of(__func__, offsets, weight, x.dim(0));
+  if (bias)
+    CHECK(bias->floating() && bias->ndim == 2 && bias->dim(0) == weight.dim(0) &&
+              bias->dim(1) == features,
+          bias, weight, out);
+  LinearParams p{rows(x)};
+  p.weight = weight_of(__func__, weight, format, features, x.dim(-1), group_size, zero_points,
+                       gated, true);
+  CHECK(is_activation(activation.c_str(), p.activation), activation);
+  if (out.numel() == 0) return;
+
+  if (bias) p.bias = rows(*bias);
+  p.out = rows(out);
+  p.gated = gated;
+  for (int64_t e = 0; e < offsets.dim(0); ++e, p.weight.data += p.weight.panels * p.weight.size) {
+    p.bias_row = e;
+    p.first = e ? ends[e - 1] : 0;
+    p.rows = ends[e] - p.first;
+    if (p.rows) RUN_CPU_KERNEL(linear, p, x, executor);
+  }
+}
+
+void grouped_linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& offsets,
+                             const Tensor& dx, const std::string& format, int64_t group_size,
+                             bool zero_points, int64_t executor) {
+  CHECK_TENSORS(grad, weight, offsets, dx);
+  CHECK_CPU(offsets);
+  CHECK(grad.floating() && grad.ndim == 2, grad);
+  CHECK(dx.floating() && dx.ndim == 2 && dx.dim(0) == grad.dim(0), dx, grad);
+  const std::vector<int64_t> ends = ends_of(__func__, offsets, weight, grad.dim(0));
+  LinearBackwardParams p{rows(grad), rows(dx)};
+  p.weight = weight_of(__func__, weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points,
+                       false, true);
+  if (dx.numel() == 0) return;
+  for (int64_t e = 0; e < offsets.dim(0); ++e, p.weight.data += p.weight.panels * p.weight.size) {
+    p.first = e ? ends[e - 1] : 0;
+    p.rows = ends[e] - p.first;
+    if (p.rows) RUN_CPU_KERNEL(linear_backward, p, grad, executor);
+  }
 }
 
 void bind_linear(py::module_& m) {
@@ -191,6 +275,13 @@ void bind_linear(py::module_& m) {
   m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
         py::arg("out"), py::arg("format"), py::arg("group_size"), py::arg("zero_points"),
         py::arg("gated"), py::arg("activation"), py::arg("executor"), nogil());
+  m.def("grouped_linear", &grouped_linear, py::arg("x"), py::arg("weight"), py::arg("offsets"),
+        py::arg("bias"), py::arg("out"), py::arg("format"), py::arg("group_size"),
+        py::arg("zero_points"), py::arg("gated"), py::arg("activation"), py::arg("executor"),
+        nogil());
+  m.def("grouped_linear_backward", &grouped_linear_backward, py::arg("grad"), py::arg("weight"),
+        py::arg("offsets"), py::arg("dx"), py::arg("format"), py::arg("group_size"),
+        py::arg("zero_points"), py::arg("executor"), nogil());
   m.def("linear_backward", &linear_backward, py::arg("grad"), py::arg("weight"), py::arg("dx"),
         py::arg("format"), py::arg("group_size"), py::arg("zero_points"), py::arg("executor"),
         nogil());

@@ -6,6 +6,9 @@
 //   out, residual [..., N], any strides, f32 f16 bf16 each
 //   act           of core/activation.h
 //
+// grouped_linear: the same of rows that are sorted by expert, each with a weight of its own: expert
+// e has the rows [offsets[e - 1], offsets[e]); W [E, N, K], bias [E, N].
+//
 // A packed weight is a row of bytes per panel of 16 rows of W (those of the gate and of `up` begin
 // a panel each; 0 past the last row), cut into parts that begin at cache lines:
 //
@@ -24,8 +27,8 @@
 //
 // How products are summed belongs to the format, at every number of rows:
 //
-//   f32 f16 nf4        x and W as floats                     bf16      x of bf16 by Pairs, others as
-//   int4 int8          x of bf16 as it is, others as the               f32
+//   f32 f16 nf4        x and W as floats                     bf16      x of bf16 by Pairs, others
+//   as int4 int8          x of bf16 as it is, others as the               f32
 //                      sum of two bf16, by Pairs
 //   int8_dynamic       x as s8 per row, by Quads             int4_dynamic  x as s8 per 32 of K
 //
@@ -69,8 +72,9 @@ struct Weight {
   uint8_t* data = nullptr;
   Format format = Format::f32;
   int64_t depth = 0, panels = 0;
-  int64_t group = 0, groups = 0;           // elements of a group; 0 groups where it is a whole row
-  int64_t scales = 0, zeros = 0, sums = 0, factors = 0, size = 0;  // of a panel, in bytes; 0: there are none
+  int64_t group = 0, groups = 0;  // elements of a group; 0 groups where it is a whole row
+  int64_t scales = 0, zeros = 0, sums = 0, factors = 0,
+          size = 0;  // of a panel, in bytes; 0: there are none
 };
 /// With all offsets, from the rest. `group` is the depth or more where a group is a whole row.
 Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group, bool zeros);
@@ -87,6 +91,7 @@ struct LinearParams {
   Weight weight;
   bool gated;
   Activation activation;
+  int64_t bias_row;
   int64_t first, rows;  // of x and out
 };
 
@@ -94,6 +99,7 @@ struct LinearParams {
 struct LinearBackwardParams {
   Rows dy, dx;
   Weight weight;
+  int64_t first, rows;
 };
 
 DECLARE_CPU_KERNEL(linear, LinearParams)

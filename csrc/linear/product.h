@@ -22,9 +22,9 @@
 
 namespace warpformer::cpu::WF_ISA {
 
-constexpr int64_t kBlockRows = 528;          // of x, at most: a multiple of every ISA's tile
-constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
-constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
+constexpr int64_t kBlockRows = 528;        // of x, at most: a multiple of every ISA's tile
+constexpr int64_t kBlockFloats = 4 << 20;  // that they take, about
+constexpr int64_t kWide = 8, kNarrow = 2;  // panels of a chunk
 constexpr int64_t kFewRows = 2 * kTileRows;
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
@@ -43,9 +43,9 @@ struct FetchingPanels : Panels {
 struct AddGroups {
   float* c;
   int64_t c_row;
-  const f16* scales;      // [panel][group][16]
+  const f16* scales;  // [panel][group][16]
   int64_t scales_panel;
-  int chain_shift;        // chains of a group, as a power of two
+  int chain_shift;  // chains of a group, as a power of two
 
   static constexpr int kRegisters = 1, kChain = 0;
   WF_INLINE Add::None held(int, int) const { return {}; }
@@ -105,9 +105,7 @@ struct AddIntegers {
     return {};
   }
   WF_INLINE void release(int, int, Add::None) const {}
-  WF_INLINE AddIntegers from(int64_t panel) const {
-    return {c + panel * kPanel, c_row, add};
-  }
+  WF_INLINE AddIntegers from(int64_t panel) const { return {c + panel * kPanel, c_row, add}; }
 };
 
 /// 1.0 for 16 columns, where a group is a whole row.
@@ -124,7 +122,8 @@ class Product {
         source_(source),
         depth_(source.template length<Word>()),
         halves_(p.gated ? 2 : 1),
-        tiles_(source.depth(), depth_, w_.group, source.has_zeros() ? (w_.groups ? w_.groups : 1) : 0) {}
+        tiles_(source.depth(), depth_, w_.group,
+               source.has_zeros() ? (w_.groups ? w_.groups : 1) : 0) {}
 
   void run(int threads) {
     const int64_t row_size = tiles_.size(1), panels = source_.panels();
@@ -153,7 +152,7 @@ class Product {
 
  private:
   struct Unit {
-    int64_t panel, panels;       // of each half
+    int64_t panel, panels;  // of each half
     int64_t tile, tiles;
   };
 
@@ -171,7 +170,7 @@ class Product {
   void read_bias(int64_t half) {
     float* to = bias_ + half * panels_of_half() * kPanel;
     for (int64_t j = 0; j < panels_of_half() * kPanel; ++j) to[j] = 0.0f;
-    if (p_.bias.data) read_span(p_.bias, 0, half * p_.out.n, p_.out.n, to);
+    if (p_.bias.data) read_span(p_.bias, p_.bias_row, half * p_.out.n, p_.out.n, to);
   }
 
   void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size) {
@@ -187,7 +186,8 @@ class Product {
         const int64_t panel = unit / parts_ * chunk_, part = unit % parts_;
         const int64_t tile = tiles_.count() * part / parts_;
         const int64_t end = tiles_.count() * (part + 1) / parts_;
-        multiply({panel, at_most(chunk_, panels_of_half() - panel), tile, end - tile}, row, scratch);
+        multiply({panel, at_most(chunk_, panels_of_half() - panel), tile, end - tile}, row,
+                 scratch);
       }
     });
   }
@@ -207,8 +207,9 @@ class Product {
         source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
                       [&](const auto& b) {
                         for (int64_t i = 0; i < u.tiles; ++i)
-                          multiply_tile(u, panel, u.tile + i, fetching(b, u, ahead, end < depth_ ? end : 0, i), first,
-                                        n, to, stride);
+                          multiply_tile(u, panel, u.tile + i,
+                                        fetching(b, u, ahead, end < depth_ ? end : 0, i), first, n,
+                                        to, stride);
                       });
         first = end;
       } while (first < depth_);
@@ -223,8 +224,8 @@ class Product {
     return __atomic_load_n(&next_, __ATOMIC_RELAXED) / parts_ * chunk_;
   }
 
-  /// b, and the part of the stretch at word `first` of panels of W that is fetched while tile i of a
-  /// unit is multiplied; values that are unpacked as they are multiplied fetch what follows them.
+  /// b, and the part of the stretch at word `first` of panels of W that is fetched while tile i of
+  /// a unit is multiplied; values that are unpacked as they are multiplied fetch what follows them.
   template <class B>
   auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first, int64_t i) const {
     if constexpr (__is_same(B, Panels) && Source::kIsPacked) {
@@ -262,8 +263,7 @@ class Product {
     c += (tiles_.first(tile) - tiles_.first(u.tile)) * stride;
     const auto multiply = [&](const auto& sink) {
       gemm_rows<kParts, Layout::rows, decltype(tiles_)::kRows>(
-          tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n,
-                                      chain_, sink);
+          tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n, chain_, sink);
     };
     if constexpr (kKind == Kind::plain) {
       multiply(Add{c, stride, first > 0});
@@ -281,8 +281,8 @@ class Product {
         multiply(groups);
       } else {
         const int64_t block = first / chain_;
-        multiply(AddBlocks<kBlock / kPerWord<Word>>{groups, tiles_.scales(tile, block), tiles_.offsets(tile, block),
-                           tiles_.height(tile)});
+        multiply(AddBlocks<kBlock / kPerWord<Word>>{
+            groups, tiles_.scales(tile, block), tiles_.offsets(tile, block), tiles_.height(tile)});
       }
     }
   }
@@ -297,16 +297,16 @@ class Product {
           unpack_zeros(w_, w_.data + (panel + p) * w_.size, first + g,
                        zeros + (p * kDepth + g) * kPanel);
       for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
-        gemm(tiles_.height(i), u.panels, tiles_.sums(i, first),
-             {zeros, kDepth * kPanel, kPanel}, n, kChain,
-             c + (tiles_.first(i) - tiles_.first(u.tile)) * stride, stride, true);
+        gemm(tiles_.height(i), u.panels, tiles_.sums(i, first), {zeros, kDepth * kPanel, kPanel}, n,
+             kChain, c + (tiles_.first(i) - tiles_.first(u.tile)) * stride, stride, true);
     }
   }
 
   /// out = act(factor C + bias) (up) + residual, of the rows and columns of a unit.
   void finish(const Unit& u, int64_t row, float* c, int64_t stride, float* residual) const {
     const int64_t first = tiles_.first(u.tile), last = tiles_.first(u.tile + u.tiles);
-    const int64_t column = u.panel * kPanel, columns = at_most(u.panels * kPanel, p_.out.n - column);
+    const int64_t column = u.panel * kPanel,
+                  columns = at_most(u.panels * kPanel, p_.out.n - column);
     const bool half = p_.out.dtype != DType::f32;
     by_activation(p_.activation, half, [&](auto act) {
       for (int64_t i = first; i < last; ++i, c += stride) {
@@ -337,9 +337,11 @@ class Product {
         float* at = c + p * kPanel + j;
         Vec v = load(at);
         if constexpr (kKind == Kind::tokens) {
-          const auto* sums = reinterpret_cast<const int32_t*>(w_.data + (panel + p) * w_.size + w_.sums);
+          const auto* sums =
+              reinterpret_cast<const int32_t*>(w_.data + (panel + p) * w_.size + w_.sums);
           const Ints shift = set(tiles_.zeros(0, 0)[i]) * load(sums + j);
-          v = to_float(bits_of(v) - shift + set(tiles_.offsets(0, 0)[i])) * set(tiles_.scales(0, 0)[i]);
+          v = to_float(bits_of(v) - shift + set(tiles_.offsets(0, 0)[i])) *
+              set(tiles_.scales(0, 0)[i]);
         }
         if (source_.has_factors()) v = v * load(factors + j);
         store(at, v + load(bias_ + (panel + p) * kPanel + j));

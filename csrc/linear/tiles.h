@@ -1,8 +1,8 @@
 // From rows of x to tiles of words of core/gemm.h, and what is known of each row:
 //
 //   row of x --float--> words              [tile][stretch][row of the tile][part][kStride]
-//                       scales, offsets, zeros   [tile][block][row of the tile]    of quantized rows
-//                       sums               [tile][stretch of groups][row of the tile][kStride]
+//                       scales, offsets, zeros   [tile][block][row of the tile]    of quantized
+//                       rows sums               [tile][stretch of groups][row of the tile][kStride]
 //
 // Tiles are about equally high, so that no small one is left over. Included by cpu files only.
 #pragma once
@@ -24,8 +24,8 @@ struct Quantized {
   float scale, zero, sum;
 };
 
-/// x[0, n) -> q; n is padded to whole registers. Tokens cover the range of x with 0 in it, blocks are
-/// symmetric. Of NaN or infinity scale is NaN or infinity.
+/// x[0, n) -> q; n is padded to whole registers. Tokens cover the range of x with 0 in it, blocks
+/// are symmetric. Of NaN or infinity scale is NaN or infinity.
 template <Kind kKind>
 inline Quantized quantize(const float* x, int64_t n, int8_t* q) {
   constexpr bool kHasZero = kKind == Kind::tokens;
@@ -67,11 +67,14 @@ class Tiles {
         group_(group),
         groups_(groups),
         stretches_(stretches(words)),
-        blocks_(kKind == Kind::tokens ? 1 : kKind == Kind::blocks ? (depth + kBlock - 1) / kBlock : 0) {}
+        blocks_(kKind == Kind::tokens   ? 1
+                : kKind == Kind::blocks ? (depth + kBlock - 1) / kBlock
+                                        : 0) {}
 
   /// Floats that so many rows take, and that pack() works with.
   int64_t size(int64_t rows) const {
-    return rows * (stretches_ * kParts * kStride + 3 * blocks_ + (groups_ ? stretches(groups_) * kStride : 0));
+    return rows * (stretches_ * kParts * kStride + 3 * blocks_ +
+                   (groups_ ? stretches(groups_) * kStride : 0));
   }
   int64_t buffer_size() const { return (depth_ + 2 * kBlock) / kPanel * kPanel * 2; }
 
@@ -126,7 +129,8 @@ class Tiles {
       pack_bytes(tile, i, buffer);
     } else {
       for (int64_t g = 0; g < groups_; ++g)
-        *sum_at(tile, i, g) = sum_of_span(buffer + g * group_, at_most(group_, depth_ - g * group_));
+        *sum_at(tile, i, g) =
+            sum_of_span(buffer + g * group_, at_most(group_, depth_ - g * group_));
     }
   }
 

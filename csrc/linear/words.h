@@ -150,7 +150,8 @@ struct BytePairs : Values<2, 1> {
   }
 };
 
-/// -8 to 7 in bf16, twice: vpermw looks at 5 bits of an index, of which the fifth is the next code's.
+/// -8 to 7 in bf16, twice: vpermw looks at 5 bits of an index, of which the fifth is the next
+/// code's.
 alignas(64) constexpr uint16_t kCentredPairs[32] = {
     0xC100, 0xC0E0, 0xC0C0, 0xC0A0, 0xC080, 0xC040, 0xC000, 0xBF80, 0x0000, 0x3F80, 0x4000,
     0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0, 0xC100, 0xC0E0, 0xC0C0, 0xC0A0, 0xC080, 0xC040,
@@ -196,8 +197,8 @@ struct CodeShorts : Values<4, 4> {
   }
 };
 
-/// f(B) with the B of a format for a word, from word `first` of the panels at `data` on. Sums by groups
-/// and blocks are those of codes, sums by tokens those of bytes.
+/// f(B) with the B of a format for a word, from word `first` of the panels at `data` on. Sums by
+/// groups and blocks are those of codes, sums by tokens those of bytes.
 template <Kind kKind, class F>
 void with_values(const Weight& w, const uint8_t* data, int64_t first, float, const F& f) {
   const auto at = [&](int64_t bits) { return data + first * bits * kPanel / 8; };

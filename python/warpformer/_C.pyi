@@ -22,6 +22,8 @@ __all__: list[str] = [
     "dropout",
     "embedding_sum",
     "embedding_sum_backward",
+    "grouped_linear",
+    "grouped_linear_backward",
     "isa",
     "layer_norm",
     "layer_norm_backward",
@@ -139,6 +141,29 @@ def embedding_sum_backward(
     dtable: torch.Tensor | numpy.ndarray,
     work: torch.Tensor | numpy.ndarray,
     padding: int,
+    executor: int,
+) -> None: ...
+def grouped_linear(
+    x: torch.Tensor | numpy.ndarray,
+    weight: torch.Tensor | numpy.ndarray,
+    offsets: torch.Tensor | numpy.ndarray,
+    bias: torch.Tensor | numpy.ndarray | None,
+    out: torch.Tensor | numpy.ndarray,
+    format: str,
+    group_size: int,
+    zero_points: bool,
+    gated: bool,
+    activation: str,
+    executor: int,
+) -> None: ...
+def grouped_linear_backward(
+    grad: torch.Tensor | numpy.ndarray,
+    weight: torch.Tensor | numpy.ndarray,
+    offsets: torch.Tensor | numpy.ndarray,
+    dx: torch.Tensor | numpy.ndarray,
+    format: str,
+    group_size: int,
+    zero_points: bool,
     executor: int,
 ) -> None: ...
 def isa() -> str: ...

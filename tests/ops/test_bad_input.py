@@ -113,7 +113,8 @@ SHAPES = {
     "embedding_sum: i64[3], i64[2]": lambda: ops.embedding_sum([index, index.new_zeros(3)], [x, x]),
     "embedding_sum: table = f32[2,2]": lambda: ops.embedding_sum([index] * 2, [x, x[:, :2]]),
     "pack_linear: float32[3]": lambda: ops.pack_linear(x[0]),
-    "pack_linear: float32[1, 2, 3]": lambda: ops.pack_linear(x[None]),
+    "pack_linear: float32[1, 1, 2, 3]": lambda: ops.pack_linear(x[None, None]),
+    "pack_linear: scales = float32[2, 3, 1]": lambda: ops.pack_linear(int8(scales=torch.ones(2, 3, 1))),
     "pack_linear: scales = f32[2,2], weight = i8[2,3]": lambda: ops.pack_linear(
         int8(scales=torch.ones(2, 2))
     ),

@@ -8,6 +8,7 @@ from warpformer.ops.cached_attention import cached_attention
 from warpformer.ops.cross_entropy import cross_entropy
 from warpformer.ops.dropout import dropout
 from warpformer.ops.embedding_sum import embedding, embedding_sum
+from warpformer.ops.grouped_linear import grouped_linear
 from warpformer.ops.layer_norm import layer_norm
 from warpformer.ops.linear import PackedWeight, QuantizedWeight, linear, pack_linear, unpack_linear
 from warpformer.ops.log_softmax import log_softmax
@@ -30,6 +31,7 @@ __all__ = [
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",
     "gelu",
+    "grouped_linear",
     "layer_norm",
     "linear",
     "log_softmax",

@@ -1,3 +1,4 @@
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -40,8 +41,8 @@ class QuantizedWeight(NamedTuple):
 class PackedWeight(NamedTuple):
     """A weight as `linear` reads it: bytes in the layout of csrc/linear/op.h, and what they mean."""
 
-    data: Tensor  # uint8 [panels, bytes of a panel]
-    out_features: int  # with `gated` rows of the gate and of `up`
+    data: Tensor  # uint8 [panels, bytes of a panel], those of experts [E, panels, bytes of a panel]
+    out_features: int  # with `gated` rows of the gate and of `up`; of each expert
     in_features: int
     format: str
     group_size: int = 0
@@ -54,6 +55,7 @@ def pack_linear(weight: Tensor | QuantizedWeight, *, gated: bool = False) -> Pac
 
     Args:
         weight: [N, K], float32, bfloat16 or float16, any strides, which is kept exactly; or a quantized one.
+            [E, N, K] for the experts of `grouped_linear`; of a quantized one all tensors begin with E.
         gated: whether its rows are those of a gate and, below, as many of the projection that it gates.
 
     Returns:
@@ -70,13 +72,13 @@ def pack_linear(weight: Tensor | QuantizedWeight, *, gated: bool = False) -> Pac
     else:
         values, scales, zeros = weight, None, None
         is_direct(weight)
-        if weight.ndim != 2:
-            raise _C.InputError(f"pack_linear: weight = {_show(weight)} is not [N, K]")
-        layout = (DENSE.get(weight.dtype, "f32"), weight.shape[1], 0)
+        if weight.ndim not in (2, 3):
+            raise _C.InputError(f"pack_linear: weight = {_show(weight)} is neither [N, K] nor [E, N, K]")
+        layout = (DENSE.get(weight.dtype, "f32"), weight.shape[-1], 0)
     args = (values, scales, zeros, *layout, gated)
     direct = is_direct(values, optional=(scales, zeros))
     data = _pack_linear(*args) if direct else dispatch("pack_linear", *args)
-    return PackedWeight(data, values.shape[0], layout[1], layout[0], layout[2], zeros is not None, gated)
+    return PackedWeight(data, values.shape[-2], layout[1], layout[0], layout[2], zeros is not None, gated)
 
 
 def unpack_linear(packed: PackedWeight) -> Tensor | QuantizedWeight:
@@ -99,14 +101,16 @@ def unpack_linear(packed: PackedWeight) -> Tensor | QuantizedWeight:
     is_dense = format in DTYPES
     groups = 1 if format.startswith("int8") else max(1, -(-depth // max(1, group_size)))
     bits_4 = not is_dense and not format.startswith("int8")
+    experts = data.shape[:-2]
     values = data.new_empty(
-        rows, -(-depth // 2) if bits_4 else depth,
+        *experts, rows, -(-depth // 2) if bits_4 else depth,
         dtype=DTYPES.get(format, torch.uint8 if bits_4 else torch.int8),
     )  # fmt: skip
-    scales = None if is_dense else data.new_empty(rows, groups, dtype=torch.float32)
-    zeros = data.new_empty(rows, groups, dtype=torch.uint8) if zero_points else None
+    scales = None if is_dense else data.new_empty(*experts, rows, groups, dtype=torch.float32)
+    zeros = data.new_empty(*experts, rows, groups, dtype=torch.uint8) if zero_points else None
     if not data.is_meta:
-        _C.unpack_linear(data, values, scales, zeros, format, depth, group_size, gated, executor(data))
+        for tensors in _of_experts(data, values, scales, zeros):
+            _C.unpack_linear(*tensors, format, depth, group_size, gated, executor(data))
     return values if is_dense else QuantizedWeight(values, scales, zeros, format, depth, group_size)
 
 
@@ -167,18 +171,29 @@ def _show(t):
 
 
 def _pack_linear(values, scales, zeros, format, in_features, group_size, gated):
-    if values.ndim != 2:
-        raise _C.InputError(f"pack_linear: values = {_show(values)} are not [N, K]")
+    if values.ndim not in (2, 3):
+        raise _C.InputError(f"pack_linear: values = {_show(values)} are neither [N, K] nor [E, N, K]")
+    for name, t in (("scales", scales), ("zeros", zeros)):
+        if t is not None and t.shape[:-1] != values.shape[:-1]:
+            raise _C.InputError(f"pack_linear: {name} = {_show(t)} do not fit values = {_show(values)}")
     data = _empty_packed(values, scales, zeros, format, in_features, group_size, gated)
-    _C.pack_linear(values, scales, zeros, data, format, in_features, group_size, gated, executor(values))
+    for tensors in _of_experts(values, scales, zeros, data):
+        _C.pack_linear(*tensors, format, in_features, group_size, gated, executor(values))
     return data
 
 
+def _of_experts(*tensors):
+    """The tensors of each expert, where there are any."""
+    if tensors[0].ndim == 2:
+        return [tensors]
+    return zip(*(repeat(None) if t is None else t for t in tensors), strict=False)
+
+
 def _empty_packed(values, scales, zeros, format, in_features, group_size, gated):
-    rows = values.shape[0]
+    rows = values.shape[-2]
     panels = 2 * -(-(rows // 2) // PANEL) if gated else -(-rows // PANEL)
     size = _C.packed_size(format, in_features, group_size, zeros is not None)
-    return empty((panels, size), values, torch.uint8)
+    return empty((*values.shape[:-2], panels, size), values, torch.uint8)
 
 
 def _linear(input, data, bias, residual, out_features, format, group_size, zero_points, gated, activation):
@@ -230,7 +245,7 @@ def _backward(ctx, grad):
 
 
 def _pad_halves(t, padding):
-    return torch.cat([F.pad(half, (0, padding)) for half in t.chunk(2)])
+    return torch.cat([F.pad(half, (0, padding)) for half in t.chunk(2, -1)], -1)
 
 
 def _linear_backward(grad, data, in_features, format, group_size, zero_points):

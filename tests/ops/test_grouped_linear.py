@@ -1,0 +1,95 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.check import check_gradients, same_bits
+from tests.ops.test_quantized_linear import FORMATS, random_weight
+from warpformer import InputError, ops
+
+ROWS, EXPERTS = 41, 4
+ENDS = ([3, 3, 40, 41], [0, 0, 0, 41], [41, 41, 41, 41], [10, 20, 30, 41])
+
+
+def quantized_experts(n, k, format, group_size):
+    weights = [random_weight(n, k, format, group_size, format == "int4") for _ in range(EXPERTS)]
+    values, scales, zeros = list(zip(*weights, strict=True))[:3]
+    zeros = None if zeros[0] is None else torch.stack(zeros)
+    return ops.QuantizedWeight(torch.stack(values), torch.stack(scales), zeros, *weights[0][3:])
+
+
+def expert(packed, e):
+    return packed._replace(data=packed.data[e])
+
+
+def by_expert(op, offsets, x, weight, bias):
+    rows = x.tensor_split(offsets[:-1])
+    return torch.cat([op(*of_expert) for of_expert in zip(rows, weight, bias, strict=True)])
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+def test_each_expert_is_a_linear(device, dtype, ends, gated):
+    x, bias = torch.randn(ROWS, 70, dtype=dtype), torch.randn(EXPERTS, 80, dtype=dtype)
+    packed = ops.pack_linear(torch.randn(EXPERTS, 80, 70, dtype=dtype), gated=gated)
+    for offsets in (torch.tensor(ends), torch.tensor(ends, dtype=torch.int32)):
+        out = ops.grouped_linear(x, packed, offsets, bias, activation="silu")
+        weights = [expert(packed, e) for e in range(EXPERTS)]
+        expected = by_expert(lambda *args: ops.linear(*args, activation="silu"), ends, x, weights, bias)
+        assert same_bits(out, expected)
+
+
+@pytest.mark.parametrize(("format", "group_size"), FORMATS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_quantized(device, format, group_size, gated):
+    x, weight = torch.randn(ROWS, 70), quantized_experts(48, 70, format, group_size)
+    packed = ops.pack_linear(weight, gated=gated)
+    out = ops.grouped_linear(x, packed, torch.tensor(ENDS[0]))
+    weights = [expert(packed, e) for e in range(EXPERTS)]
+    assert same_bits(out, by_expert(ops.linear, ENDS[0], x, weights, [None] * EXPERTS))
+    unpacked = ops.unpack_linear(packed)
+    assert torch.equal(unpacked.values, weight.values)
+    assert torch.equal(unpacked.scales, weight.scales.float())
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradients(device, dtype, gated):
+    x, bias = torch.randn(ROWS, 33, dtype=dtype), torch.randn(EXPERTS, 40, dtype=dtype)
+    weight = torch.randn(EXPERTS, 40, 33, dtype=dtype) / 6
+    packed, offsets = ops.pack_linear(weight, gated=gated), torch.tensor(ENDS[0])
+
+    def reference(x, bias):
+        def layer(x, weight, bias):
+            z = F.linear(x, weight.to(x.dtype), bias)
+            return F.silu(z[:, :20]) * z[:, 20:] if gated else F.silu(z)
+
+        return by_expert(layer, ENDS[0], x, weight, bias)
+
+    check_gradients(
+        lambda x, bias: ops.grouped_linear(x, packed, offsets, bias, activation="silu"), reference, x, bias
+    )
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        torch.tensor([3, 2, 40, 41]),
+        torch.tensor([0, 1, 2, 42]),
+        torch.tensor([0, 1, 2, 40]),
+        torch.tensor([-1, 1, 2, 41]),
+        torch.tensor([20, 20, 41]),
+        torch.tensor([[3, 3, 40, 41]]),
+        torch.tensor([3.0, 3.0, 40.0, 41.0]),
+    ],
+    ids=str,
+)
+def test_bad_offsets(offsets):
+    packed = ops.pack_linear(torch.randn(EXPERTS, 8, 16))
+    with pytest.raises(InputError, match=r"grouped_linear.*offsets"):
+        ops.grouped_linear(torch.randn(ROWS, 16), packed, offsets)
+
+
+def test_a_linear_is_no_expert():
+    with pytest.raises(InputError, match=r"grouped_linear.*weight"):
+        ops.grouped_linear(torch.randn(4, 16), ops.pack_linear(torch.randn(8, 16)), torch.tensor([4]))
+    with pytest.raises(InputError, match="packed"):
+        ops.linear(torch.randn(4, 16), ops.pack_linear(torch.randn(1, 8, 16)))
