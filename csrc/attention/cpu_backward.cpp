@@ -79,7 +79,7 @@ class AttentionBackward {
     bias_ = take(kStride);
     derivative_ = take(kStride);
     kept_ = take(kStride);
-    row_ = take(2 * (padded_ > value_padded_ ? padded_ : value_padded_));
+    row_ = take(kPanel * (padded_ > value_padded_ ? padded_ : value_padded_));
     dq_ = take(kTileRows * padded_);
     dk_ = take(kBlock * padded_);
     dv_ = take(kBlock * value_padded_);

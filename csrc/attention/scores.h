@@ -101,8 +101,10 @@ struct Scores {
     if (mask.data && mask.dtype == DType::boolean) {
       const bool* kept =
           static_cast<const bool*>(mask.data) + query * mask.stride[0] + key * mask.step;
-      if (mask.step == 1) {  // known to be 1, it lets the compiler use vectors
-        for (int64_t j = 0; j < n; ++j) s[j] = kept[j] ? s[j] : -INFINITY;
+      if (mask.step == 1) {
+        for_lanes(n, [&](int64_t j, auto k) {
+          store(s + j, where(kept + j, k, load(s + j, k), set(-INFINITY)), k);
+        });
       } else {
         for (int64_t j = 0; j < n; ++j) s[j] = kept[j * mask.step] ? s[j] : -INFINITY;
       }
