@@ -121,6 +121,7 @@ void add_visible_values(const Word* weights, int64_t rows, Panels v, int64_t dep
 /// head.
 struct Unit {
   Sequence sequence;
+  Range keys;  // without padding
   int64_t kv_head, first, count;
 };
 
@@ -138,7 +139,7 @@ class Units {
       if (i < of_head * p_.kv_heads) {
         // The last queries first: causal ones cost the most.
         const int64_t end = count - i % of_head * most_, first = end > most_ ? end - most_ : 0;
-        unit = {s, i / of_head, first, end - first};
+        unit = {s, unpadded(p_, s), i / of_head, first, end - first};
         return true;
       }
       before_ += of_head * p_.kv_heads;
@@ -173,8 +174,13 @@ class Attention {
         float* out = at(sizes_.out) + (first && last ? 0 : i * kQueries * sizes_.value_width);
         if (first) start(state()[i], out);
         prefetch(ahead, i, unit.count);
-        prefetch(unit, i + 1 < unit.count ? i + 1 : i);
-        attend_span(tile(unit, i), unit.sequence, span, state()[i], out);
+        if (i + 1 < unit.count) {
+          prefetch_queries(unit, i + 1);
+        } else if (last && next) {
+          prefetch_queries(*next, 0);
+        }
+        if (last) prefetch_output(unit, i);
+        attend_span(unit, tile(unit, i), span, state()[i], out);
         if (last) finish(tile(unit, i), unit.sequence, state()[i], out);
       }
       if (last) return;
@@ -202,14 +208,18 @@ class Attention {
             at_most(kQueries, unit.sequence.queries - query)};
   }
 
-  Range seen_by(const Tile& t, const Sequence& s) const {
-    return {visible(p_, s, t.query).begin, visible(p_, s, t.query + t.rows - 1).end};
+  Range seen_by(const Unit& unit, const Tile& t) const {
+    const Sequence& s = unit.sequence;
+    return common(unit.keys,
+                  {visible(p_, s, t.query).begin, visible(p_, s, t.query + t.rows - 1).end});
   }
   Range seen_by(const Unit& unit) const {
-    Range all{unit.sequence.keys, 0};
+    Range all{0, 0};
     for (int64_t i = 0; i < unit.count; ++i) {
-      const Range seen = seen_by(tile(unit, i), unit.sequence);
-      all = {at_most(all.begin, seen.begin), seen.end > all.end ? seen.end : all.end};
+      const Range seen = seen_by(unit, tile(unit, i));
+      if (seen.begin >= seen.end) continue;
+      all = {all.end ? at_most(all.begin, seen.begin) : seen.begin,
+             seen.end > all.end ? seen.end : all.end};
     }
     return all;
   }
@@ -239,19 +249,26 @@ class Attention {
   }
 
   /// Part i of n of a span that is packed later.
-  void prefetch(const Span& span, int64_t i, int64_t n) const {
+  WF_INLINE void prefetch(const Span& span, int64_t i, int64_t n) const {
     const int64_t begin = span.key + span.count * i / n, end = span.key + span.count * (i + 1) / n;
     warpformer::cpu::WF_ISA::prefetch(span.k, begin, end);
     warpformer::cpu::WF_ISA::prefetch(span.v, begin, end);
   }
-  /// The queries of a tile.
-  void prefetch(const Unit& unit, int64_t i) const {
+  WF_INLINE void prefetch_queries(const Unit& unit, int64_t i) const {
     const Tile t = tile(unit, i);
     warpformer::cpu::WF_ISA::prefetch(queries(t, unit.sequence), t.query, t.query + t.rows);
+  }
+  WF_INLINE void prefetch_output(const Unit& unit, int64_t i) const {
+    const Tile t = tile(unit, i);
+    warpformer::cpu::WF_ISA::prefetch(output(t, unit.sequence), t.query, t.query + t.rows);
   }
 
   Rows queries(const Tile& t, const Sequence& s) const {
     return rows_of(p_.q, s.batch, t.head, s.first_query, s.queries, p_.width);
+  }
+
+  Rows output(const Tile& t, const Sequence& s) const {
+    return rows_of(p_.out, s.batch, t.head, s.first_query, s.queries, p_.value_width);
   }
 
   void start(TileState& state, float* out) const {
@@ -259,11 +276,11 @@ class Attention {
     for (int64_t i = 0; i < kQueries * sizes_.value_width; ++i) out[i] = 0.0f;
   }
 
-  void attend_span(const Tile& t, const Sequence& s, const Span& span, TileState& state,
+  void attend_span(const Unit& unit, const Tile& t, const Span& span, TileState& state,
                    float* out) {
-    const Range seen = seen_by(t, s);
-    if (seen.begin >= span.key + span.count || seen.end <= span.key || seen.begin == seen.end)
-      return;
+    const Sequence& s = unit.sequence;
+    const Range seen = common(seen_by(unit, t), {span.key, span.key + span.count});
+    if (seen.begin >= seen.end) return;
     const Scores scores(p_, s, t.head, distances_);
     const Rows q = queries(t, s);
     for (int64_t r = 0; r < t.rows; ++r)
@@ -277,8 +294,7 @@ class Attention {
       // From a multiple of two chains on, so that chains begin where they do for every other row.
       const int64_t hidden = seen.begin - span.key - block;
       const int64_t begin = hidden > 0 ? hidden / (2 * kChain) * (2 * kChain) : 0;
-      const int64_t end =
-          at_most(at_most(kBlock, span.count - block), seen.end - span.key - block);
+      const int64_t end = at_most(at_most(kBlock, span.count - block), seen.end - span.key - block);
       if (begin >= end) continue;
       multiply_keys(t.rows, block, begin, end);
       weigh_rows(t, scores, span.key + block, begin, end, state, out);
@@ -290,17 +306,18 @@ class Attention {
   void multiply_keys(int64_t rows, int64_t block, int64_t begin, int64_t end) {
     const int64_t width = sizes_.width;
     for (int64_t d = 0; d < stretches(width); ++d)
-      gemm_tall(rows, padded(end - begin) / kPanel, as_words(sizes_.q) + d * kQueries * kStride,
-                {at(sizes_.k) + ((block + begin) * width + d * kDepth * kPanel), width * kPanel,
-                 kPanel},
-                at_most(kDepth, width - d * kDepth), chain_of_scores<Word>(width),
-                at(sizes_.scores) + begin, kStride, d > 0);
+      gemm_tall(
+          rows, padded(end - begin) / kPanel, as_words(sizes_.q) + d * kQueries * kStride,
+          {at(sizes_.k) + ((block + begin) * width + d * kDepth * kPanel), width * kPanel, kPanel},
+          at_most(kDepth, width - d * kDepth), chain_of_scores<Word>(width),
+          at(sizes_.scores) + begin, kStride, d > 0);
   }
 
   /// One step of the online softmax: scores of keys [begin, end) of the block at `key` -> weights,
   /// in their place; the sums and the output so far follow the largest scores.
-  void weigh_rows(const Tile& t, const Scores& scores, int64_t key, int64_t begin, int64_t end,
-                  TileState& state, float* out) {
+  __attribute__((noinline)) void weigh_rows(const Tile& t, const Scores& scores, int64_t key,
+                                            int64_t begin, int64_t end, TileState& state,
+                                            float* out) {
     const int64_t n = padded(end - begin), width = sizes_.value_width;
     const float scale = scores.softmax_scale() * kLog2E;
     float high[kStates], rescale[kStates], shift[kStates];
@@ -336,7 +353,7 @@ class Attention {
   }
 
   void finish(const Tile& t, const Sequence& s, const TileState& state, float* out) {
-    const Rows to = rows_of(p_.out, s.batch, t.head, s.first_query, s.queries, p_.value_width);
+    const Rows to = output(t, s);
     const float scale = Scores(p_, s, t.head, distances_).softmax_scale();
     for (int64_t r = 0; r < t.rows; ++r) {
       float high = state.high[r] * scale, total = state.total[r], factor = 1.0f;

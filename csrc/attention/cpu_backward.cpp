@@ -191,9 +191,10 @@ class AttentionBackward {
 
   /// Of the keys [key, key + count), those that the queries [query, query + rows) see.
   Range seen_by(const Sequence& s, int64_t key, int64_t count, int64_t query, int64_t rows) const {
-    const int64_t first = visible(f_, s, query).begin - key;
-    return {first > 0 ? first / kPanel * kPanel : 0,
-            at_most(count, visible(f_, s, query + rows - 1).end - key)};
+    const Range seen = common(unpadded(f_, s),
+                              {visible(f_, s, query).begin, visible(f_, s, query + rows - 1).end});
+    const int64_t first = seen.begin - key;
+    return {first > 0 ? first / kPanel * kPanel : 0, at_most(count, seen.end - key)};
   }
 
   /// The queries [query, query + count) of a head, count at most kQueries, with the keys `range` of

@@ -102,9 +102,9 @@ inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t pan
     }
     const __m512i kept = _mm512_set1_epi32(j + 1 < count ? -1 : 0xFFFF);
     for_lanes(v.n, [&](int64_t i, auto k) {
-      const __m512i pairs = _mm512_and_si512(
-          kept,
-          _mm512_or_si512(load_halves(even + i, k), _mm512_slli_epi32(load_halves(odd + i, k), 16)));
+      const __m512i pairs =
+          _mm512_and_si512(kept, _mm512_or_si512(load_halves(even + i, k),
+                                                 _mm512_slli_epi32(load_halves(odd + i, k), 16)));
       _mm512_storeu_si512(panels + (i / kPanel * panel_rows + j / 2) * kPanel, pairs);
       largest = _mm512_max_epu16(largest, _mm512_and_si512(pairs, _mm512_set1_epi16(0x7FFF)));
     });
@@ -113,8 +113,9 @@ inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t pan
 }
 #endif
 
-/// Brings rows [begin, end) nearer, ahead of their use.
-inline void prefetch(const Rows& rows, int64_t begin, int64_t end) {
+/// Brings rows [begin, end) nearer, ahead of their use. Inlined like all that calls nothing else:
+/// GCC drops calls of functions that only prefetch.
+WF_INLINE void prefetch(const Rows& rows, int64_t begin, int64_t end) {
   if (rows.step != 1) return;
   const int64_t size = rows.dtype == DType::f32 ? 4 : 2;
   for (int64_t r = begin; r < end; ++r) {
