@@ -15,7 +15,7 @@ CXX_FILES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test build bench lint format stubs wheel clean
+.PHONY: help demo test build bench peers lint format stubs wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,6 +31,9 @@ build: $(BUILT_STAMP)  ## set .venv up and compile what changed
 
 bench: build  ## time one op beside torch: make bench OP=softmax
 	$(BIN)/warpformer bench $(OP)
+
+peers: build  ## install what bench/ compares with besides torch; compiles llama.cpp, minutes
+	$(BIN)/python -m pip install 'warpformer[peers]'
 
 lint: build  ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check . .ci/ptxas

@@ -1,8 +1,9 @@
 """The pytest plugin behind `warpformer bench`: a `compare` fixture, and the rows that it measures."""
 
+import importlib
 import itertools
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 import pytest
 import torch
@@ -37,6 +38,12 @@ class Lap:
         self(calls)
         return (perf_counter() - start) / calls
 
+    def rest(self, seconds, calls):
+        """Until the threads of others have ceased to spin; then wakes its own, where that would be seen."""
+        if seconds:
+            sleep(seconds)
+            self(int(calls > 1))
+
     def warm_up(self):
         """Seconds per call, once they are steady."""
         end = perf_counter() + WARM_UP_SECONDS
@@ -66,11 +73,12 @@ class Recorder:
     """Collects a row per `compare`, and a message per benchmark that failed.
 
     rows: what has been measured, complete at any time, so that an interrupted run keeps it.
+    notes: what the rows lack, as peers that are not installed.
     """
 
     def __init__(self, seconds, data=None, progress=None):
         self.seconds, self.data_path, self.progress = seconds, data, progress
-        self.rows, self.errors = [], []
+        self.rows, self.errors, self.notes = [], [], []
 
     @pytest.fixture
     def data(self):
@@ -78,23 +86,51 @@ class Recorder:
         return self.data_path
 
     @pytest.fixture
-    def compare(self, request, benchmark):
-        """compare(case, dtype=, inputs=, ours=, peers=, moved=, flops=) measures one row.
+    def peer(self):
+        """peer(name): the module of bench/peers, or None and a note where its library is missing."""
 
-        dtype: of the case; with it the compute limit.
+        def peer(name):
+            try:
+                module = importlib.import_module(f"warpformer.bench.peers.{name}")
+            except ModuleNotFoundError as missing:
+                if missing.name.startswith("warpformer"):
+                    raise
+                self._note(f"no rows of {name}: {missing.name} is missing (pip install warpformer[peers])")
+                return None
+            if not module.is_held_to(_C.isa()):
+                self._note(f"{name} uses instructions beyond {_C.isa()}")
+            return module
+
+        return peer
+
+    def _note(self, text):
+        if text not in self.notes:
+            self.notes.append(text)
+
+    @pytest.fixture
+    def compare(self, request, benchmark):
+        """compare(case, dtype=, inputs=, ours=, peers=, moved=, flops=) measures one row, and returns it.
+
+        dtype: of the case.
         inputs: makes one tuple of arguments, different at every call.
         ours, peers: a function of those arguments, and name -> function that does the same work.
         moved, flops: bytes and operations that one call takes at least.
         memory: the memory limit that holds, "copy" for what writes as it reads; the faster one if None.
+        compute: the compute limit that holds; that of the dtype if None.
+        rest: seconds before every lap, where a peer has threads of its own, which spin on after its work.
         tolerance: how far, in relative norm, a peer's results may be from ours.
         """
 
-        def compare(case, *, dtype, inputs, ours, peers, moved, flops, memory=None, tolerance=0.02):
+        def compare(
+            case, *, dtype, inputs, ours, peers, moved, flops,
+            memory=None, compute=None, rest=0, tolerance=0.02,
+        ):  # fmt: skip
+            compute = compute or ("bf16" if dtype == torch.bfloat16 else "f32")
             _check_same_work(ours, peers, inputs(), tolerance)
-            self.rows.append(
-                {"op": request.path.stem, "case": case, "dtype": str(dtype).removeprefix("torch.")}
-                | _measure(benchmark, self.seconds, dtype, inputs, ours, peers, moved, flops, memory)
-            )
+            row = {"op": request.path.stem, "case": case, "dtype": str(dtype).removeprefix("torch.")}
+            row |= _measure(benchmark, self.seconds, inputs, ours, peers, moved, flops, memory, compute, rest)
+            self.rows.append(row)
+            return row
 
         with torch.inference_mode():
             yield compare
@@ -115,9 +151,9 @@ class Recorder:
         self.errors.append(f"{node.name}: {call.excinfo.exconly()}")
 
 
-def _measure(benchmark, seconds, dtype, inputs, ours, peers, moved, flops, memory):
+def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, compute, rest):
     threads = torch.get_num_threads()
-    limit, work = roofline.binding(moved, flops, dtype, threads, memory)
+    limit, work = roofline.binding(moved, flops, compute, threads, memory)
     count = min(MAX_SETS, -(-roofline.past_cache() // moved))
     sets = itertools.cycle(enumerate([inputs() for _ in range(count)]))
     ours = Lap(ours, sets, count)
@@ -126,13 +162,19 @@ def _measure(benchmark, seconds, dtype, inputs, ours, peers, moved, flops, memor
     own = ours.warm_up()
     calls = max(1, round(LAP_SECONDS / own))
     others = sum(peer.warm_up() for peer in peers.values())
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / (calls * (own + others)))))
+    round_seconds = calls * (own + others) + rest * (1 + len(peers))
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / round_seconds)))
 
     beside = []  # seconds per call of the limit and of each peer, round by round
 
     def run_others():
-        at_limit = work / roofline.rate(limit, threads)
-        beside.append({"limit": at_limit} | {name: peer.seconds(calls) for name, peer in peers.items()})
+        sleep(rest)
+        times = {"limit": work / roofline.rate(limit, threads)}
+        for name, peer in peers.items():
+            peer.rest(rest, calls)
+            times[name] = peer.seconds(calls)
+        beside.append(times)
+        ours.rest(rest, calls)
 
     benchmark.pedantic(ours, (calls,), setup=run_others, rounds=rounds, iterations=1)
     times = [t / calls for t in benchmark.stats.stats.data]

@@ -11,11 +11,21 @@ from warpformer.bench import roofline
 FOLDER = Path(__file__).parent
 SECONDS = 1.5  # a case, besides its warm-up
 INTERRUPTED = 130
-# What holds torch and its libraries to an instruction set; read when they load, so before `import torch`.
-TORCH_AT = {
-    isa: {"ATEN_CPU_CAPABILITY": aten, "ONEDNN_MAX_CPU_ISA": onednn, "MKL_ENABLE_INSTRUCTIONS": mkl}
-    for isa, aten, onednn, mkl in (("scalar", "default", "SSE41", "SSE4_2"), ("avx2", "avx2", "AVX2", "AVX2"))
+# What holds torch and its libraries to an instruction set, and CTranslate2; read when they load, so before
+# `import torch`.
+PEERS_AT = {
+    isa: {
+        "ATEN_CPU_CAPABILITY": aten,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "MKL_ENABLE_INSTRUCTIONS": mkl,
+        "CT2_FORCE_CPU_ISA": ctranslate2,
+    }
+    for isa, aten, onednn, mkl, ctranslate2 in (
+        ("scalar", "default", "SSE41", "SSE4_2", "GENERIC"),
+        ("avx2", "avx2", "AVX2", "AVX2", "AVX2"),
+    )
 }
+TOOLS = ("roofline", "linear_sweep")
 CPU_ONLY = (
     "append_to_cache_",
     "cached_attention",
@@ -27,7 +37,7 @@ CPU_ONLY = (
 
 def known_ops():
     """Every file here that holds benchmarks."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem[0] != "_" and p.stem != "roofline")
+    return sorted(p.stem for p in FOLDER.glob("*.py") if p.stem[0] != "_" and p.stem not in TOOLS)
 
 
 def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=None):
@@ -37,7 +47,7 @@ def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=No
         ops: names out of `known_ops()`; if empty, those that run on `device`.
         device: "cpu" or "cuda".
         isa: the instruction set that caps our kernels; torch's only where the environment has its
-            `TORCH_AT`, as `warpformer bench` sees to.
+            `PEERS_AT`, as `warpformer bench` sees to.
         threads: of both; torch's number if None.
         json_path: where rows, limits and facts about the machine go.
         data: a .tsv file with English in its second column, for `sentence_encoder`; the repository's if None.
@@ -69,9 +79,12 @@ def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=No
     with default, roofline.isa(isa), _threads(threads):
         limits = roofline.limits(torch.get_num_threads())
         console.print(_report.limits_table(limits))
-        rows, errors, interrupted = _measure(ops, data, console)
+        recorder, interrupted = _measure(ops, data, console)
+    rows, errors = recorder.rows, recorder.errors
     if rows:
         console.print(_report.rows_table(rows))
+    for note in recorder.notes:
+        console.print(note, style="yellow", markup=False, highlight=False)
     for error in errors:
         console.print(error, style="red", markup=False, highlight=False)
     if json_path:
@@ -101,7 +114,7 @@ def _measure(ops, data, console):
         progress.stop()
     if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
         recorder.errors.append(f"pytest ended with {status!r}")
-    return recorder.rows, recorder.errors, status == pytest.ExitCode.INTERRUPTED
+    return recorder, status == pytest.ExitCode.INTERRUPTED
 
 
 @contextlib.contextmanager

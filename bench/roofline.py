@@ -54,8 +54,8 @@ def past_cache():
 
 @functools.cache
 def _memory():
-    # Never zeros: the system backs those with a single page, and hardware may treat them differently.
-    return torch.randint(1, 256, (1 << 20,), dtype=torch.uint8).repeat(past_cache() >> 20)
+    # Random all over: the system merges pages of equal content, which caches then hold.
+    return torch.empty(past_cache() // 8, dtype=torch.int64).random_().view(torch.uint8)
 
 
 def rate(limit, threads):
@@ -104,12 +104,12 @@ def _best_rate(limit, threads, _isa):
     return best
 
 
-def binding(moved, flops, dtype, threads, memory=None):
+def binding(moved, flops, compute, threads, memory=None):
     """(limit, work): what keeps a kernel that moves `moved` bytes and computes `flops` from being faster,
-    and which of the two numbers that limit is the rate of. `memory` is the limit of the bytes, the faster
-    one if None."""
+    and which of the two numbers that limit is the rate of. `compute` is the limit of the operations, "f32"
+    where the ISA in use lacks it; `memory` is that of the bytes, the faster one if None."""
     memory = memory or max(MEMORY, key=lambda limit: best_rate(limit, threads))
-    compute = "bf16" if dtype == torch.bfloat16 and best_rate("bf16", threads) else "f32"
+    compute = compute if best_rate(compute, threads) else "f32"
     if moved / best_rate(memory, threads) >= flops / best_rate(compute, threads):
         return memory, moved
     return compute, flops

@@ -28,7 +28,7 @@ class Sample:
         """The call with `function(tensor)` in place of every floating point operand of free layout."""
 
         def apply(value):
-            if isinstance(value, (list, tuple)):
+            if isinstance(value, (list, tuple)) and not isinstance(value, ops.PackedWeight):
                 return type(value)(map(apply, value))
             free = isinstance(value, Tensor) and not any(value is t for t in self.fixed)
             return function(value) if free and value.is_floating_point() else value
@@ -110,14 +110,29 @@ def embedding_sum(dtype):
 
 
 def pack_linear(dtype):
-    return Sample(ops.pack_linear, (torch.randn(1000, 131, dtype=dtype),))
+    def data(weight):
+        return ops.pack_linear(weight).data
+
+    data.__name__ = "pack_linear"
+    return Sample(data, (torch.randn(1000, 131, dtype=dtype),))
 
 
 def linear(dtype):
-    packed = ops.pack_linear(torch.randn(75, 131))
-    residual, bias = torch.randn(4, 25, 75, dtype=dtype), torch.randn(75, dtype=dtype)
-    args = (torch.randn(4, 25, 131, dtype=dtype), packed, 75, bias)
-    return Sample(ops.linear, args, {"activation": "gelu", "residual": residual}, fixed=(packed,))
+    return _linear(ops.pack_linear(torch.randn(75, 131, dtype=dtype)), 75, dtype)
+
+
+def quantized_linear(dtype):
+    """Gated, in groups with zero points, of quantized rows: all that a linear layer can be."""
+    values, zeros = torch.randint(256, (150, 66)).byte(), torch.randint(16, (150, 5)).byte()
+    scales = torch.rand(150, 5).bfloat16()
+    weight = ops.QuantizedWeight(values, scales, zeros, "int4_dynamic", 131, 32)
+    return _linear(ops.pack_linear(weight, gated=True), 150, dtype)
+
+
+def _linear(packed, features, dtype):
+    residual, bias = torch.randn(4, 25, 75, dtype=dtype), torch.randn(features, dtype=dtype)
+    args = (torch.randn(4, 25, 131, dtype=dtype), packed, bias)
+    return Sample(ops.linear, args, {"activation": "gelu", "residual": residual}, fixed=(packed.data,))
 
 
 def attention(dtype):
@@ -158,9 +173,10 @@ SAMPLES = (
     embedding_sum,
     pack_linear,
     linear,
+    quantized_linear,
     attention,
     packed_attention,
     cached_attention,
 )
-FORWARD_ONLY = (pack_linear, linear, cached_attention)
-WITH_GRADIENT = tuple(s for s in SAMPLES if s not in FORWARD_ONLY)
+FORWARD_ONLY = (cached_attention,)
+WITH_GRADIENT = tuple(s for s in SAMPLES if s not in (*FORWARD_ONLY, pack_linear))

@@ -156,4 +156,4 @@ def test_bench_caps_torch_too(run, monkeypatch):
     assert run("bench", "softmax", "--isa", "avx2")[0] == 3
     assert seen["command"][1:] == ["-m", "warpformer", "bench", "softmax", "--isa", "avx2"]
     assert seen["ATEN_CPU_CAPABILITY"] == "avx2"
-    assert {"ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"} <= seen.keys()
+    assert {"ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "CT2_FORCE_CPU_ISA"} <= seen.keys()

@@ -6,12 +6,6 @@
 namespace warpformer {
 namespace {
 
-Heads heads(const Tensor& t) {
-  Heads h{t.ptr<char>(), t.dtype, t.item_size()};
-  for (int i = 0; i < t.ndim; ++i) h.stride[i] = t.stride[i];
-  return h;
-}
-
 /// Beginnings of packed sequences: i32, from 0 to `total`, never falling.
 bool is_partition(const Tensor& cu_seqlens, int64_t total) {
   if (cu_seqlens.dtype != DType::i32 || cu_seqlens.ndim != 1 || !cu_seqlens.contiguous())

@@ -29,20 +29,12 @@
 #pragma once
 
 #include "core/gemm.h"
+#include "core/heads.h"
 #include "core/isa_list.h"
 #include "core/philox.h"
 #include "core/rows.h"
 
 namespace warpformer {
-
-/// A [batch, head, row, column] operand; data is null where it is not given. Strides are in
-/// elements.
-struct Heads {
-  char* data = nullptr;
-  DType dtype = DType::f32;
-  int64_t size = 0;  // bytes of an element
-  int64_t stride[4] = {};
-};
 
 /// A table [buckets, H] of biases by relative position; data is null where it is not given.
 struct PositionBias {
@@ -52,6 +44,7 @@ struct PositionBias {
 };
 
 struct AttentionParams {
+  // [batch, head, row, column]
   Heads q, k, v, out, mask, lse;
   const int32_t* cu_seqlens_q = nullptr;  // null where sequences are not packed
   const int32_t* cu_seqlens_k = nullptr;

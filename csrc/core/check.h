@@ -59,9 +59,12 @@ bool usable(const Tensors&... tensors) {
 }
 
 /// CHECK(w.dim(0) == x.dim(-1), w, x): only in op.cpp, once for all devices.
-#define CHECK(condition, ...)                                                              \
-  do {                                                                                     \
-    if (!(condition)) ::warpformer::fail(__func__, #condition, #__VA_ARGS__, __VA_ARGS__); \
+#define CHECK(condition, ...) CHECK_FOR(__func__, condition, __VA_ARGS__)
+
+/// The same under the name of the op that a function of several serves.
+#define CHECK_FOR(op, condition, ...)                                               \
+  do {                                                                              \
+    if (!(condition)) ::warpformer::fail(op, #condition, #__VA_ARGS__, __VA_ARGS__); \
   } while (0)
 
 /// First line of every op: dtypes known, one device, real memory.

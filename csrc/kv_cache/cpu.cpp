@@ -39,8 +39,8 @@ void quantize(const From* x, int64_t step, int64_t n, int8_t* out, float* scale)
     out[i] = finite ? static_cast<int8_t>(rintf(to_float(x[i * step]) * inverse)) : 0;
 }
 
-void append_token(const TokenHeads& x, int64_t batch, int64_t token, const TokenHeads& cache,
-                  const TokenHeads& scales, Slot slot, int64_t heads, int64_t width) {
+void append_token(const Heads& x, int64_t batch, int64_t token, const Heads& cache,
+                  const Heads& scales, Slot slot, int64_t heads, int64_t width) {
   by_float(x.dtype, [&](auto type) {
     using From = decltype(type);
     for (int64_t h = 0; h < heads; ++h) {

@@ -100,7 +100,7 @@ struct Tile {
   const T* rows[kSlots];
   int64_t count = 0;
 
-  void find(const Cache& cache, const TokenHeads& t, int64_t batch, int64_t slot, int64_t n,
+  void find(const Cache& cache, const Heads& t, int64_t batch, int64_t slot, int64_t n,
             int64_t head) {
     count = n;
     for (int64_t j = 0; j < kSlots; ++j)  // those past the end repeat the last one
@@ -186,7 +186,7 @@ class Unit {
 
   /// f(tile, a later one to fetch, head, first slot in the chunk) for all of `seen`.
   template <class F>
-  void for_tiles(const Item& item, const TokenHeads& t, Range seen, int64_t first, const F& f) {
+  void for_tiles(const Item& item, const Heads& t, Range seen, int64_t first, const F& f) {
     const int64_t count = (seen.end - seen.begin + kSlots - 1) / kSlots * item.heads;
     Tile<T> tiles[kAhead + 1];
     const auto find = [&](int64_t i) {
@@ -263,8 +263,8 @@ class Unit {
     return {highest, total.total()};
   }
 
-  void read_scales(const TokenHeads& scales, const Item& item, int64_t head, int64_t first,
-                   int64_t n, float* to) {
+  void read_scales(const Heads& scales, const Item& item, int64_t head, int64_t first, int64_t n,
+                   float* to) {
     for (int64_t j = 0; j < n; ++j)
       to[j] = *at<float>(scales, slot_of(c_, item.batch, first + j), item.head + head);
   }

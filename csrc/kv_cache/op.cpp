@@ -8,12 +8,6 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-TokenHeads token_heads(const Tensor& t) {
-  TokenHeads heads{t.ptr<char>(), t.dtype, t.item_size()};
-  for (int i = 0; i < t.ndim; ++i) heads.stride[i] = t.stride[i];
-  return heads;
-}
-
 bool is_cache(const Tensor& t) {
   return t.ndim == 4 && (t.floating() || t.dtype == DType::i8) &&
          (t.stride[3] == 1 || t.dim(3) <= 1 || t.numel() == 0);
@@ -55,10 +49,10 @@ Cache cache_of(const char* op, const Tensor& key_cache, const Tensor& value_cach
     REQUIRE(lengths.dim(0) == key_cache.dim(0), lengths, key_cache);
   }
 #undef REQUIRE
-  Cache cache{token_heads(key_cache), token_heads(value_cache)};
+  Cache cache{heads(key_cache), heads(value_cache)};
   if (quantized) {
-    cache.k_scales = token_heads(*key_scales);
-    cache.v_scales = token_heads(*value_scales);
+    cache.k_scales = heads(*key_scales);
+    cache.v_scales = heads(*value_scales);
   }
   cache.lengths = lengths.ptr<int32_t>();
   if (block_table) cache.block_table = block_table->ptr<int32_t>();
@@ -125,7 +119,7 @@ void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor
   check_slots(__func__, cache, 0, key_cache, lengths, block_table);
   if (query.dim(0) * query.dim(1) * query.dim(2) == 0) return;
 
-  CachedAttentionParams p{cache, token_heads(query), token_heads(out)};
+  CachedAttentionParams p{cache, heads(query), heads(out)};
   if (lse) p.lse = lse->ptr<float>();
   if (alibi_slopes) p.slopes = alibi_slopes->ptr<float>();
   if (sinks) p.sinks = sinks->ptr<float>();
@@ -154,7 +148,7 @@ void append_to_cache_(const Tensor& key, const Tensor& value, const Tensor& key_
   CHECK_CPU(key);
   if (key.dim(0) * key.dim(1) == 0) return;
   check_slots(__func__, cache, key.dim(1), key_cache, lengths, block_table);
-  const AppendParams p{cache, token_heads(key), token_heads(value), key.dim(1)};
+  const AppendParams p{cache, heads(key), heads(value), key.dim(1)};
   RUN_CPU_KERNEL(append_to_cache_, p, key, executor);
 }
 

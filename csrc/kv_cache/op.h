@@ -27,22 +27,14 @@
 // Serving with PagedAttention".
 #pragma once
 
+#include "core/heads.h"
 #include "core/isa_list.h"
-#include "core/types.h"
 
 namespace warpformer {
 
-/// An operand [batch or block, token, head, column]; scales have no columns. Strides are in
-/// elements.
-struct TokenHeads {
-  char* data = nullptr;
-  DType dtype = DType::f32;
-  int64_t size = 0;  // bytes of an element
-  int64_t stride[4] = {};
-};
-
 struct Cache {
-  TokenHeads k, v, k_scales, v_scales;   // scales without data where the cache is not int8
+  // [batch or block, token, head, column]; scales have no columns
+  Heads k, v, k_scales, v_scales;        // scales without data where the cache is not int8
   const int32_t* lengths;                // [B]
   const int32_t* block_table = nullptr;  // [B, max_blocks]; null where the cache is not paged
   int64_t max_blocks, block_size;        // not paged: block_size is S
@@ -51,7 +43,7 @@ struct Cache {
 
 struct CachedAttentionParams {
   Cache cache;
-  TokenHeads q, out;
+  Heads q, out;
   float* lse = nullptr;
   const float* slopes = nullptr;
   const float* sinks = nullptr;
@@ -64,7 +56,7 @@ DECLARE_CPU_KERNEL(cached_attention, CachedAttentionParams)
 
 struct AppendParams {
   Cache cache;
-  TokenHeads k, v;
+  Heads k, v;
   int64_t tokens;  // T
 };
 DECLARE_CPU_KERNEL(append_to_cache_, AppendParams)

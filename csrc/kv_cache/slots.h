@@ -17,7 +17,7 @@ inline Slot slot_of(const Cache& cache, int64_t batch, int64_t slot) {
 
 /// Head `head` of a slot.
 template <class T>
-inline T* at(const TokenHeads& t, Slot slot, int64_t head) {
+inline T* at(const Heads& t, Slot slot, int64_t head) {
   return reinterpret_cast<T*>(t.data) + slot.block * t.stride[0] + slot.offset * t.stride[1] +
          head * t.stride[2];
 }

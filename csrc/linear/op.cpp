@@ -4,55 +4,210 @@
 #include "core/run.h"
 
 namespace warpformer {
+
+Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group, bool zeros) {
+  constexpr int64_t kLine = 64;
+  Weight w{nullptr, format, depth, panels, group};
+  int64_t end = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t at = end;
+    end += (bytes + kLine - 1) / kLine * kLine;
+    return at;
+  };
+  const auto rounded = [&](int64_t unit) { return (depth + unit - 1) / unit * unit * kPanel; };
+  const bool has_groups = is_4_bit(format) && group < depth;
+  if (has_groups) w.groups = (depth + group - 1) / group;
+  switch (format) {
+    case Format::f32:
+      take(rounded(1) * 4);
+      break;
+    case Format::f16:
+      take(rounded(1) * 2);
+      break;
+    case Format::bf16:
+      take(rounded(2) * 2);
+      break;
+    case Format::int8:
+      take(rounded(2));
+      break;
+    case Format::int8_dynamic:
+      take(rounded(4));
+      break;
+    case Format::int4:
+    case Format::int4_dynamic:
+    case Format::nf4:
+      take(rounded(8) / 2);
+      break;
+  }
+  if (has_groups) w.scales = take(w.groups * kPanel * 2);
+  if (zeros) w.zeros = take((has_groups ? w.groups : 1) * kPanel);
+  if (format >= Format::int8) w.factors = take(kPanel * 4);
+  // An odd number of cache lines: neighbouring panels, which are read together, fall into different
+  // sets.
+  w.size = end / kLine % 2 ? end : end + kLine;
+  return w;
+}
+
 namespace {
 
-int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+constexpr const char* kFormats[] = {"f32",          "f16",  "bf16",         "int8",
+                                    "int8_dynamic", "int4", "int4_dynamic", "nf4"};
+
+bool is_format(const std::string& name, Format& format) {
+  for (int i = 0; i < 8; ++i)
+    if (name == kFormats[i]) {
+      format = static_cast<Format>(i);
+      return true;
+    }
+  return false;
+}
+
+int64_t panels_of(int64_t rows, bool gated) {
+  return gated ? 2 * ((rows / 2 + kPanel - 1) / kPanel) : (rows + kPanel - 1) / kPanel;
+}
+
+/// The weight in `packed`, of `rows` rows of `depth` elements.
+Weight weight_of(const char* op, const Tensor& packed, const std::string& format, int64_t rows, int64_t depth,
+                 int64_t group_size, bool zero_points, bool gated) {
+  Format f;
+  CHECK_FOR(op, is_format(format, f), format);
+  CHECK_FOR(op, rows >= 0 && depth >= 0, rows, depth);
+  CHECK_FOR(op, !gated || rows % 2 == 0, gated, rows);
+  CHECK_FOR(op, !is_4_bit(f) || group_size == 32 || group_size == 64 || group_size == 128 ||
+            group_size >= depth,
+        group_size, depth, format);
+  CHECK_FOR(op, !zero_points || (is_4_bit(f) && f != Format::nf4), zero_points, format);
+  CHECK_FOR(op, !is_dynamic(f) || depth <= kMaxDynamicDepth, depth, format);
+  Weight w = weight_layout(f, depth, panels_of(rows, gated), group_size, zero_points);
+  CHECK_FOR(op, packed.dtype == DType::u8 && packed.ndim == 2 && packed.contiguous(), packed);
+  CHECK_FOR(op, packed.dim(0) == w.panels && packed.dim(1) == w.size, packed, format, rows, depth,
+        group_size);
+  w.data = packed.ptr<uint8_t>();
+  return w;
+}
+
+DType dtype_of(Format format) {
+  switch (format) {
+    case Format::f32:
+      return DType::f32;
+    case Format::f16:
+      return DType::f16;
+    case Format::bf16:
+      return DType::bf16;
+    case Format::int8:
+    case Format::int8_dynamic:
+      return DType::i8;
+    default:
+      return DType::u8;
+  }
+}
+
+PackLinearParams pack_params(const char* op, const Tensor& weight, const std::optional<Tensor>& scales,
+                             const std::optional<Tensor>& zeros, const Tensor& packed,
+                             const std::string& format, int64_t in_features, int64_t group_size,
+                             bool gated) {
+  CHECK_FOR(op, weight.ndim == 2, weight);
+  const Weight w =
+      weight_of(op, packed, format, weight.dim(0), in_features, group_size, zeros.has_value(), gated);
+  CHECK_FOR(op, weight.dtype == dtype_of(w.format), weight, format);
+  CHECK_FOR(op, weight.dim(1) == (is_4_bit(w.format) ? (in_features + 1) / 2 : in_features), weight,
+        in_features, format);
+  const int64_t groups = w.groups ? w.groups : 1;
+  CHECK_FOR(op, scales.has_value() == (w.format >= Format::int8), scales, format);
+  if (scales)
+    CHECK_FOR(op, scales->floating() && scales->ndim == 2 && scales->dim(0) == weight.dim(0) &&
+              scales->dim(1) == groups,
+          *scales, weight, group_size);
+  if (zeros) CHECK_FOR(op, zeros->dtype == DType::u8 && zeros->same_shape(*scales), *zeros, *scales);
+  PackLinearParams p{rows(weight)};
+  if (scales) p.scales = rows(*scales);
+  if (zeros) p.zeros = rows(*zeros);
+  p.weight = w;
+  p.half = gated ? weight.dim(0) / 2 : 0;
+  return p;
+}
 
 }  // namespace
 
-void pack_linear(const Tensor& weight, const Tensor& packed, int64_t executor) {
-  CHECK_TENSORS(weight, packed);
-  CHECK(weight.floating() && weight.ndim == 2, weight);
-  CHECK(packed.dtype == DType::f32 && packed.ndim == 3 && packed.contiguous(), packed);
-  CHECK(packed.dim(0) == panels(weight.dim(0)) && packed.dim(1) == weight.dim(1) &&
-            packed.dim(2) == kPanel,
-        packed, weight);
-  if (packed.numel() == 0) return;
+int64_t packed_size(const std::string& format, int64_t in_features, int64_t group_size,
+                    bool zero_points) {
+  Format f;
+  CHECK_FOR("pack_linear", is_format(format, f), format);
+  CHECK_FOR("pack_linear", in_features >= 0 && group_size >= 0, in_features, group_size);
+  return weight_layout(f, in_features, 0, group_size, zero_points).size;
+}
 
-  PackLinearParams p{rows(weight), packed.ptr<float>()};
-  RUN_CPU_KERNEL(pack_linear, p, weight, executor);
+void pack_linear(const Tensor& weight, const std::optional<Tensor>& scales,
+                 const std::optional<Tensor>& zeros, const Tensor& packed,
+                 const std::string& format, int64_t in_features, int64_t group_size, bool gated,
+                 int64_t executor) {
+  CHECK_TENSORS(weight, scales, zeros, packed);
+  const PackLinearParams p =
+      pack_params(__func__, weight, scales, zeros, packed, format, in_features, group_size, gated);
+  if (packed.numel()) RUN_CPU_KERNEL(pack_linear, p, weight, executor);
+}
+
+void unpack_linear(const Tensor& packed, const Tensor& weight, const std::optional<Tensor>& scales,
+                   const std::optional<Tensor>& zeros, const std::string& format,
+                   int64_t in_features, int64_t group_size, bool gated, int64_t executor) {
+  CHECK_TENSORS(packed, weight, scales, zeros);
+  const PackLinearParams p =
+      pack_params(__func__, weight, scales, zeros, packed, format, in_features, group_size, gated);
+  if (packed.numel()) RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
 }
 
 void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-            const std::optional<Tensor>& residual, const Tensor& out, const std::string& activation,
+            const std::optional<Tensor>& residual, const Tensor& out, const std::string& format,
+            int64_t group_size, bool zero_points, bool gated, const std::string& activation,
             int64_t executor) {
   CHECK_TENSORS(x, weight, bias, residual, out);
   CHECK(x.floating() && x.ndim > 0, x);
-  CHECK(weight.dtype == DType::f32 && weight.ndim == 3 && weight.contiguous() &&
-            weight.dim(2) == kPanel,
-        weight);
-  CHECK(x.dim(-1) == weight.dim(1), x, weight);
-  CHECK(out.floating() && out.ndim == x.ndim && panels(out.dim(-1)) == weight.dim(0), out, x,
-        weight);
+  CHECK(out.floating() && out.ndim == x.ndim, out, x);
   for (int i = 0; i + 1 < x.ndim; ++i) CHECK(out.dim(i) == x.dim(i), out, x);
-  if (bias) CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == out.dim(-1), bias, out);
+  const int64_t features = out.dim(-1) * (gated ? 2 : 1);
+  if (bias) CHECK(bias->floating() && bias->ndim == 1 && bias->dim(0) == features, bias, out);
   if (residual) CHECK(residual->floating() && residual->same_shape(out), residual, out);
   LinearParams p{rows(x)};
+  p.weight = weight_of(__func__, weight, format, features, x.dim(-1), group_size, zero_points, gated);
   CHECK(is_activation(activation.c_str(), p.activation), activation);
   if (out.numel() == 0) return;
 
   if (bias) p.bias = rows(*bias);
   if (residual) p.residual = rows(*residual);
   p.out = rows(out);
-  p.weight = weight.ptr<float>();
+  p.gated = gated;
+  p.rows = p.x.count;
   RUN_CPU_KERNEL(linear, p, x, executor);
 }
 
+void linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& dx,
+                     const std::string& format, int64_t group_size, bool zero_points,
+                     int64_t executor) {
+  CHECK_TENSORS(grad, weight, dx);
+  CHECK(grad.floating() && grad.ndim > 0, grad);
+  CHECK(dx.floating() && dx.ndim == grad.ndim, dx, grad);
+  for (int i = 0; i + 1 < dx.ndim; ++i) CHECK(dx.dim(i) == grad.dim(i), dx, grad);
+  LinearBackwardParams p{rows(grad), rows(dx)};
+  p.weight = weight_of(__func__, weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points, false);
+  if (dx.numel() == 0) return;
+  RUN_CPU_KERNEL(linear_backward, p, grad, executor);
+}
+
 void bind_linear(py::module_& m) {
-  m.def("pack_linear", &pack_linear, py::arg("weight"), py::arg("packed"), py::arg("executor"),
-        nogil());
+  m.def("packed_size", &packed_size, py::arg("format"), py::arg("in_features"),
+        py::arg("group_size"), py::arg("zero_points"));
+  m.def("pack_linear", &pack_linear, py::arg("weight"), py::arg("scales"), py::arg("zeros"),
+        py::arg("packed"), py::arg("format"), py::arg("in_features"), py::arg("group_size"),
+        py::arg("gated"), py::arg("executor"), nogil());
+  m.def("unpack_linear", &unpack_linear, py::arg("packed"), py::arg("weight"), py::arg("scales"),
+        py::arg("zeros"), py::arg("format"), py::arg("in_features"), py::arg("group_size"),
+        py::arg("gated"), py::arg("executor"), nogil());
   m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
-        py::arg("out"), py::arg("activation"), py::arg("executor"), nogil());
+        py::arg("out"), py::arg("format"), py::arg("group_size"), py::arg("zero_points"),
+        py::arg("gated"), py::arg("activation"), py::arg("executor"), nogil());
+  m.def("linear_backward", &linear_backward, py::arg("grad"), py::arg("weight"), py::arg("dx"),
+        py::arg("format"), py::arg("group_size"), py::arg("zero_points"), py::arg("executor"),
+        nogil());
 }
 
 }  // namespace warpformer

@@ -1,15 +1,39 @@
-// linear: out = act(x W^T + bias) + residual
-//
+// linear: out = act(x W^T + bias) + residual            gated: out = act(gate) up + residual, where
+//                                                       [gate, up] = x W^T + bias
 //   x             [..., K], any strides, f32 f16 bf16
-//   W             [N, K], packed by pack_linear into panels [ceil(N / 16), K, 16] of f32:
-//                 panel[p][k][j] = W[16 p + j][k], 0 past the last row
-//   bias          [N] or none
+//   W             [N, K], packed; gated: 2 N rows, those of the gate first
+//   bias          [N] (gated: 2 N) or none
 //   out, residual [..., N], any strides, f32 f16 bf16 each
 //   act           of core/activation.h
 //
-// Sums are float, over k in ascending order.
+// A packed weight is a row of bytes per panel of 16 rows of W (those of the gate and of `up` begin
+// a panel each; 0 past the last row), cut into parts that begin at cache lines:
+//
+//   values   f32, f16          [K][16]
+//            bf16, int8        [K / 2][16][2]
+//            int8_dynamic      [K / 4][16][4], each plus 128, as bytes without sign
+//            int4, nf4         [K / 8][16] words of 8 codes of 4 bits, k = 0 2 4 6 1 3 5 7 from the
+//                              lowest bit on: as 16-bit halves, shifts by 4 give neighbours
+//            int4_dynamic      [K / 8][16] words, k = 0 4 1 5 2 6 3 7: as bytes, the low halves are
+//                              four neighbours, the high ones the next four
+//   scales   f16 [groups][16]  of groups of `group` neighbours along K; none where a group is a row
+//   zeros    u8 [groups][16]   of int4 with zero points
+//   factors  f32 [16]          w = factor scale (code - zero); 2^n where there are scales, so that
+//                              scales of 8 to 11 significant bits are kept exactly
+//
+// How products are summed belongs to the format, at every number of rows:
+//
+//   f32 f16 nf4        x and W as floats                     bf16      x of bf16 by Pairs, others as
+//   int4 int8          x of bf16 as it is, others as the               f32
+//                      sum of two bf16, by Pairs
+//   int8_dynamic       x as s8 per row, by Quads             int4_dynamic  x as s8 per 32 of K
+//
+// where the ISA has the instructions; else Pairs become floats, and Quads become Shorts. s8: scale =
+// max |x| / 127, q = round(x / scale). Integer sums are exact; float ones as core/gemm.h has them,
+// in chains that are whole groups where there are scales.
+//
 // Source: torch.nn.functional.linear; Goto, van de Geijn, "Anatomy of High-Performance Matrix
-// Multiplication", for packing.
+// Multiplication", for packing; Dettmers et al., "QLoRA" (NF4), "LLM.int8()" (int8_dynamic).
 #pragma once
 
 #include "core/activation.h"
@@ -19,28 +43,52 @@
 
 namespace warpformer {
 
-// A block is what a thread works on at a time: as packed rows of x it takes 0.4 MiB at most, as
-// result as much, so that both stay in a megabyte of L2 beside the two panels of the weight in use.
-constexpr int64_t kBlockRows = 8 * kMaxTileRows, kBlockDepth = 4 * kDepth, kBlockColumns = 1536;
-constexpr int64_t kBlockStretches = kBlockDepth / kDepth;
-constexpr int64_t kResultStride = kBlockColumns + 16;  // rows of a tile fall into different L1 sets
+enum class Format : int { f32, f16, bf16, int8, int8_dynamic, int4, int4_dynamic, nf4 };
+
+/// Whether codes have 4 bits; and whether x is quantized.
+static constexpr bool is_4_bit(Format f) { return f >= Format::int4; }
+static constexpr bool is_dynamic(Format f) {
+  return f == Format::int8_dynamic || f == Format::int4_dynamic;
+}
+
+constexpr int64_t kBlock = 32;  // neighbours along K that int4_dynamic quantizes together
+constexpr int64_t kMaxDynamicDepth = 1 << 17;  // beyond it, 127 * 127 * K overflows
+
+/// A packed weight: W [panels * 16, depth].
+struct Weight {
+  uint8_t* data = nullptr;
+  Format format = Format::f32;
+  int64_t depth = 0, panels = 0;
+  int64_t group = 0, groups = 0;           // elements of a group; 0 groups where it is a whole row
+  int64_t scales = 0, zeros = 0, factors = 0, size = 0;  // of a panel, in bytes; 0: there are none
+};
+/// With all offsets, from the rest. `group` is the depth or more where a group is a whole row.
+Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group, bool zeros);
+
+/// What `values` are, in memory of the caller: floats or s8 [N, K], or codes [N, K / 2].
+struct PackLinearParams {
+  Rows values, scales, zeros;  // data is null where there are none
+  Weight weight;
+  int64_t half;  // rows of the gate, which end in a panel of their own; 0 without
+};
 
 struct LinearParams {
   Rows x, bias, residual, out;  // data is null where bias or residual is not given
-  const float* weight;
+  Weight weight;
+  bool gated;
   Activation activation;
+  int64_t first, rows;  // of x and out
 };
 
-/// Floats of a thread: packed block of x, block of the result, a row of the residual.
-constexpr int64_t kLinearScratch =
-    kBlockRows * kBlockStretches * kStride + (kBlockRows + 1) * kResultStride;
-
-struct PackLinearParams {
-  Rows weight;
-  float* packed;
+/// dx [.., K] = dy [.., N] W
+struct LinearBackwardParams {
+  Rows dy, dx;
+  Weight weight;
 };
 
 DECLARE_CPU_KERNEL(linear, LinearParams)
+DECLARE_CPU_KERNEL(linear_backward, LinearBackwardParams)
 DECLARE_CPU_KERNEL(pack_linear, PackLinearParams)
+DECLARE_CPU_KERNEL(unpack_linear, PackLinearParams)
 
 }  // namespace warpformer

@@ -113,9 +113,9 @@ def bench(
     ] = None,
 ):
     """Times ops and models beside their peers, as shares of what this machine can do at most."""
-    from warpformer.bench import TORCH_AT, run
+    from warpformer.bench import PEERS_AT, run
 
-    caps = TORCH_AT.get(isa, {})
+    caps = PEERS_AT.get(isa, {})
     if not caps.items() <= os.environ.items():  # torch has loaded without them: once more, with them
         command = [sys.executable, "-m", "warpformer", *sys.argv[1:]]
         sys.exit(subprocess.run(command, env=os.environ | caps, check=False).returncode)

@@ -25,7 +25,7 @@ COUNT_THREADS = """
         lambda: ops.gelu(x),
         lambda: ops.embedding_sum([torch.zeros(256, dtype=torch.int64)], [x]),
         lambda: ops.pack_linear(weight),
-        lambda: ops.linear(x, packed, 512),
+        lambda: ops.linear(x, packed),
         lambda: ops.scaled_dot_product_attention(heads, heads, heads),
     ]
 """
@@ -89,7 +89,7 @@ def test_forked_data_loader_worker():
             def __getitem__(self, index):
                 heads = x.view(1, 4, 256, 128)
                 attention = ops.scaled_dot_product_attention(heads, heads, heads)
-                return attention, ops.linear(x, ops.pack_linear(x), 256), ops.softmax(x)
+                return attention, ops.linear(x, ops.pack_linear(x)), ops.softmax(x)
 
         torch.set_num_threads(2)
         expected = Rows()[0]

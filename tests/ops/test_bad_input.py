@@ -13,7 +13,7 @@ from warpformer import _C, InputError, ops
 
 x = torch.zeros(2, 3)
 index = classes = torch.zeros(2, dtype=torch.int64)
-packed = torch.zeros(1, 3, 16)
+packed = ops.pack_linear(torch.zeros(4, 3))
 q, k, v = torch.zeros(3, 2, 4, 5, 8)
 attention = ops.scaled_dot_product_attention
 tables = torch.zeros(2, 5, 4)
@@ -25,6 +25,12 @@ def starts(*values, dtype=torch.int32):
 
 def packed_attention(cu_seqlens_q, cu_seqlens_k):
     return attention(q[0], k[0], v[0], cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+
+
+def int8(**changes):
+    """A QuantizedWeight that is wrong in `changes` alone."""
+    values, scales = torch.zeros(2, 3, dtype=torch.int8), torch.ones(2, 1)
+    return ops.QuantizedWeight(values, scales, None, "int8", 3, 3)._replace(**changes)
 
 
 cache, lengths = torch.zeros(2, 6, 2, 8), torch.zeros(2, dtype=torch.int32)
@@ -106,20 +112,26 @@ SHAPES = {
     "embedding_sum: count = 5": lambda: ops.embedding_sum([index] * 5, [x] * 5),
     "embedding_sum: i64[3], i64[2]": lambda: ops.embedding_sum([index, index.new_zeros(3)], [x, x]),
     "embedding_sum: table = f32[2,2]": lambda: ops.embedding_sum([index] * 2, [x, x[:, :2]]),
-    "pack_linear: [3]": lambda: ops.pack_linear(x[0]),
-    "pack_linear: [1, 2, 3]": lambda: ops.pack_linear(x[None]),
-    "unpack_linear: [2, 3]": lambda: ops.unpack_linear(x, 2),
-    "unpack_linear: 17, [1, 3, 16]": lambda: ops.unpack_linear(packed, 17),
-    "unpack_linear: -1, [1, 3, 16]": lambda: ops.unpack_linear(packed, -1),
-    "linear: x = f32[2,2], weight = f32[1,3,16]": lambda: ops.linear(x[:, :2], packed, 4),
-    "linear: weight = f32[2,3]": lambda: ops.linear(x, x, 2),
-    "linear: weight = f32[1,3,8]": lambda: ops.linear(x, packed[..., :8].clone(), 2),
-    "linear: out = f32[2,17], weight = f32[1,3,16]": lambda: ops.linear(x, packed, 17),
-    "linear: out = f32[2,0], weight = f32[1,3,16]": lambda: ops.linear(x, packed, 0),
-    "linear: -1": lambda: ops.linear(x, packed, -1),
-    "linear: bias = f32[3], out = f32[2,4]": lambda: ops.linear(x, packed, 4, x[0]),
-    "linear: residual = f32[2,3], out = f32[2,4]": lambda: ops.linear(x, packed, 4, residual=x),
-    "linear: activation": lambda: ops.linear(x, packed, 4, activation="swish"),
+    "pack_linear: float32[3]": lambda: ops.pack_linear(x[0]),
+    "pack_linear: float32[1, 2, 3]": lambda: ops.pack_linear(x[None]),
+    "pack_linear: scales = f32[2,2], weight = i8[2,3]": lambda: ops.pack_linear(int8(scales=torch.ones(2, 2))),
+    "pack_linear: weight = f32[2,3]": lambda: ops.pack_linear(int8(values=x)),
+    "pack_linear: in_features = 4": lambda: ops.pack_linear(int8(in_features=4)),
+    'pack_linear: format = "int4"': lambda: ops.pack_linear(int8(format="int4")),
+    'pack_linear: format = "int3"': lambda: ops.pack_linear(int8(format="int3")),
+    "pack_linear: zero_points = true": lambda: ops.pack_linear(int8(zeros=torch.zeros(2, 1).byte())),
+    "pack_linear: group_size = 1, depth = 3": lambda: ops.pack_linear(int8(format="int4", group_size=1)),
+    "pack_linear: rows = 3": lambda: ops.pack_linear(torch.zeros(3, 3), gated=True),
+    "unpack_linear: packed = u8[1,192], rows = 17": lambda: ops.unpack_linear(packed._replace(out_features=17)),
+    "unpack_linear: packed = u8[1,192], depth = 99": lambda: ops.unpack_linear(packed._replace(in_features=99)),
+    "linear: float32[2, 2], in_features = 3": lambda: ops.linear(x[:, :2], packed),
+    "linear: float32[2, 3], float32[2, 2]": lambda: ops.linear(x, x[:, :2]),
+    "linear: packed = u8[1,8]": lambda: ops.linear(x, packed._replace(data=packed.data[:, :8].clone())),
+    "linear: packed = u8[1,192], rows = 17": lambda: ops.linear(x, packed._replace(out_features=17)),
+    "linear: out_features = -1": lambda: ops.linear(x, packed._replace(out_features=-1)),
+    "linear: bias = f32[3], out = f32[2,4]": lambda: ops.linear(x, packed, x[0]),
+    "linear: residual = f32[2,3], out = f32[2,4]": lambda: ops.linear(x, packed, residual=x),
+    "linear: activation": lambda: ops.linear(x, packed, activation="swish"),
     "scaled_dot_product_attention: query = f32[]": lambda: attention(x[0, 0], k, v),
     "scaled_dot_product_attention: query = f32[8]": lambda: attention(q[0, 0, 0], k, v),
     "scaled_dot_product_attention: value = f32[8]": lambda: attention(q, k, v[0, 0, 0]),
@@ -240,11 +252,10 @@ CALLS = {  # every tensor operand by its name in the error message
     "rms_norm: weight": lambda t: ops.rms_norm(x, (3,), t(x[0])),
     "rms_norm: out": lambda t: ops.rms_norm(x, (3,), out=t(x)),
     "embedding_sum: table": lambda t: ops.embedding_sum([index], [t(x)]),
-    "pack_linear: weight": lambda t: ops.pack_linear(t(x)),
-    "linear: x": lambda t: ops.linear(t(x), packed, 4),
-    "linear: weight": lambda t: ops.linear(x, t(packed), 4),
-    "linear: bias": lambda t: ops.linear(x, packed, 4, t(x[0, [0, 1, 2, 0]])),
-    "linear: residual": lambda t: ops.linear(x, packed, 4, residual=t(x[:, [0, 1, 2, 0]])),
+    "pack_linear: weight": lambda t: ops.pack_linear(t(x)).data,
+    "linear: x": lambda t: ops.linear(t(x), packed),
+    "linear: bias": lambda t: ops.linear(x, packed, t(x[0, [0, 1, 2, 0]])),
+    "linear: residual": lambda t: ops.linear(x, packed, residual=t(x[:, [0, 1, 2, 0]])),
     "scaled_dot_product_attention: query": lambda t: attention(t(q), k, v),
     "scaled_dot_product_attention: key": lambda t: attention(q, t(k), v),
     "scaled_dot_product_attention: value": lambda t: attention(q, k, t(v)),
@@ -324,7 +335,6 @@ def test_none(operand):
 def assert_type_error(caught, operand, value):
     op, name = operand.split(": ")
     named = {"x": "input", "mask": "mask", "table": "tables"}.get(name, name)
-    named = "packed" if operand == "linear: weight" else named
     text = str(caught.value)
     assert text.startswith(f"{op}: ")
     assert named in text

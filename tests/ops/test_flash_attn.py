@@ -117,17 +117,48 @@ def test_gradients():
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
+def test_dropout():
+    q, k, v = qkv(20, 33, torch.float32)
+    starts = [torch.tensor([0, n], dtype=torch.int32) for n in (20, 33)]
+    heads_first = [t[:1].transpose(1, 2) for t in (q, k, v)]
+    for call in (
+        lambda: ops.flash_attn_func(q[:1], k[:1], v[:1], 0.3),
+        lambda: ops.flash_attn_varlen_func(q[0], k[0], v[0], *starts, dropout_p=0.3)[None],
+    ):
+        torch.manual_seed(7)
+        out = call()
+        torch.manual_seed(7)
+        expected = attention(*heads_first, dropout_p=0.3, enable_gqa=True).transpose(1, 2)
+        assert same_bits(out, expected)
+        assert not same_bits(call(), expected)
+
+
+def test_rows_of_a_larger_cache():
+    q, k, v = qkv(3, 3, torch.float32)
+    caches = [torch.full((5, 40, 2, 32), torch.nan) for _ in "kv"]
+    rows, lengths = torch.tensor([4, 1], dtype=torch.int32), torch.tensor([7, 36], dtype=torch.int32)
+    for cache in caches:
+        for row, length in zip(rows, lengths, strict=True):
+            cache[row, :length] = torch.randn(int(length), 2, 32)
+    own = [cache[rows] for cache in caches]
+    out = ops.flash_attn_with_kvcache(
+        q, *caches, k, v, cache_seqlens=lengths, cache_batch_idx=rows, causal=True
+    )
+    assert same_bits(out, ops.flash_attn_with_kvcache(q, *own, k, v, cache_seqlens=lengths, causal=True))
+    assert all(same_bits(cache[rows], t) for cache, t in zip(caches, own, strict=True))
+    assert all(cache[[0, 2, 3]].isnan().all() for cache in caches)
+
+
 def test_refused():
     q, k, v = qkv(3, 33, torch.float32)
     starts = torch.tensor([0, 3], dtype=torch.int32)
     refused = {
-        "flash_attn_func: dropout_p = 0.1": lambda: ops.flash_attn_func(q, k, v, 0.1),
         "flash_attn_func: return_attn_probs": lambda: ops.flash_attn_func(q, k, v, return_attn_probs=True),
         "flash_attn_varlen_func: block_table": lambda: ops.flash_attn_varlen_func(
             q[0], k[0], v[0], starts, starts, block_table=starts
         ),
         "flash_attn_with_kvcache: cache_batch_idx": lambda: ops.flash_attn_with_kvcache(
-            q, k, v, cache_batch_idx=starts
+            q, k, v, cache_batch_idx=starts, block_table=starts[:, None]
         ),
         "flash_attn_with_kvcache: k and v": lambda: ops.flash_attn_with_kvcache(q, k, v, k),
         "flash_attn_with_kvcache: rotary_cos without k": lambda: ops.flash_attn_with_kvcache(

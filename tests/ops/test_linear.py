@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.check import check, same_bits
+from tests.check import check, check_gradients, same_bits
 from warpformer import ops
 
 ACTIVATIONS = {
@@ -17,7 +17,7 @@ ACTIVATIONS = {
 
 
 def ours(x, weight, bias=None, **options):
-    return ops.linear(x, ops.pack_linear(weight), len(weight), bias, **options)
+    return ops.linear(x, ops.pack_linear(weight), bias, **options)
 
 
 def operands(m, n, k, dtype):
@@ -71,9 +71,9 @@ def test_shapes(device, dtype, shape, n):
 def test_a_row_is_the_same_in_every_batch(device, dtype, k):
     x, weight, bias = operands(100, 75, k, dtype)
     packed = ops.pack_linear(weight)
-    batch = ops.linear(x, packed, 75, bias, activation="gelu")
+    batch = ops.linear(x, packed, bias, activation="gelu")
     for m in range(1, 31):
-        part = ops.linear(x[-m:], packed, 75, bias, activation="gelu")
+        part = ops.linear(x[-m:], packed, bias, activation="gelu")
         assert same_bits(part, batch[-m:])
 
 
@@ -92,8 +92,65 @@ def test_nan_and_infinity_stay_in_their_row(device, dtype, value):
 @pytest.mark.parametrize("k", [0, 1, 31, 257])
 def test_pack_and_unpack(device, dtype, n, k):
     weight = torch.randn(n, k, dtype=dtype)
-    packed = ops.pack_linear(weight)
-    assert packed.shape == (-(-n // 16), k, 16)
-    padded = F.pad(weight.float(), (0, 0, 0, -n % 16))
-    assert same_bits(packed, padded.view(len(packed), 16, k).mT)
-    assert same_bits(ops.unpack_linear(packed, n), weight.float())
+    packed = ops.pack_linear(weight.mT.contiguous().mT)
+    assert (packed.out_features, packed.in_features) == (n, k)
+    assert same_bits(ops.unpack_linear(packed), weight)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_gradients(device, dtype, packed, activation):
+    x, weight, bias = operands(70, 60, 75, dtype)
+    residual = torch.randn(70, 60, dtype=dtype)
+
+    def op(x, w, b, r):
+        return ops.linear(x, w, b, activation=activation, residual=r)
+
+    def reference(x, w, b, r):
+        return ACTIVATIONS[activation](F.linear(x, w, b)) + r
+
+    if packed:
+        fixed = ops.pack_linear(weight)
+        check_gradients(
+            lambda x, b, r: op(x, fixed, b, r),
+            lambda x, b, r: reference(x, weight.to(x.dtype), b, r),
+            x, bias, residual,
+        )  # fmt: skip
+    else:
+        check_gradients(op, reference, x, weight, bias, residual)
+
+
+@pytest.mark.parametrize("width", [1, 16, 40])
+def test_gated(device, dtype, width):
+    x, weight, bias = operands(4096 // width + 1, 2 * width, 33, dtype)
+
+    def reference(x, weight, bias):
+        gate, up = F.linear(x, weight, bias).chunk(2, -1)
+        return F.silu(gate) * up
+
+    packed = ops.pack_linear(weight, gated=True)
+    check(lambda x, w, b: ops.linear(x, packed, b, activation="silu"), reference, x, weight, bias)
+    assert same_bits(ops.unpack_linear(packed), weight)
+    check_gradients(
+        lambda x, b: ops.linear(x, packed, b, activation="silu"),
+        lambda x, b: reference(x, weight.to(x.dtype), b),
+        x, bias,
+    )  # fmt: skip
+
+
+def test_a_tensor_is_packed_at_every_call():
+    x, weight, bias = operands(5, 7, 9, torch.float32)
+    first = ops.linear(x, weight, bias)
+    assert same_bits(first, ours(x, weight, bias))
+    weight.data.add_(1)
+    assert same_bits(ops.linear(x, weight, bias), ours(x, weight, bias))
+
+
+def test_registration_of_a_weight_with_gradient():
+    x, weight, bias = (t.requires_grad_() for t in operands(5, 7, 9, torch.float32))
+    args = (x, weight, bias, torch.randn(5, 7), "gelu")
+    torch.library.opcheck(torch.ops.warpformer.dense_linear.default, args)
+    out = torch.compile(ops.linear, fullgraph=True, backend="aot_eager")(x, weight, bias)
+    gradients = torch.autograd.grad(out.sum(), (x, weight, bias))
+    expected = torch.autograd.grad(ops.linear(x, weight, bias).sum(), (x, weight, bias))
+    assert all(map(same_bits, gradients, expected))

@@ -27,21 +27,27 @@ class Linear(nn.Module):
         weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
         if not weight.is_meta:
             nn.init.kaiming_uniform_(weight, a=5**0.5)
-        self.register_buffer("packed", ops.pack_linear(weight), persistent=False)
+        self.register_buffer("packed", None, persistent=False)
+        self._pack(weight)
         self.bias = None
         if bias:
             bound = in_features**-0.5 if in_features else 0.0
             values = torch.empty(out_features, device=device, dtype=dtype).uniform_(-bound, bound)
             self.bias = nn.Parameter(values, requires_grad=False)
 
+    def _pack(self, weight: Tensor):
+        self.packed, *_, self.format = ops.pack_linear(weight)[:4]
+
+    @property
+    def packed_weight(self) -> ops.PackedWeight:
+        return ops.PackedWeight(self.packed, self.out_features, self.in_features, self.format)
+
     @property
     def weight(self) -> Tensor:
-        return ops.unpack_linear(self.packed, self.out_features)
+        return ops.unpack_linear(self.packed_weight)
 
     def forward(self, input: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
-        return ops.linear(
-            input, self.packed, self.out_features, self.bias, activation=activation, residual=residual
-        )
+        return ops.linear(input, self.packed_weight, self.bias, activation=activation, residual=residual)
 
     def extra_repr(self):
         return (
@@ -80,7 +86,7 @@ class Linear(nn.Module):
                 continue
             value = torch.cat(rows)
             if kind == "weight":
-                self.packed = ops.pack_linear(value)
+                self._pack(value)
             else:
                 self.bias = nn.Parameter(value, requires_grad=False)
         unexpected += [key for key in state if key.startswith(prefix) and key not in known]

@@ -9,7 +9,7 @@ from warpformer.ops.cross_entropy import cross_entropy
 from warpformer.ops.dropout import dropout
 from warpformer.ops.embedding_sum import embedding, embedding_sum
 from warpformer.ops.layer_norm import layer_norm
-from warpformer.ops.linear import linear, pack_linear, unpack_linear
+from warpformer.ops.linear import PackedWeight, QuantizedWeight, linear, pack_linear, unpack_linear
 from warpformer.ops.log_softmax import log_softmax
 from warpformer.ops.rms_norm import rms_norm
 from warpformer.ops.rope import rope
@@ -17,6 +17,8 @@ from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_atten
 from warpformer.ops.softmax import softmax
 
 __all__ = [
+    "PackedWeight",
+    "QuantizedWeight",
     "activation",
     "append_to_cache_",
     "cached_attention",

@@ -27,7 +27,7 @@ def flash_attn_func(
     Args:
         q: [B, T, H, D], float32, bfloat16 or float16.
         k, v: [B, S, G, D] and [B, S, G, Dv], G a divisor of H.
-        dropout_p: only 0.
+        dropout_p: the probability of 0 for a weight, drawn by torch's generator.
         softmax_scale: 1 / sqrt(D) if None.
         causal: query i sees keys up to i + S - T (the last query is at the last key).
         window_size: (left, right) of that key; -1 is no limit.
@@ -40,14 +40,17 @@ def flash_attn_func(
         [B, T, H, Dv].
 
     Raises:
-        InputError: what `scaled_dot_product_attention` refuses, dropout, return_attn_probs, and slopes of a
-            shape other than [H].
+        InputError: what `scaled_dot_product_attention` refuses, return_attn_probs, and slopes of a shape other
+            than [H].
 
     Source: the flash-attention package.
     """
-    _refuse("flash_attn_func", dropout_p, return_attn_probs)
+    _refuse_probs("flash_attn_func", return_attn_probs)
     out = scaled_dot_product_attention(
         *(t.transpose(-3, -2) for t in (q, k, v)),
+        dropout_p=dropout_p,
+        enable_gqa=True,
+        alignment="bottom-right",
         **_options(softmax_scale, causal, window_size, softcap, alibi_slopes),
     )
     return out.transpose(-3, -2)
@@ -90,11 +93,14 @@ def flash_attn_varlen_func(
 
     Source: the flash-attention package.
     """
-    _refuse("flash_attn_varlen_func", dropout_p, return_attn_probs)
+    _refuse_probs("flash_attn_varlen_func", return_attn_probs)
     if block_table is not None:
         raise _C.InputError("flash_attn_varlen_func: block_table is not None: cached_attention takes it")
     return scaled_dot_product_attention(
         *(q, k, v),
+        dropout_p=dropout_p,
+        enable_gqa=True,
+        alignment="bottom-right",
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
         **_options(softmax_scale, causal, window_size, softcap, alibi_slopes),
@@ -128,7 +134,7 @@ def flash_attn_with_kvcache(
         k, v: [B, T, G, D] and [B, T, G, Dv], appended to the caches first.
         rotary_cos, rotary_sin: [P, R/2], made float32: rotate q and k; only with k.
         cache_seqlens: slots in use before k and v are appended: int32 [B] or a number; all of them if None.
-        cache_batch_idx: only None.
+        cache_batch_idx: [B] int32, the row of the caches that each sequence has; not with a block_table.
         block_table: [B, max_blocks] int32.
         causal: query t sees slots up to its own, the last query being at the last slot.
         rotary_interleaved: pairs of the rotation are neighbours, not halves.
@@ -139,17 +145,19 @@ def flash_attn_with_kvcache(
         [B, T, H, Dv]; with `return_softmax_lse` also [B, H, T] float32.
 
     Raises:
-        InputError: what the two ops refuse; cache_batch_idx; one of k and v, or a rotation without them.
+        InputError: what the two ops refuse; cache_batch_idx beside a block_table; one of k and v, or a rotation without them.
 
     Source: the flash-attention package.
     """
     name = "flash_attn_with_kvcache"
-    if cache_batch_idx is not None:
-        raise _C.InputError(f"{name}: cache_batch_idx is not None: index the caches, or use a block_table")
+    if cache_batch_idx is not None and block_table is not None:
+        raise _C.InputError(f"{name}: cache_batch_idx and block_table exclude each other")
     if (k is None) != (v is None) or (rotary_cos is None) != (rotary_sin is None):
         raise _C.InputError(f"{name}: k and v come together, and so do rotary_cos and rotary_sin")
     if rotary_cos is not None and k is None:
         raise _C.InputError(f"{name}: rotary_cos without k: rotate q with warpformer.ops.rope")
+    if cache_batch_idx is not None:  # a paged cache, of one block for each sequence
+        block_table = cache_batch_idx.int()[:, None]
     slots = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     if cache_seqlens is None:
         cache_seqlens = slots if k is None else slots - k.shape[1]
@@ -167,16 +175,15 @@ def flash_attn_with_kvcache(
         )
         q = q if rotated is None else rotated
         cache_seqlens = cache_seqlens + k.shape[1]
-    options = _options(softmax_scale, causal, window_size, softcap, alibi_slopes)
-    del options["enable_gqa"], options["alignment"]
     return cached_attention(
-        q, k_cache, v_cache, cache_seqlens, block_table=block_table, return_lse=return_softmax_lse, **options
+        *(q, k_cache, v_cache, cache_seqlens),
+        block_table=block_table,
+        return_lse=return_softmax_lse,
+        **_options(softmax_scale, causal, window_size, softcap, alibi_slopes),
     )
 
 
-def _refuse(name, dropout_p, return_attn_probs):
-    if dropout_p:
-        raise _C.InputError(f"{name}: dropout_p = {dropout_p} is not 0")
+def _refuse_probs(name, return_attn_probs):
     if return_attn_probs:
         raise _C.InputError(
             f"{name}: return_attn_probs is True: scaled_dot_product_attention(return_lse=True) returns lse"
@@ -191,6 +198,4 @@ def _options(softmax_scale, causal, window_size, softcap, alibi_slopes):
         "window": (left, right),
         "softcap": softcap,
         "alibi_slopes": alibi_slopes,
-        "enable_gqa": True,
-        "alignment": "bottom-right",
     }

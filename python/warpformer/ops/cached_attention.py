@@ -1,12 +1,9 @@
-import math
-
 import torch
 from torch import Tensor
 
 from warpformer import _C
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
-
-_EVERY_KEY = 1 << 40
+from warpformer.ops.scaled_dot_product_attention import default_scale, sides
 
 
 def cached_attention(
@@ -67,13 +64,11 @@ def cached_attention(
     Source: Dao et al., "Flash-Decoding for long-context inference"; Kwon et al., "Efficient Memory
     Management for Large Language Model Serving with PagedAttention".
     """
-    left, right = (_EVERY_KEY if side is None else side for side in window)
     tensors = (query, key_cache, value_cache, lengths, block_table, key_scales, value_scales)
     optional = (*tensors[4:], alibi_slopes, sinks)
     direct = is_direct(*tensors[:4], optional=optional)
-    if scale is None:
-        scale = 1 / math.sqrt(query.shape[-1]) if query.ndim and query.shape[-1] else 1.0
-    options = (scale, softcap, left, min(0, right) if is_causal else right)
+    scale = default_scale(query) if scale is None else scale
+    options = (scale, softcap, *sides(window, is_causal))
     if direct:
         out, lse = _forward(*tensors, alibi_slopes, sinks, *options, return_lse)
     else:

@@ -1,79 +1,132 @@
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import empty, executor, is_direct, register
+from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 
 PANEL = 16
+DENSE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+DTYPES = {name: dtype for dtype, name in DENSE.items()}
 
 
-def pack_linear(weight: Tensor) -> Tensor:
+class QuantizedWeight(NamedTuple):
+    """A quantized weight [N, K] in the layout of checkpoints, the same on every device.
+
+        int8, int8_dynamic:  w = scale value
+        int4, int4_dynamic:  w = scale (code - zero), zero = 8 where `zeros` is None
+        nf4:                 w = scale NF4[code]
+
+    values: int8 [N, K]; of 4 bits uint8 [N, ceil(K / 2)], two codes a byte, the low half an even k, 0 past
+        an odd end.
+    scales: [N, ceil(K / group_size)] floats, [N, 1] for int8; kernels keep 11 significant bits of those of
+        4-bit formats.
+    zeros: uint8 in the shape of `scales`, 0 to 15; int4 and int4_dynamic only.
+    format: the name above. A dynamic one has the same values; its products quantize their input, too.
+    in_features: K.
+    group_size: 32, 64, 128, or K and more for one group a row.
+    """
+
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    format: str
+    in_features: int
+    group_size: int
+
+
+class PackedWeight(NamedTuple):
+    """A weight as `linear` reads it: bytes in the layout of csrc/linear/op.h, and what they mean."""
+
+    data: Tensor  # uint8 [panels, bytes of a panel]
+    out_features: int  # with `gated` rows of the gate and of `up`
+    in_features: int
+    format: str
+    group_size: int = 0
+    zero_points: bool = False
+    gated: bool = False
+
+
+def pack_linear(weight: Tensor | QuantizedWeight, *, gated: bool = False) -> PackedWeight:
     """Rearranges the weight of a linear layer into the panels that `linear` reads.
 
-        packed[p, k, j] = weight[16 p + j, k], 0 past the last row
-
     Args:
-        weight: [N, K], float32, bfloat16 or float16, any strides.
+        weight: [N, K], float32, bfloat16 or float16, any strides, which is kept exactly; or a quantized one.
+        gated: whether its rows are those of a gate and, below, as many of the projection that it gates.
 
     Returns:
-        [ceil(N / 16), K, 16] float32. `unpack_linear(packed, N)` gives the weight back.
+        The packed weight; `unpack_linear` gives `weight` back.
 
     Raises:
-        InputError: `weight` is not a floating point matrix.
-        TypeError: `weight` is not a tensor.
+        InputError: a shape, dtype, format or group size does not fit.
+        TypeError: `weight` is neither a tensor nor a QuantizedWeight.
 
     Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication".
     """
-    if is_direct(weight):
-        return _pack_linear(weight)
-    return torch.ops.warpformer.pack_linear(weight)
+    if isinstance(weight, QuantizedWeight):
+        values, scales, zeros, *layout = weight
+    else:
+        values, scales, zeros = weight, None, None
+        is_direct(weight)
+        if weight.ndim != 2:
+            raise _C.InputError(f"pack_linear: weight = {_show(weight)} is not [N, K]")
+        layout = (DENSE.get(weight.dtype, "f32"), weight.shape[1], 0)
+    args = (values, scales, zeros, *layout, gated)
+    direct = is_direct(values, optional=(scales, zeros))
+    data = _pack_linear(*args) if direct else dispatch("pack_linear", *args)
+    return PackedWeight(data, values.shape[0], layout[1], layout[0], layout[2], zeros is not None, gated)
 
 
-def unpack_linear(packed: Tensor, out_features: int) -> Tensor:
+def unpack_linear(packed: PackedWeight) -> Tensor | QuantizedWeight:
     """The weight that `pack_linear` made `packed` of.
 
-        weight[n, k] = packed[n // 16, k, n % 16]
-
     Args:
-        packed: [ceil(N / 16), K, 16] float32.
-        out_features: N.
+        packed: as `pack_linear` returns it.
 
     Returns:
-        [N, K] float32, contiguous.
+        A tensor [N, K] in its own dtype, or a QuantizedWeight whose scales are float32.
 
     Raises:
-        InputError: `packed` is not of that shape.
-        TypeError: `packed` is not a tensor.
+        InputError: the bytes are not as many as the format has.
+        TypeError: `packed.data` is not a tensor.
 
     Source: the layout in csrc/linear/op.h.
     """
-    is_direct(packed)
-    panels = (out_features + PANEL - 1) // PANEL
-    if packed.ndim != 3 or packed.shape[0] != panels or packed.shape[2] != PANEL or out_features < 0:
-        raise _C.InputError(
-            f"unpack_linear: packed.shape = {list(packed.shape)} does not hold out_features = {out_features}"
-        )
-    return packed.transpose(1, 2).flatten(0, 1)[:out_features].contiguous()
+    data, rows, depth, format, group_size, zero_points, gated = packed
+    is_direct(data)
+    is_dense = format in DTYPES
+    groups = 1 if format.startswith("int8") else -(-depth // max(1, group_size))
+    bits_4 = not is_dense and not format.startswith("int8")
+    values = data.new_empty(
+        rows, -(-depth // 2) if bits_4 else depth,
+        dtype=DTYPES.get(format, torch.uint8 if bits_4 else torch.int8),
+    )  # fmt: skip
+    scales = None if is_dense else data.new_empty(rows, groups, dtype=torch.float32)
+    zeros = data.new_empty(rows, groups, dtype=torch.uint8) if zero_points else None
+    _C.unpack_linear(data, values, scales, zeros, format, depth, group_size, gated, executor(data))
+    return values if is_dense else QuantizedWeight(values, scales, zeros, format, depth, group_size)
 
 
 def linear(
     input: Tensor,
-    packed: Tensor,
-    out_features: int,
+    weight: PackedWeight | Tensor,
     bias: Tensor | None = None,
     *,
     activation: str = "none",
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Linear layer on a packed weight, with bias, activation and residual addition in its epilogue.
+    """Linear layer with bias, activation, gate and residual addition in its epilogue.
 
-        out = activation(input W^T + bias) + residual
+        out = act(input W^T + bias) + residual
+        out = act(gate) up + residual, [gate, up] = input W^T + bias        with a gated weight
 
     Args:
         input: [..., K], float32, bfloat16 or float16, any strides.
-        packed: W [N, K] as `pack_linear` returns it.
-        out_features: N.
-        bias: [N]; 0 if None.
+        weight: W [N, K] as `pack_linear` returns it, gated [2 N, K]; or a tensor [N, K], which is packed at
+            every call and may require a gradient.
+        bias: [N], gated [2 N]; 0 if None.
         activation: the name of a function of `ops.activation`.
         residual: [..., N]; 0 if None.
 
@@ -81,37 +134,60 @@ def linear(
         [..., N], contiguous, in the dtype of `input`.
 
     Raises:
-        InputError: a shape or dtype does not fit, or the activation is not known.
-        TypeError: an argument is not a tensor.
+        InputError: a shape, dtype or format does not fit, or the activation is not known.
+        TypeError: an argument is not a tensor, or the weight not a packed one.
 
-    Every element is one sum over K in ascending order, in float32: a row gives the same bits alone and
-    in any batch. Source: torch.nn.functional.linear; Goto and van de Geijn, "Anatomy of
-    High-Performance Matrix Multiplication".
+    How products are computed belongs to the format of the weight, at every number of rows. f32, f16, bf16,
+    nf4, int4 and int8 multiply the input as it is (a float32 one by int4 and int8 to 2^-17 of it);
+    int8_dynamic quantizes it to int8 per row, int4_dynamic per 32 of K: scale = max |x| / 127,
+    q = round(x / scale). Sums are float32 or exact integers, and every element's has one order that depends on
+    K alone: a row gives the same bits alone and in any batch. The gradient of `input` is that of the
+    dequantized weight. Source: torch.nn.functional.linear; Goto and van de Geijn, "Anatomy of
+    High-Performance Matrix Multiplication"; Dettmers et al., "LLM.int8()", "QLoRA"; Shazeer, "GLU Variants
+    Improve Transformer".
     """
-    if is_direct(input, packed, optional=(bias, residual)):
-        return _linear(input, packed, out_features, bias, activation, residual)
-    return torch.ops.warpformer.linear(input, packed, out_features, bias, activation, residual)
+    if isinstance(weight, PackedWeight):
+        data, out_features, in_features, format, group_size, zero_points, gated = weight
+        direct = is_direct(input, data, optional=(bias, residual))
+        if input.ndim == 0 or input.shape[-1] != in_features:
+            raise _C.InputError(f"linear: input = {_show(input)} has not in_features = {in_features} columns")
+        args = (input, data, bias, residual, out_features, format, group_size, zero_points, gated, activation)
+        return _linear(*args) if direct else dispatch("linear", *args)
+    direct = is_direct(input, weight, optional=(bias, residual))
+    if weight.ndim != 2 or input.ndim == 0 or input.shape[-1] != weight.shape[1]:
+        raise _C.InputError(f"linear: input = {_show(input)} does not fit weight = {_show(weight)}")
+    args = (input, weight, bias, residual, activation)
+    return _dense_linear(*args) if direct else dispatch("dense_linear", *args)
 
 
-def _pack_linear(weight):
-    if weight.ndim != 2:
-        raise _C.InputError(f"pack_linear: weight.shape = {list(weight.shape)} is not [N, K]")
-    packed = _empty_packed(weight)
-    _C.pack_linear(weight, packed, executor(weight))
-    return packed
+def _show(t):
+    return f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
 
 
-def _empty_packed(weight):
-    rows, depth = weight.shape
-    return empty(((rows + PANEL - 1) // PANEL, depth, PANEL), weight, torch.float32)
+def _pack_linear(values, scales, zeros, format, in_features, group_size, gated):
+    if values.ndim != 2:
+        raise _C.InputError(f"pack_linear: values = {_show(values)} are not [N, K]")
+    data = _empty_packed(values, scales, zeros, format, in_features, group_size, gated)
+    _C.pack_linear(
+        values, scales, zeros, data, format, in_features, group_size, gated, executor(values)
+    )
+    return data
 
 
-def _linear(input, packed, out_features, bias, activation, residual):
+def _empty_packed(values, scales, zeros, format, in_features, group_size, gated):
+    rows = values.shape[0]
+    panels = 2 * -(-(rows // 2) // PANEL) if gated else -(-rows // PANEL)
+    size = _C.packed_size(format, in_features, group_size, zeros is not None)
+    return empty((panels, size), values, torch.uint8)
+
+
+def _linear(input, data, bias, residual, out_features, format, group_size, zero_points, gated, activation):
     if out_features < 0:
         raise _C.InputError(f"linear: out_features = {out_features} is negative")
-    out = _empty_product(input, out_features)
-    x, y = (input, out) if input.ndim else (input[None], out[None])
-    _C.linear(x, packed, bias, residual, y, activation, executor(input))
+    out = _empty_product(input, out_features // (2 if gated else 1))
+    _C.linear(
+        input, data, bias, residual, out, format, group_size, zero_points, gated, activation, executor(input)
+    )
     return out
 
 
@@ -119,10 +195,105 @@ def _empty_product(input, out_features):
     return empty((*input.shape[:-1], out_features), input)
 
 
-register("pack_linear(Tensor weight) -> Tensor", _pack_linear, _empty_packed)
+def _setup_context(ctx, inputs, output):
+    input, data, bias, residual, *ctx.layout = inputs
+    ctx.save_for_backward(input, data, bias)
+    ctx.residual = residual is not None and residual.requires_grad
+
+
+def _backward(ctx, grad):
+    input, data, bias = ctx.saved_tensors
+    out_features, format, group_size, zero_points, gated, activation = ctx.layout
+    width = grad.shape[-1]
+    padding = -width % PANEL if gated else 0  # where it is gated, both halves are whole panels
+    dz = grad
+    if gated or activation != "none":
+        # Computed anew: half of the memory of a network are activations.
+        z_features = out_features + 2 * padding
+        z_bias = None if bias is None else _pad_halves(bias, padding) if gated else bias
+        z = dispatch(
+            "linear", input, data, z_bias, None, z_features, format, group_size, zero_points, False, "none"
+        )
+        args = (F.pad(grad, (0, padding)), z, None, None, activation, gated, [True, False, False])
+        dz = dispatch("activation_backward", *args)[0]
+    dx = db = None
+    if input.requires_grad:
+        dx = dispatch(
+            "linear_backward", dz, data, input.shape[-1], format, group_size, zero_points
+        ).to(input.dtype)
+    if bias is not None and bias.requires_grad:
+        db = dz.flatten(0, -2).sum(0)
+        if gated:
+            db = torch.cat([half[:width] for half in db.chunk(2)])
+        db = db.to(bias.dtype)
+    return dx, None, db, grad if ctx.residual else None, *[None] * len(ctx.layout)
+
+
+def _pad_halves(t, padding):
+    return torch.cat([F.pad(half, (0, padding)) for half in t.chunk(2)])
+
+
+def _linear_backward(grad, data, in_features, format, group_size, zero_points):
+    dx = _empty_product(grad, in_features)
+    _C.linear_backward(grad, data, dx, format, group_size, zero_points, executor(grad))
+    return dx
+
+
+def _dense_linear(input, weight, bias, residual, activation):
+    format, depth = DENSE.get(weight.dtype, "f32"), weight.shape[1]
+    data = _pack_linear(weight, None, None, format, depth, 0, False)
+    return _linear(input, data, bias, residual, len(weight), format, 0, False, False, activation)
+
+
+def _dense_context(ctx, inputs, output):
+    input, weight, bias, residual, ctx.activation = inputs
+    ctx.save_for_backward(input, weight, bias)
+    ctx.residual = residual is not None and residual.requires_grad
+
+
+def _dense_backward(ctx, grad):
+    input, weight, bias = ctx.saved_tensors
+    dz = grad
+    if ctx.activation != "none":
+        z = dispatch("dense_linear", input, weight, bias, None, "none")
+        dz = dispatch("activation_backward", grad, z, None, None, ctx.activation, False, [True, False, False])[0]
+    dx = dw = db = None
+    if input.requires_grad:
+        dx = dispatch("dense_linear", dz, weight.mT, None, None, "none").to(input.dtype)
+    rows = dz.flatten(0, -2)
+    if weight.requires_grad:
+        dw = dispatch("dense_linear", rows.mT, input.flatten(0, -2).mT, None, None, "none").to(weight.dtype)
+    if bias is not None and bias.requires_grad:
+        db = rows.sum(0).to(bias.dtype)
+    return dx, dw, db, grad if ctx.residual else None, None
+
+
 register(
-    "linear(Tensor input, Tensor packed, SymInt out_features, Tensor? bias, str activation, "
-    "Tensor? residual) -> Tensor",
+    "pack_linear(Tensor values, Tensor? scales, Tensor? zeros, str format, int in_features, int group_size, "
+    "bool gated) -> Tensor",
+    _pack_linear,
+    _empty_packed,
+)
+register(
+    "linear_backward(Tensor grad, Tensor data, SymInt in_features, str format, int group_size, "
+    "bool zero_points) -> Tensor",
+    _linear_backward,
+    lambda grad, data, in_features, *layout: _empty_product(grad, in_features),
+)
+register(
+    "linear(Tensor input, Tensor data, Tensor? bias, Tensor? residual, SymInt out_features, str format, "
+    "int group_size, bool zero_points, bool gated, str activation) -> Tensor",
     _linear,
-    lambda input, packed, out_features, bias, activation, residual: _empty_product(input, out_features),
+    lambda input, data, bias, residual, out_features, format, group_size, zero_points, gated, activation: (
+        _empty_product(input, out_features // (2 if gated else 1))
+    ),
+    setup_context=_setup_context,
+    backward=_backward,
+)
+register(
+    "dense_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation) -> Tensor",
+    _dense_linear,
+    lambda input, weight, bias, residual, activation: _empty_product(input, weight.shape[0]),
+    setup_context=_dense_context,
+    backward=_dense_backward,
 )

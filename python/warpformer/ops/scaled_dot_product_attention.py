@@ -92,7 +92,6 @@ def scaled_dot_product_attention(
         raise _C.InputError(
             f"scaled_dot_product_attention: alignment = {alignment!r} is none of {_ALIGNMENTS}"
         )
-    left, right = (_EVERY_KEY if side is None else side for side in window)
     seed = seed_tensor(seed, query, "scaled_dot_product_attention") if dropout_p else None
     tensors = (
         *(query, key, value, attn_mask, cu_seqlens_q, cu_seqlens_k),
@@ -100,12 +99,11 @@ def scaled_dot_product_attention(
     )
     direct = is_direct(query, key, value, optional=tensors[3:])
     options = (
-        _scale(query, scale) if scale is None else scale,
+        default_scale(query) if scale is None else scale,
         softcap,
         enable_gqa,
         alignment == "bottom-right",
-        left,
-        min(0, right) if is_causal else right,
+        *sides(window, is_causal),
         position_bidirectional,
         position_max_distance,
         dropout_p,
@@ -117,8 +115,14 @@ def scaled_dot_product_attention(
     return (out, lse) if return_lse else out
 
 
-def _scale(query, scale):
+def default_scale(query):
     return 1 / math.sqrt(query.shape[-1]) if query.ndim and query.shape[-1] else 1.0
+
+
+def sides(window, is_causal):
+    """How many keys a query sees before and after its own."""
+    left, right = (_EVERY_KEY if side is None else side for side in window)
+    return left, min(0, right) if is_causal else right
 
 
 def _forward(query, key, value, attn_mask, starts_q, starts_k, *rest):

@@ -1,0 +1,163 @@
+// Packs a weight into panels, and unpacks it; op.h has the layout. Element by element: done once for
+// a weight.
+//
+//   W [N, K], scales, zeros [N, groups]  <-->  panels of 16 rows
+#include "core/parallel.h"
+#include "linear/words.h"
+
+namespace warpformer::cpu::WF_ISA {
+namespace {
+
+/// Where element k of row j of a panel lies, in elements, for values of whole bytes.
+int64_t place(Format format, int64_t k, int64_t j) {
+  const int64_t together = format == Format::bf16 || format == Format::int8 ? 2
+                           : format == Format::int8_dynamic                  ? 4
+                                                                             : 1;
+  return (k / together * kPanel + j) * together + k % together;
+}
+
+/// The row of W that is row j of a panel; those past the end, or past the gate, are -1.
+int64_t row_of(const PackLinearParams& p, int64_t panel, int64_t j) {
+  const int64_t rows = p.half ? p.half : p.values.count;
+  const int64_t panels = (rows + kPanel - 1) / kPanel;
+  const int64_t row = panel % panels * kPanel + j;
+  return row < rows ? panel / panels * rows + row : -1;
+}
+
+template <class T>
+T* row_at(const Rows& rows, int64_t r) {
+  return static_cast<T*>(rows.data) + row_offset(rows, r);
+}
+
+template <class T>
+void pack_values(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel) {
+  const T* from = row_at<T>(p.values, row);
+  T* to = reinterpret_cast<T*>(panel);
+  for (int64_t k = 0; k < p.weight.depth; ++k)
+    to[place(p.weight.format, k, j)] = from[k * p.values.step];
+}
+template <class T>
+void unpack_values(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t* panel) {
+  const T* from = reinterpret_cast<const T*>(panel);
+  T* to = row_at<T>(p.values, row);
+  for (int64_t k = 0; k < p.weight.depth; ++k)
+    to[k * p.values.step] = from[place(p.weight.format, k, j)];
+}
+
+template <class F>
+void by_value(Format format, const F& f) {
+  switch (format) {
+    case Format::f32:
+      return f(float{});
+    case Format::f16:
+      return f(f16{});
+    case Format::bf16:
+      return f(bf16{});
+    default:
+      return f(int8_t{});
+  }
+}
+
+void pack_codes(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel) {
+  const uint8_t* from = row_at<uint8_t>(p.values, row);
+  auto* words = reinterpret_cast<uint32_t*>(panel);
+  for (int64_t k = 0; k < p.weight.depth; ++k) {
+    const uint32_t code = from[k / 2 * p.values.step] >> k % 2 * 4 & 15;
+    words[k / 8 * kPanel + j] |= code << code_shift(p.weight.format, k);
+  }
+}
+void unpack_codes(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t* panel) {
+  const auto* words = reinterpret_cast<const uint32_t*>(panel);
+  uint8_t* to = row_at<uint8_t>(p.values, row);
+  for (int64_t k = 0; k < p.weight.depth; k += 2) {
+    const uint32_t word = words[k / 8 * kPanel + j];
+    const uint32_t low = word >> code_shift(p.weight.format, k) & 15;
+    const uint32_t high =
+        k + 1 < p.weight.depth ? word >> code_shift(p.weight.format, k + 1) & 15 : 0;
+    to[k / 2 * p.values.step] = static_cast<uint8_t>(low | high << 4);
+  }
+}
+
+/// The power of two that brings the largest of n scales into [1, 2); 1 where all are 0.
+float power_of_two(const Rows& scales, int64_t row, int64_t n) {
+  float high = 0.0f;
+  for (int64_t g = 0; g < n; ++g) {
+    float scale;
+    read_span(scales, row, g, 1, &scale);
+    high = fabsf(scale) > high ? fabsf(scale) : high;
+  }
+  return high > 0.0f ? exp2f(floorf(log2f(high))) : 1.0f;
+}
+
+void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel) {
+  const Weight& w = p.weight;
+  if (is_4_bit(w.format)) {
+    pack_codes(p, row, j, panel);
+  } else {
+    by_value(w.format, [&](auto type) { pack_values<decltype(type)>(p, row, j, panel); });
+  }
+  if (w.format == Format::int8_dynamic)
+    for (int64_t k = 0; k < w.depth; ++k) panel[place(w.format, k, j)] ^= 0x80;
+  if (!w.factors) return;
+  float* factor = reinterpret_cast<float*>(panel + w.factors) + j;
+  if (w.groups) {
+    *factor = power_of_two(p.scales, row, w.groups);
+  } else {
+    read_span(p.scales, row, 0, 1, factor);
+  }
+  auto* scales = reinterpret_cast<f16*>(panel + w.scales);
+  for (int64_t g = 0; g < w.groups; ++g) {
+    float scale;
+    read_span(p.scales, row, g, 1, &scale);
+    scales[g * kPanel + j] = from_float<f16>(scale / *factor);
+  }
+  for (int64_t g = 0; w.zeros && g < p.zeros.n; ++g)
+    panel[w.zeros + g * kPanel + j] = row_at<uint8_t>(p.zeros, row)[g * p.zeros.step];
+}
+
+void unpack_row(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t* panel) {
+  const Weight& w = p.weight;
+  if (is_4_bit(w.format)) {
+    unpack_codes(p, row, j, panel);
+  } else {
+    by_value(w.format, [&](auto type) { unpack_values<decltype(type)>(p, row, j, panel); });
+  }
+  if (w.format == Format::int8_dynamic)
+    for (int64_t k = 0; k < w.depth; ++k) row_at<uint8_t>(p.values, row)[k * p.values.step] ^= 0x80;
+  if (!w.factors) return;
+  const float factor = reinterpret_cast<const float*>(panel + w.factors)[j];
+  const auto* scales = reinterpret_cast<const f16*>(panel + w.scales);
+  for (int64_t g = 0; g < p.scales.n; ++g) {
+    const float scale = w.groups ? factor * to_float(scales[g * kPanel + j]) : factor;
+    write_span(&scale, p.scales, row, g, 1);
+  }
+  for (int64_t g = 0; w.zeros && g < p.zeros.n; ++g)
+    row_at<uint8_t>(p.zeros, row)[g * p.zeros.step] = panel[w.zeros + g * kPanel + j];
+}
+
+template <class F>
+void for_rows(const PackLinearParams& p, int threads, const F& f) {
+  parallel_for(p.weight.panels, 1 + 4096 / (1 + p.weight.depth), threads,
+               [&](int, int64_t begin, int64_t end) {
+                 for (int64_t panel = begin; panel < end; ++panel)
+                   for (int64_t j = 0; j < kPanel; ++j)
+                     f(row_of(p, panel, j), j, p.weight.data + panel * p.weight.size);
+               });
+}
+
+}  // namespace
+
+void pack_linear(const PackLinearParams& p, int threads) {
+  for_rows(p, threads, [&](int64_t row, int64_t j, uint8_t* panel) {
+    if (j == 0) memset(panel, 0, p.weight.size);
+    if (row >= 0) pack_row(p, row, j, panel);
+  });
+}
+
+void unpack_linear(const PackLinearParams& p, int threads) {
+  for_rows(p, threads, [&](int64_t row, int64_t j, const uint8_t* panel) {
+    if (row >= 0) unpack_row(p, row, j, panel);
+  });
+}
+
+}  // namespace warpformer::cpu::WF_ISA

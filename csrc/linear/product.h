@@ -1,0 +1,317 @@
+// The product behind linear and its gradient, for a block of rows of x at a time:
+//
+//   rows of x   --pack, quantize-->  tiles of words, scales, sums          (L2, L3; shared)
+//   for a chunk of panels of W (threads claim them):
+//     for a stretch of the depth:    panels --unpack--> words              (L1)
+//       for each tile of rows:       C += tile words^T                     (registers, L2)
+//     C += sums of x (8 - zero) scale
+//     out = act(factor C + bias) (up) + residual
+//
+// Few tiles take wide chunks and unpack words as they multiply them: several panels at once are as
+// many streams from memory. Many tiles take narrow ones, whose words stay in L1.
+//
+// `Source` is the weight: int64_t depth() and words(), and words(panel, count, first, n, few,
+// scratch, f), which calls f(B) for words [first, first + n) of `count` panels. Included by cpu
+// files only.
+#pragma once
+
+#include "core/activation_functions.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "linear/tiles.h"
+
+namespace warpformer::cpu::WF_ISA {
+
+constexpr int64_t kBlockRows = 528;          // of x, at most: a multiple of every ISA's tile
+constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
+constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
+constexpr int64_t kFewTiles = 2;
+constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
+
+/// C += scale * sum, with the scale of the group that a chain belongs to. C has been cleared.
+struct AddGroups {
+  float* c;
+  int64_t c_row;
+  const f16* scales;      // [panel][group][16]
+  int64_t scales_panel;
+  int chain_shift;        // chains of a group, as a power of two
+
+  WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
+  WF_INLINE Vec scale(int64_t chain, int j) const {
+    constexpr int kPerPanel = kPanel / Vec::kWidth;
+    return load(scales + j / kPerPanel * scales_panel + (chain >> chain_shift) * kPanel +
+                j % kPerPanel * Vec::kWidth);
+  }
+  WF_INLINE void finish(int64_t, int i, int j, Vec sum, Vec scale) const {
+    float* to = c + i * c_row + j * Vec::kWidth;
+    store(to, fma(sum, scale, load(to)));
+  }
+  WF_INLINE AddGroups from(int64_t panel) const {
+    return {c + panel * kPanel, c_row, scales + panel * scales_panel, scales_panel, chain_shift};
+  }
+};
+
+/// The same with integer sums of rows that are quantized in blocks, one chain each.
+struct AddBlocks {
+  AddGroups groups;
+  const float* row_scales;  // [chain][row]
+  const int32_t* starts;
+  int64_t rows;
+
+  WF_INLINE Ints start(int64_t chain, int i, int) const { return set(starts[chain * rows + i]); }
+  WF_INLINE Vec scale(int64_t chain, int j) const { return groups.scale(chain, j); }
+  WF_INLINE void finish(int64_t chain, int i, int j, Ints sum, Vec scale) const {
+    groups.finish(chain, i, j, to_float(sum), scale * set(row_scales[chain * rows + i]));
+  }
+  WF_INLINE AddBlocks from(int64_t panel) const {
+    return {groups.from(panel), row_scales, starts, rows};
+  }
+};
+
+/// Integer sums of whole rows.
+struct AddIntegers {
+  int32_t* c;
+  int64_t c_row;
+  bool add;
+  const int32_t* starts;  // [row]
+
+  WF_INLINE Add::None scale(int64_t, int) const { return {}; }
+  WF_INLINE Ints start(int64_t, int i, int j) const {
+    return add ? load(c + i * c_row + j * Vec::kWidth) : set(starts[i]);
+  }
+  WF_INLINE void finish(int64_t, int i, int j, Ints sum, Add::None) const {
+    store(c + i * c_row + j * Vec::kWidth, sum);
+  }
+  WF_INLINE AddIntegers from(int64_t panel) const {
+    return {c + panel * kPanel, c_row, add, starts};
+  }
+};
+
+/// 1.0 for 16 columns, where a group is a whole row.
+constexpr f16 kOnes[kPanel] = {{0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00},
+                               {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00},
+                               {0x3C00}, {0x3C00}, {0x3C00}, {0x3C00}};
+
+template <class Word, int kParts, Kind kKind, class Source>
+class Product {
+ public:
+  Product(const LinearParams& p, const Source& source)
+      : p_(p),
+        w_(p.weight),
+        source_(source),
+        depth_(source.template length<Word>()),
+        halves_(p.gated ? 2 : 1),
+        tiles_(source.depth(), depth_, w_.group, source.has_zeros() ? (w_.groups ? w_.groups : 1) : 0) {}
+
+  void run(int threads) {
+    const int64_t row_size = tiles_.size(1), panels = source_.panels();
+    int64_t block = kBlockFloats / row_size / kTileRows * kTileRows;
+    block = at_most(p_.rows, block < 8 * kTileRows ? 8 * kTileRows : at_most(block, kBlockRows));
+    const int64_t thread_size = kScratchWords + c_size() + kPanel * kWide + tiles_.buffer_size();
+    const int64_t shared_size = (block * row_size + kPanel - 1) / kPanel * kPanel;
+    bias_ = scratch_floats(panels * kPanel + shared_size + threads * thread_size);
+    for (int64_t half = 0; half < halves_; ++half) read_bias(half);
+    float *shared = bias_ + panels * kPanel, *own = shared + shared_size;
+
+    for (int64_t row = 0; row < p_.rows; row += block) {
+      const int64_t rows = at_most(block, p_.rows - row);
+      tiles_.begin(rows, shared);
+      // A thread is worth waking for some 2^15 elements to pack, or 2^18 products.
+      const int packers = worth(rows * p_.x.n >> 15, threads);
+      parallel(packers, [&](int t) {
+        float* buffer = own + t * thread_size;
+        for (int64_t i = tiles_.count() * t / packers; i < tiles_.count() * (t + 1) / packers; ++i)
+          for (int64_t r = 0; r < tiles_.height(i); ++r)
+            tiles_.pack(p_.x, p_.first + row + tiles_.first(i) + r, i, r, buffer);
+      });
+      multiply_block(row, worth(rows * p_.x.n * p_.out.n >> 18, threads), own, thread_size);
+    }
+  }
+
+ private:
+  struct Unit {
+    int64_t panel, panels;       // of each half
+    int64_t tile, tiles;
+  };
+
+  static int worth(int64_t work, int threads) {
+    return static_cast<int>(work < 1 ? 1 : at_most(work, threads));
+  }
+  int64_t panels_of_half() const { return source_.panels() / halves_; }
+  int64_t c_row(int64_t chunk) const { return halves_ * chunk * kPanel + kPanel; }
+  bool has_few_tiles() const { return tiles_.count() <= kFewTiles; }
+  int64_t c_size() const {
+    const int64_t narrow = kBlockRows * c_row(kNarrow);
+    const int64_t wide = kFewTiles * kTileRows * c_row(kWide);
+    return narrow > wide ? narrow : wide;
+  }
+  void read_bias(int64_t half) {
+    float* to = bias_ + half * panels_of_half() * kPanel;
+    for (int64_t j = 0; j < panels_of_half() * kPanel; ++j) to[j] = 0.0f;
+    if (p_.bias.data) read_span(p_.bias, 0, half * p_.out.n, p_.out.n, to);
+  }
+
+  void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size) {
+    const int64_t chunk = has_few_tiles() ? kWide : kNarrow;
+    const int64_t chunks = (panels_of_half() + chunk - 1) / chunk;
+    const int64_t parts = chunks < threads ? at_most(threads, tiles_.count()) : 1;  // of the tiles
+    int64_t next = 0;
+    parallel(threads, [&](int t) {
+      float* scratch = memory + t * thread_size;
+      for (;;) {
+        const int64_t unit = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+        if (unit >= chunks * parts) return;
+        const int64_t panel = unit / parts * chunk, part = unit % parts;
+        const int64_t tile = tiles_.count() * part / parts;
+        const int64_t end = tiles_.count() * (part + 1) / parts;
+        multiply({panel, at_most(chunk, panels_of_half() - panel), tile, end - tile}, row, scratch);
+      }
+    });
+  }
+
+  void multiply(const Unit& u, int64_t row, float* scratch) {
+    float* c = scratch + kScratchWords;
+    const int64_t stride = halves_ * u.panels * kPanel + kPanel;
+    for (int64_t half = 0; half < halves_; ++half) {
+      const int64_t panel = half * panels_of_half() + u.panel;
+      float* to = c + half * u.panels * kPanel;
+      if constexpr (kKind == Kind::grouped || kKind == Kind::blocks) clear(u, to, stride);
+      int64_t first = 0;
+      do {
+        const int64_t n = at_most(kDepth, depth_ - first);
+        fetch_scales(panel, u.panels, first + n);
+        source_.words(panel, u.panels, first, n, has_few_tiles(), scratch, Word{},
+                      [&](const auto& b) {
+                        for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
+                          multiply_tile(u, panel, i, b, first, n, to, stride);
+                      });
+        first += n;
+      } while (first < depth_);
+      if (source_.has_zeros()) add_zeros(u, panel, scratch, to, stride);
+    }
+    finish(u, row, c, stride, c + c_size());
+  }
+
+  void clear(const Unit& u, float* c, int64_t stride) const {
+    for (int64_t i = tiles_.first(u.tile); i < tiles_.first(u.tile + u.tiles); ++i, c += stride)
+      for (int64_t j = 0; j < u.panels * kPanel; j += Vec::kWidth) store(c + j, set(0.0f));
+  }
+
+  /// The group that holds a word.
+  int64_t group_of(int64_t word) const { return word * kPerWord<Word> / w_.group; }
+
+  /// Brings the scales of the stretch from `first` on into the cache: too few lines to be a stream
+  /// that the hardware would follow.
+  void fetch_scales(int64_t panel, int64_t count, int64_t first) const {
+    if (!w_.groups || kKind == Kind::plain || first >= depth_) return;
+    const int64_t begin = group_of(first), end = at_most(w_.groups, group_of(first + kDepth));
+    for (int64_t p = panel; p < panel + count; ++p)
+      for (int64_t g = begin; g < end; g += 2)  // a cache line
+        __builtin_prefetch(w_.data + p * w_.size + w_.scales + g * kPanel * 2);
+  }
+
+  template <class B>
+  void multiply_tile(const Unit& u, int64_t panel, int64_t tile, const B& b, int64_t first,
+                     int64_t n, float* c, int64_t stride) const {
+    c += (tiles_.first(tile) - tiles_.first(u.tile)) * stride;
+    const auto multiply = [&](const auto& sink) {
+      gemm_rows<kParts, Layout::rows>(tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n,
+                                      chain_, sink);
+    };
+    if constexpr (kKind == Kind::plain) {
+      multiply(Add{c, stride, first > 0});
+    } else if constexpr (kKind == Kind::tokens) {
+      multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0, tiles_.starts(tile, 0)});
+    } else {
+      AddGroups groups{c, stride, kOnes, 0, 63};
+      if (w_.groups) {
+        const uint8_t* scales = w_.data + panel * w_.size + w_.scales;
+        groups.scales = reinterpret_cast<const f16*>(scales) + group_of(first) * kPanel;
+        groups.scales_panel = w_.size / 2;
+        groups.chain_shift = __builtin_ctzll(w_.group / (chain_ * kPerWord<Word>));
+      }
+      if constexpr (kKind == Kind::grouped) {
+        multiply(groups);
+      } else {
+        const int64_t block = first / chain_;
+        multiply(AddBlocks{groups, tiles_.scales(tile, block), tiles_.starts(tile, block),
+                           tiles_.height(tile)});
+      }
+    }
+  }
+
+  /// C += sums of x in groups, times scale (8 - zero).
+  void add_zeros(const Unit& u, int64_t panel, float* zeros, float* c, int64_t stride) const {
+    const int64_t groups = w_.groups ? w_.groups : 1;
+    for (int64_t first = 0; first < groups; first += kDepth) {
+      const int64_t n = at_most(kDepth, groups - first);
+      for (int64_t p = 0; p < u.panels; ++p)
+        for (int64_t g = 0; g < n; ++g)
+          unpack_zeros(w_, w_.data + (panel + p) * w_.size, first + g,
+                       zeros + (p * kDepth + g) * kPanel);
+      for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
+        gemm(tiles_.height(i), u.panels, tiles_.sums(i, first),
+             {zeros, kDepth * kPanel, kPanel}, n, kChain,
+             c + (tiles_.first(i) - tiles_.first(u.tile)) * stride, stride, true);
+    }
+  }
+
+  /// out = act(factor C + bias) (up) + residual, of the rows and columns of a unit.
+  void finish(const Unit& u, int64_t row, float* c, int64_t stride, float* residual) const {
+    const int64_t first = tiles_.first(u.tile), last = tiles_.first(u.tile + u.tiles);
+    const int64_t column = u.panel * kPanel, columns = at_most(u.panels * kPanel, p_.out.n - column);
+    const bool half = p_.out.dtype != DType::f32;
+    by_activation(p_.activation, half, [&](auto act) {
+      for (int64_t i = first; i < last; ++i, c += stride) {
+        for (int64_t h = 0; h < halves_; ++h) scale_row(u, i, h, c + h * u.panels * kPanel);
+        for (int64_t j = 0; j < u.panels * kPanel; j += Vec::kWidth) {
+          const Vec v = act.value(load(c + j));
+          store(c + j, halves_ == 2 ? v * load(c + u.panels * kPanel + j) : v);
+        }
+        const int64_t at = p_.first + row + i;
+        if (p_.residual.data) {
+          read_span(p_.residual, at, column, columns, residual);
+          for_lanes(columns, [&](int64_t j, auto k) {
+            store(c + j, load(c + j, k) + load(residual + j, k), k);
+          });
+        }
+        write_span(c, p_.out, at, column, columns);
+      }
+    });
+  }
+
+  /// c = factor c + bias
+  void scale_row(const Unit& u, int64_t i, int64_t half, float* c) const {
+    const int64_t panel = half * panels_of_half() + u.panel;
+    for (int64_t p = 0; p < u.panels; ++p) {
+      const float* factors =
+          reinterpret_cast<const float*>(w_.data + (panel + p) * w_.size + w_.factors);
+      for (int64_t j = 0; j < kPanel; j += Vec::kWidth) {
+        float* at = c + p * kPanel + j;
+        Vec v = load(at);
+        if constexpr (kKind == Kind::tokens)
+          v = to_float(bits_of(v)) * set(tiles_.scales(0, 0)[i]);
+        if (source_.has_factors()) v = v * load(factors + j);
+        store(at, v + load(bias_ + (panel + p) * kPanel + j));
+      }
+    }
+  }
+
+  /// Words that are summed in one chain.
+  int64_t chain() const {
+    if (kKind == Kind::tokens) return kDepth;
+    if (kKind == Kind::blocks) return kBlock / kPerWord<Word>;
+    if (kKind == Kind::grouped) return w_.group / kPerWord<Word>;
+    return __is_same(Word, float) ? warpformer::cpu::WF_ISA::chain(depth_) : kChain;
+  }
+
+  const LinearParams& p_;
+  const Weight& w_;
+  const Source source_;
+  const int64_t depth_, halves_;
+  const int64_t chain_ = chain();
+  Tiles<Word, kParts, kKind> tiles_;
+  float* bias_ = nullptr;
+};
+
+}  // namespace warpformer::cpu::WF_ISA
