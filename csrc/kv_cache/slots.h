@@ -22,7 +22,13 @@ inline T* at(const TokenHeads& t, Slot slot, int64_t head) {
          head * t.stride[2];
 }
 
+/// Slots of a sequence.
+struct Range {
+  int64_t begin, end;
+};
+
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace warpformer::cpu::WF_ISA
