@@ -113,12 +113,8 @@ class Unit {
   /// What `attend` will be called with first: its keys are fetched.
   void expect(int64_t index, int64_t chunk) {
     const Item item = items_.item(p_, index);
-    ahead_.append(span(item, c_.k, seen_by(item, chunk)));
-    const int64_t row = larger(c_.width * int64_t{sizeof(T)}, 1);
-    for (int64_t byte = 0; byte < kAhead; byte += row) {
-      const T* next = ahead_.next();
-      for (int64_t offset = 0; offset < row; offset += kLine) fetch<kLine>(next, offset);
-    }
+    ahead_.append(keys(item, seen_by(item, chunk)));
+    ahead_.fetch(kAhead);
   }
 
   /// Ends with some keys of unit (next, next_chunk) fetched; next < 0 for none.
@@ -127,15 +123,17 @@ class Unit {
     const Item item = items_.item(p_, index);
     const int64_t length = c_.lengths[item.batch], first = chunk * kChunk;
     const Range seen = seen_by(item, chunk);
-    ahead_.append(span(item, c_.v, seen));
+    seen_by_all_ = {visible(p_, length, query_of(item, item.rows - 1)).begin - first,
+                    visible(p_, length, query_of(item, 0)).end - first};
+    ahead_.append(values(item, seen));
     if (next >= 0) {
       const Item other = items_.item(p_, next);
-      ahead_.append(span(other, c_.k, seen_by(other, next_chunk)));
+      ahead_.append(keys(other, seen_by(other, next_chunk)));
     }
     for (int64_t i = 0; i < item.lines(); ++i) partials.state(place, chunk, i) = {-INFINITY, 0.0f};
     if (seen.begin == seen.end) return;
     pack_queries(item);
-    for_tiles(item, c_.k, seen, first, [&](const Tile& tile, int64_t head, int64_t slot) {
+    for_tiles(keys(item, seen), first, [&](const Tile& tile, int64_t head, int64_t slot) {
       score_tile(tile, item, head, slot);
     });
     if (c_.k_scales.data) read_scales(item, first, seen.end - first);
@@ -143,7 +141,7 @@ class Unit {
       partials.state(place, chunk, i) = weigh(item, i, length, first, seen.end);
     float* o = partials.row(place, chunk, 0);
     for (int64_t i = 0; i < item.lines() * partials.width; ++i) o[i] = 0.0f;
-    for_tiles(item, c_.v, seen, first, [&](const Tile& tile, int64_t head, int64_t slot) {
+    for_tiles(values(item, seen), first, [&](const Tile& tile, int64_t head, int64_t slot) {
       add_tile(tile, item, head, length, first, slot, o, partials.width);
     });
     if constexpr (P::kDigits)
@@ -170,8 +168,11 @@ class Unit {
                  visible(p_, length, query_of(item, item.rows - 1)).end},
                 chunk * kChunk);
   }
-  static Span span(const Item& item, const TokenHeads& operand, Range slots) {
-    return {&operand, item.batch, item.head, item.heads, slots};
+  Span keys(const Item& item, Range slots) const {
+    return {&c_.k, item.batch, item.head, item.heads, c_.width, slots};
+  }
+  Span values(const Item& item, Range slots) const {
+    return {&c_.v, item.batch, item.head, item.heads, c_.value_width, slots};
   }
 
   void pack_queries(const Item& item) {
@@ -190,26 +191,20 @@ class Unit {
     }
   }
 
-  /// f(tile, head, first slot in the chunk) for all of `seen`. Tiles begin at multiples of their
-  /// size in the chunk.
+  /// f(tile, head, first slot in the chunk) for all of a span in a chunk that begins with slot
+  /// `first`. Tiles begin at multiples of their size in the chunk.
   template <class F>
-  void for_tiles(const Item& item, const TokenHeads& operand, Range seen, int64_t first,
-                 const F& f) {
+  void for_tiles(const Span& span, int64_t first, const F& f) {
     Tile tile;
-    const int64_t begin = first + (seen.begin - first) / P::kSlots * P::kSlots;
-    for (int64_t slot = begin; slot < seen.end; slot += P::kSlots) {
-      tile.count = smaller(P::kSlots, seen.end - slot);
-      const T* rows[P::kSlots];
+    const int64_t begin = first + (span.slots.begin - first) / P::kSlots * P::kSlots;
+    for (int64_t slot = begin; slot < span.slots.end; slot += P::kSlots) {
+      tile.count = smaller(P::kSlots, span.slots.end - slot);
       for (int64_t j = 0; j < P::kSlots; ++j)
-        rows[j] = j < tile.count
-                      ? at<T>(operand, slot_of(c_, item.batch, slot + j), item.head)
-                      : rows[j - 1];
-      for (int64_t head = 0; head < item.heads; ++head) {
-        for (int64_t j = 0; j < P::kSlots; ++j) {
-          tile.rows[j] = rows[j] + head * operand.stride[2];
-          tile.next[j] = j < tile.count ? ahead_.next() : tile.next[j - 1];
-        }
+        tile.rows[j] = j < tile.count ? at<T>(*span.operand, slot_of(c_, span.batch, slot + j), span.head) : tile.rows[j - 1];
+      for (int64_t head = 0; head < span.heads; ++head) {
+        ahead_.fetch(tile.count * span.width * int64_t{sizeof(T)});
         f(tile, head, slot - first);
+        for (int64_t j = 0; j < P::kSlots; ++j) tile.rows[j] += span.operand->stride[2];
       }
     }
   }
@@ -295,12 +290,7 @@ class Unit {
       if constexpr (P::kDigits) {
         P::template add_values<kRows>(w, kStride, tile, c_.value_width, to, o_width);
       } else {
-        bool all = true;
-        for (int r = 0; r < kRows; ++r) {
-          const Range seen = seen_in(tile, item, line + r, length, first + slot);
-          all = all && seen.begin == 0 && seen.end == tile.count;
-        }
-        if (all) {
+        if (seen_by_all_.begin <= slot && slot + tile.count <= seen_by_all_.end) {
           P::template add_values<kRows>(w, kStride, tile, {0, tile.count}, c_.value_width, to,
                                         o_width);
           return;
@@ -325,7 +315,8 @@ class Unit {
   const Items& items_;
   int64_t query_size_;
   float *q_, *scores_, *row_, *bias_, *k_scales_, *v_scales_;
-  Walk<T> ahead_;
+  Fetcher ahead_;
+  Range seen_by_all_{};  // the slots of the chunk that every line sees; also beyond the chunk
 };
 
 float exp_of(float x) {

@@ -9,6 +9,7 @@
 // registers. And four values of a column meet their weights: 4 rows are interleaved.
 #pragma once
 
+#include "core/simd.h"
 #include "kv_cache/tile.h"
 
 #if defined(__AVX512VNNI__)
@@ -115,10 +116,8 @@ struct Digits {
     for (int64_t at = 0; at < width; at += 64) {
       const __mmask64 lanes = width - at < 64 ? (uint64_t{1} << (width - at)) - 1 : ~uint64_t{0};
       __m512i keys[16];
-      for (int j = 0; j < 16; ++j) {
+      for (int j = 0; j < 16; ++j)
         keys[j] = as_unsigned(_mm512_maskz_loadu_epi8(lanes, tile.rows[j] + at));
-        fetch<64>(tile.next[j], at);
-      }
       transpose(keys);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
@@ -144,7 +143,6 @@ struct Digits {
                          float* o, int64_t o_stride) {
     for (int64_t c = 0; c < width; c += 64) {
       const __mmask64 lanes = width - c < 64 ? (uint64_t{1} << (width - c)) - 1 : ~uint64_t{0};
-      for (int64_t j = 0; j < kSlots; ++j) fetch<64>(tile.next[j], c);
       add_columns<kRows, false>(w, w_stride, tile, c, lanes, o + c, o_stride);
       add_columns<kRows, true>(w, w_stride, tile, c, lanes, o + c + 32, o_stride);
     }

@@ -10,6 +10,7 @@
 // Each row r has its own sums, in an order that no other row changes.
 #pragma once
 
+#include "core/simd.h"
 #include "kv_cache/tile.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -119,10 +120,7 @@ struct Floats {
   static WF_INLINE void add_products(const Query* q, int64_t q_stride, const Tile& tile, int64_t j,
                                      int64_t d, Lanes lanes, Vec (&sums)[kRows][kKeys]) {
     decltype(Keys::load_key(tile.rows[0], lanes)) key[kKeys];
-    for (int i = 0; i < kKeys; ++i) {
-      key[i] = Keys::load_key(tile.rows[j + i] + d, lanes);
-      fetch<Keys::kStep * int64_t{sizeof(T)}>(tile.next[j + i], d * int64_t{sizeof(T)});
-    }
+    for (int i = 0; i < kKeys; ++i) key[i] = Keys::load_key(tile.rows[j + i] + d, lanes);
     for (int r = 0; r < kRows; ++r) {
       const auto query = Keys::load_query(q + r * q_stride);
       for (int i = 0; i < kKeys; ++i) sums[r][i] = Keys::multiply_add(query, key[i], sums[r][i]);
@@ -139,8 +137,6 @@ struct Floats {
       Vec v[kRegisters];
       for (int c = 0; c < kRegisters; ++c)
         v[c] = load(tile.rows[j] + column + c * Vec::kWidth, lanes);
-      fetch<kRegisters * Vec::kWidth * int64_t{sizeof(T)}>(tile.next[j],
-                                                           column * int64_t{sizeof(T)});
       for (int r = 0; r < kRows; ++r) {
         const Vec weight = set(w[r * w_stride + j]);
         for (int c = 0; c < kRegisters; ++c) sums[r][c] = fma(weight, v[c], sums[r][c]);
