@@ -271,13 +271,16 @@ class Unit {
   }
 
   void read_scales(const Item& item, int64_t first, int64_t n) {
-    for (int64_t j = 0; j < n; ++j) {
+    for (int64_t j = 0, run; j < n; j += run) {
       const Slot slot = slot_of(c_, item.batch, first + j);
-      const float* k = at<float>(c_.k_scales, slot, item.head);
-      const float* v = at<float>(c_.v_scales, slot, item.head);
+      run = smaller(n - j, c_.block_size - slot.offset);
       for (int64_t head = 0; head < item.heads; ++head) {
-        k_scales_[head * kChunk + j] = k[head * c_.k_scales.stride[2]];
-        v_scales_[head * kChunk + j] = v[head * c_.v_scales.stride[2]];
+        const float* k = at<float>(c_.k_scales, slot, item.head + head);
+        const float* v = at<float>(c_.v_scales, slot, item.head + head);
+        for (int64_t i = 0; i < run; ++i) {
+          k_scales_[head * kChunk + j + i] = k[i * c_.k_scales.stride[1]];
+          v_scales_[head * kChunk + j + i] = v[i * c_.v_scales.stride[1]];
+        }
       }
     }
   }
@@ -424,7 +427,7 @@ void cached_attention(const CachedAttentionParams& p, int threads) {
   if (dtype == DType::f32) return run<Floats<float, FloatKeys>>(p, threads);
 #if defined(__AVX512VNNI__)
   if (dtype == DType::i8 && p.q.dtype == DType::f32) return run<Digits<3, 3>>(p, threads);
-  if (dtype == DType::i8) return run<Digits<3, 2>>(p, threads);
+  if (dtype == DType::i8) return run<Digits<2, 2>>(p, threads);
 #else
   if (dtype == DType::i8) return run<Floats<int8_t, FloatKeys>>(p, threads);
 #endif
