@@ -200,7 +200,9 @@ class Unit {
     for (int64_t slot = begin; slot < span.slots.end; slot += P::kSlots) {
       tile.count = smaller(P::kSlots, span.slots.end - slot);
       for (int64_t j = 0; j < P::kSlots; ++j)
-        tile.rows[j] = j < tile.count ? at<T>(*span.operand, slot_of(c_, span.batch, slot + j), span.head) : tile.rows[j - 1];
+        tile.rows[j] = j < tile.count
+                           ? at<T>(*span.operand, slot_of(c_, span.batch, slot + j), span.head)
+                           : tile.rows[j - 1];
       for (int64_t head = 0; head < span.heads; ++head) {
         ahead_.fetch(tile.count * span.width * int64_t{sizeof(T)});
         f(tile, head, slot - first);

@@ -1,6 +1,6 @@
 // Products with int8 rows of the cache in whole numbers (vpdpbusd), as exact as float ones: what
-// multiplies them, queries and weights, becomes numbers of kDigits signed bytes, of which the largest
-// of a row is nearly the largest there is.
+// multiplies them, queries and weights, becomes numbers of kDigits signed bytes, of which the
+// largest of a row is nearly the largest there is.
 //
 //   x[i] = unit * n[i],    n[i] = 2^8 (2^8 d0 + d1) + d2
 //
@@ -47,17 +47,15 @@ void make_digits(float* x, int64_t n) {
   const Vec inverse = set(1.0f / unit);
   for (int64_t i = 0; i < n; i += 16) {
     __m512i number = _mm512_cvtps_epi32((load(x + i) * inverse).v);
-    Group group;
+    Group& group = *reinterpret_cast<Group*>(x + i);
     for (int d = kDigits - 1; d >= 0; --d) {
       const __m128i digits = _mm512_cvtepi32_epi8(number);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(group.digits[d]), digits);
-      const __m128i sums =
-          _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(INT8_MIN), digits);
+      const __m128i sums = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(INT8_MIN), digits);
       const __m128i pairs = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4E));
       group.sums[d] = _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xB1)));
       number = _mm512_srai_epi32(_mm512_add_epi32(number, _mm512_set1_epi32(128)), 8);
     }
-    memcpy(x + i, &group, sizeof group);
   }
   if (n > 0) reinterpret_cast<Group*>(x)->unit = unit + sum(check);
 }
@@ -133,8 +131,10 @@ struct Digits {
     for (int64_t c = 0; c < width; c += 64) {
       __m512 t[4];
       for (int i = 0; i < 4; ++i) t[i] = (load(o + c + i * 16) * unit).v;
-      const __m512 a = _mm512_shuffle_f32x4(t[0], t[1], 0x44), b = _mm512_shuffle_f32x4(t[0], t[1], 0xEE);
-      const __m512 d = _mm512_shuffle_f32x4(t[2], t[3], 0x44), e = _mm512_shuffle_f32x4(t[2], t[3], 0xEE);
+      const __m512 a = _mm512_shuffle_f32x4(t[0], t[1], 0x44),
+                   b = _mm512_shuffle_f32x4(t[0], t[1], 0xEE);
+      const __m512 d = _mm512_shuffle_f32x4(t[2], t[3], 0x44),
+                   e = _mm512_shuffle_f32x4(t[2], t[3], 0xEE);
       _mm512_storeu_ps(o + c, _mm512_shuffle_f32x4(a, d, 0x88));
       _mm512_storeu_ps(o + c + 16, _mm512_shuffle_f32x4(a, d, 0xDD));
       _mm512_storeu_ps(o + c + 32, _mm512_shuffle_f32x4(b, e, 0x88));
@@ -158,8 +158,7 @@ struct Digits {
     for (int64_t at = 0; at < width; at += 64) {
       const __mmask64 lanes = width - at < 64 ? (uint64_t{1} << (width - at)) - 1 : ~uint64_t{0};
       __m512i keys[16];
-      for (int j = 0; j < 16; ++j)
-        keys[j] = as_unsigned(_mm512_maskz_loadu_epi8(lanes, k[j] + at));
+      for (int j = 0; j < 16; ++j) keys[j] = as_unsigned(_mm512_maskz_loadu_epi8(lanes, k[j] + at));
       transpose(keys);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
@@ -186,8 +185,7 @@ struct Digits {
     __m512i sums[kRows][kWeightDigits][2];
     for (int r = 0; r < kRows; ++r)
       for (int d = 0; d < kWeightDigits; ++d)
-        sums[r][d][0] = sums[r][d][1] =
-            _mm512_set1_epi32(-(groups(r)[0].sums[d]));
+        sums[r][d][0] = sums[r][d][1] = _mm512_set1_epi32(-(groups(r)[0].sums[d]));
     for (int j = 0; j < kSlots; j += 4) {
       __m512i row[4];
       for (int i = 0; i < 4; ++i) row[i] = _mm512_maskz_loadu_epi8(lanes, tile.rows[j + i] + c);

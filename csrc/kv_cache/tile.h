@@ -1,5 +1,5 @@
-// A tile: the rows of one head in a few slots, which is what the products work on at a time. And the
-// fetching of what comes later, in the order in which it lies in memory, all heads of a slot
+// A tile: the rows of one head in a few slots, which is what the products work on at a time. And
+// the fetching of what comes later, in the order in which it lies in memory, all heads of a slot
 // together, whatever the order of the tiles: memory read from one end to the other gives a third
 // more.
 #pragma once

@@ -108,6 +108,19 @@ def test_paged_cache(dtype):
     assert same_bits(out, ops.flash_attn_with_kvcache(q, k, v, causal=True))
 
 
+def test_rows_of_a_cache(dtype):
+    q, key, value = qkv(3, 3, dtype)
+    k, v = torch.randn(2, 5, 40, 2, 32, dtype=dtype)
+    rows, lengths = torch.tensor([4, 1], dtype=torch.int32), torch.tensor([5, 37], dtype=torch.int32)
+    own = k[rows], v[rows]
+    untouched = k[[0, 2, 3]]
+    out = ops.flash_attn_with_kvcache(q, k, v, key, value, cache_seqlens=lengths, cache_batch_idx=rows)
+    assert same_bits(out, ops.flash_attn_with_kvcache(q, *own, key, value, cache_seqlens=lengths))
+    assert same_bits(k[rows], own[0])
+    assert same_bits(v[rows], own[1])
+    assert same_bits(k[[0, 2, 3]], untouched)
+
+
 def test_gradients():
     q, k, v = (t.requires_grad_() for t in qkv(20, 33, torch.float32))
     out = ops.flash_attn_func(q, k, v, causal=True)
@@ -127,7 +140,7 @@ def test_refused():
             q[0], k[0], v[0], starts, starts, block_table=starts
         ),
         "flash_attn_with_kvcache: cache_batch_idx": lambda: ops.flash_attn_with_kvcache(
-            q, k, v, cache_batch_idx=starts
+            q, k, v, cache_batch_idx=starts, block_table=starts[:, None]
         ),
         "flash_attn_with_kvcache: k and v": lambda: ops.flash_attn_with_kvcache(q, k, v, k),
         "flash_attn_with_kvcache: rotary_cos without k": lambda: ops.flash_attn_with_kvcache(

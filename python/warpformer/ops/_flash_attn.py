@@ -128,7 +128,7 @@ def flash_attn_with_kvcache(
         k, v: [B, T, G, D] and [B, T, G, Dv], appended to the caches first.
         rotary_cos, rotary_sin: [P, R/2], made float32: rotate q and k; only with k.
         cache_seqlens: slots in use before k and v are appended: int32 [B] or a number; all of them if None.
-        cache_batch_idx: only None.
+        cache_batch_idx: [B] int32: the row of the caches that each sequence has; its own if None.
         block_table: [B, max_blocks] int32.
         causal: query t sees slots up to its own, the last query being at the last slot.
         rotary_interleaved: pairs of the rotation are neighbours, not halves.
@@ -139,17 +139,20 @@ def flash_attn_with_kvcache(
         [B, T, H, Dv]; with `return_softmax_lse` also [B, H, T] float32.
 
     Raises:
-        InputError: what the two ops refuse; cache_batch_idx; one of k and v, or a rotation without them.
+        InputError: what the two ops refuse; cache_batch_idx with a block_table; one of k and v, or a
+            rotation without them.
 
     Source: the flash-attention package.
     """
     name = "flash_attn_with_kvcache"
-    if cache_batch_idx is not None:
-        raise _C.InputError(f"{name}: cache_batch_idx is not None: index the caches, or use a block_table")
+    if cache_batch_idx is not None and block_table is not None:
+        raise _C.InputError(f"{name}: cache_batch_idx with a block_table, which finds the slots alone")
     if (k is None) != (v is None) or (rotary_cos is None) != (rotary_sin is None):
         raise _C.InputError(f"{name}: k and v come together, and so do rotary_cos and rotary_sin")
     if rotary_cos is not None and k is None:
         raise _C.InputError(f"{name}: rotary_cos without k: rotate q with warpformer.ops.rope")
+    if cache_batch_idx is not None:  # rows are blocks of all slots, one for each sequence
+        block_table = cache_batch_idx[:, None]
     slots = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     if cache_seqlens is None:
         cache_seqlens = slots if k is None else slots - k.shape[1]
