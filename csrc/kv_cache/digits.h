@@ -1,6 +1,6 @@
-// Products with int8 rows of the cache in whole numbers (vpdpbusd), as exact as float ones: what
-// multiplies them, queries and weights, becomes numbers of kDigits signed bytes, of which the
-// largest of a row is nearly the largest there is.
+// Products with int8 rows of the cache in whole numbers (vpdpbusd). What multiplies them, queries
+// and weights, becomes numbers of 2 or 3 signed bytes, its digits: 15 or 23 bits below the largest
+// of a row. Sums of products are exact.
 //
 //   x[i] = unit * n[i],    n[i] = 2^8 (2^8 d0 + d1) + d2
 //
@@ -42,7 +42,8 @@ void make_digits(float* x, int64_t n) {
     check = fma(v, set(0.0f), check);
   }
   // The first digit is at most 127, hence 128 / 127.
-  const int exponent = ilogbf(fmaxf(max_lane(high) * (128.0f / 127.0f), 0x1p-100f));
+  const float largest = max_lane(high) * (128.0f / 127.0f);
+  const int exponent = ilogbf(fminf(fmaxf(largest, 0x1p-100f), __FLT_MAX__));
   const float unit = ldexpf(1.0f, exponent + 2 - 8 * kDigits);
   const Vec inverse = set(1.0f / unit);
   for (int64_t i = 0; i < n; i += 16) {
@@ -109,8 +110,32 @@ struct Digits {
   static void score(const float* packed, const Tile& tile, int64_t width, float* s,
                     int64_t s_stride) {
     const Group* q = reinterpret_cast<const Group*>(packed);
-    for (int64_t j = 0; j < tile.count; j += 16)
-      score<kRows>(q, query_size(width) / 16, tile.rows + j, width, s + j, s_stride);
+    const int64_t q_stride = query_size(width) / 16;
+    __m512i sums[kRows][kQueryDigits];
+    for (int r = 0; r < kRows; ++r)
+      for (int d = 0; d < kQueryDigits; ++d)
+        sums[r][d] = _mm512_set1_epi32(width > 0 ? -q[r * q_stride].sums[d] : 0);
+    for (int64_t at = 0; at < width; at += 64) {
+      const __mmask64 lanes = width - at < 64 ? (uint64_t{1} << (width - at)) - 1 : ~uint64_t{0};
+      __m512i keys[16];
+      for (int j = 0; j < 16; ++j)
+        keys[j] = as_unsigned(_mm512_maskz_loadu_epi8(lanes, tile.rows[j] + at));
+      transpose(keys);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        for (int r = 0; r < kRows; ++r)
+          for (int d = 0; d < kQueryDigits; ++d) {
+            const Group& group = q[r * q_stride + at / 16 + i / 4];
+            sums[r][d] =
+                _mm512_dpbusd_epi32(sums[r][d], keys[i], four(group.digits[d] + i % 4 * 4));
+          }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      Vec total = set(0.0f);
+      for (int d = 0; d < kQueryDigits; ++d)
+        total = fma(total, set(256.0f), {_mm512_cvtepi32_ps(sums[r][d])});
+      store(s + r * s_stride, total * set(width > 0 ? q[r * q_stride].unit : 0.0f));
+    }
   }
 
   /// o[r * o_stride + c] += sum over j of n[r * w_stride + j] v[j][c] for the rows v of the tile,
@@ -147,45 +172,17 @@ struct Digits {
     return _mm512_xor_si512(bytes, _mm512_set1_epi8(INT8_MIN));
   }
 
-  /// Of 16 keys.
-  template <int kRows>
-  static WF_INLINE void score(const Group* q, int64_t q_stride, const int8_t* const* k,
-                              int64_t width, float* s, int64_t s_stride) {
-    __m512i sums[kRows][kQueryDigits];
-    for (int r = 0; r < kRows; ++r)
-      for (int d = 0; d < kQueryDigits; ++d)
-        sums[r][d] = _mm512_set1_epi32(width > 0 ? -q[r * q_stride].sums[d] : 0);
-    for (int64_t at = 0; at < width; at += 64) {
-      const __mmask64 lanes = width - at < 64 ? (uint64_t{1} << (width - at)) - 1 : ~uint64_t{0};
-      __m512i keys[16];
-      for (int j = 0; j < 16; ++j) keys[j] = as_unsigned(_mm512_maskz_loadu_epi8(lanes, k[j] + at));
-      transpose(keys);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i)
-        for (int r = 0; r < kRows; ++r)
-          for (int d = 0; d < kQueryDigits; ++d) {
-            const Group& group = q[r * q_stride + at / 16 + i / 4];
-            sums[r][d] =
-                _mm512_dpbusd_epi32(sums[r][d], keys[i], four(group.digits[d] + i % 4 * 4));
-          }
-    }
-    for (int r = 0; r < kRows; ++r) {
-      Vec total = set(0.0f);
-      for (int d = 0; d < kQueryDigits; ++d)
-        total = fma(total, set(256.0f), {_mm512_cvtepi32_ps(sums[r][d])});
-      store(s + r * s_stride, total * set(width > 0 ? q[r * q_stride].unit : 0.0f));
-    }
-  }
-
   /// Half of 64 columns: the lower or upper 8 of each 16.
   template <int kRows, bool kUpper>
   static WF_INLINE void add_columns(const float* w, int64_t w_stride, const Tile& tile, int64_t c,
                                     __mmask64 lanes, float* o, int64_t o_stride) {
-    const auto groups = [&](int r) { return reinterpret_cast<const Group*>(w + r * w_stride); };
+    const auto group = [&](int r) -> const Group& {
+      return *reinterpret_cast<const Group*>(w + r * w_stride);
+    };
     __m512i sums[kRows][kWeightDigits][2];
     for (int r = 0; r < kRows; ++r)
       for (int d = 0; d < kWeightDigits; ++d)
-        sums[r][d][0] = sums[r][d][1] = _mm512_set1_epi32(-(groups(r)[0].sums[d]));
+        sums[r][d][0] = sums[r][d][1] = _mm512_set1_epi32(-(group(r).sums[d]));
     for (int j = 0; j < kSlots; j += 4) {
       __m512i row[4];
       for (int i = 0; i < 4; ++i) row[i] = _mm512_maskz_loadu_epi8(lanes, tile.rows[j + i] + c);
@@ -197,7 +194,7 @@ struct Digits {
                             _mm512_unpackhi_epi16(first, second)};
       for (int r = 0; r < kRows; ++r)
         for (int d = 0; d < kWeightDigits; ++d) {
-          const __m512i weights = four(groups(r)[j / 16].digits[d] + j % 16);
+          const __m512i weights = four(group(r).digits[d] + j);
           for (int i = 0; i < 2; ++i)
             sums[r][d][i] = _mm512_dpbusd_epi32(sums[r][d][i], v[i], weights);
         }
@@ -205,7 +202,7 @@ struct Digits {
     for (int r = 0; r < kRows; ++r)
       for (int i = 0; i < 2; ++i) {
         float* to = o + r * o_stride + i * 16;
-        // Two digits of 32 products fit together into an int32.
+        // Two digits of 16 products fit together into an int32.
         const Vec high{_mm512_cvtepi32_ps(
             _mm512_add_epi32(_mm512_slli_epi32(sums[r][0][i], 8), sums[r][1][i]))};
         if constexpr (kWeightDigits == 2) {
