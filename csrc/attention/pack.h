@@ -124,16 +124,21 @@ WF_INLINE void prefetch(const Rows& rows, int64_t begin, int64_t end) {
   }
 }
 
-/// multiply for more rows than one tile of gemm has: they pass a tile of B one after the other,
-/// while it is in the first cache.
+/// gemm for more rows than one tile has: they pass panels of B one after the other, while these are
+/// in the first cache.
 template <class Word>
 void gemm_tall(int64_t rows, int64_t panels, const Word* a, Panels b, int64_t depth, int64_t chain,
                float* c, int64_t c_row, bool add) {
-  for (int64_t p = 0; p < panels; p += kTilePanels)
-    for (int64_t i = 0; i < rows; i += kTileRows)
-      gemm(static_cast<int>(at_most(kTileRows, rows - i)), at_most(kTilePanels, panels - p),
-           a + i * kStride, {b.data + p * b.panel, b.panel, b.row}, depth, chain,
-           c + i * c_row + p * kPanel, c_row, add);
+  constexpr int64_t kPanels = tile_panels(kTileRows);
+  const int64_t whole = rows / kTileRows * kTileRows;
+  for (int64_t p = 0; p < panels; p += kPanels)
+    for (int64_t i = 0; i < whole; i += kTileRows)
+      gemm(kTileRows, at_most(kPanels, panels - p), a + i * kStride,
+           {b.data + p * b.panel, b.panel, b.row}, depth, chain, c + i * c_row + p * kPanel, c_row,
+           add);
+  if (whole < rows)
+    gemm(static_cast<int>(rows - whole), panels, a + whole * kStride, b, depth, chain,
+         c + whole * c_row, c_row, add);
 }
 
 /// Clears what is not finite in `n` words: 0 times it is then 0.
