@@ -44,8 +44,8 @@ struct Sizes {
   int64_t k, v, q, scores, bias, kept, row, out, state, total;
   explicit Sizes(const AttentionParams& p)
       : width(words<Word>(p.width)), value_width(padded(p.value_width)) {
-    const int64_t per_key = width + words<Word>(value_width) + 1;
-    span = kSpanWords / per_key / kBlock * kBlock;
+    const int64_t per_key = width + words<Word>(value_width);
+    span = kSpanWords / (per_key ? per_key : 1) / kBlock * kBlock;
     span = at_most(span < kBlock ? kBlock : span, (p.keys + kBlock - 1) / kBlock * kBlock);
     k = 0;
     v = k + span * width;
@@ -296,21 +296,30 @@ class Attention {
       const int64_t begin = hidden > 0 ? hidden / (2 * kChain) * (2 * kChain) : 0;
       const int64_t end = at_most(at_most(kBlock, span.count - block), seen.end - span.key - block);
       if (begin >= end) continue;
-      multiply_keys(t.rows, block, begin, end);
+      int64_t ends[kQueries / kTileRows];  // of the keys that a tile of rows sees
+      for (int64_t i = 0; i < t.rows; i += kTileRows) {
+        const int64_t last = t.query + at_most(t.rows, i + kTileRows) - 1;
+        ends[i / kTileRows] = at_most(end, visible(p_, s, last).end - span.key - block);
+      }
+      multiply_keys(t.rows, block, begin, ends);
       weigh_rows(t, scores, span.key + block, begin, end, state, out);
-      add_values(t.rows, block, begin, end, out);
+      add_values(t.rows, block, begin, ends, out);
     }
   }
 
-  /// Scores of keys [begin, end) of the block that is `block` keys into the span.
-  void multiply_keys(int64_t rows, int64_t block, int64_t begin, int64_t end) {
+  /// Scores of keys [begin, ends[i]) of the block that is `block` keys into the span, for tile i of
+  /// the rows.
+  void multiply_keys(int64_t rows, int64_t block, int64_t begin, const int64_t* ends) {
     const int64_t width = sizes_.width;
-    for (int64_t d = 0; d < stretches(width); ++d)
+    for (int64_t d = 0; d < stretches(width); ++d) {
+      Extent extents[kQueries / kTileRows];
+      for (int64_t i = 0; i * kTileRows < rows; ++i)
+        extents[i] = {padded(ends[i] - begin) / kPanel, at_most(kDepth, width - d * kDepth)};
       gemm_tall(
-          rows, padded(end - begin) / kPanel, as_words(sizes_.q) + d * kQueries * kStride,
+          rows, extents, as_words(sizes_.q) + d * kQueries * kStride,
           {at(sizes_.k) + ((block + begin) * width + d * kDepth * kPanel), width * kPanel, kPanel},
-          at_most(kDepth, width - d * kDepth), chain_of_scores<Word>(width),
-          at(sizes_.scores) + begin, kStride, d > 0);
+          chain_of_scores<Word>(width), at(sizes_.scores) + begin, kStride, d > 0);
+    }
   }
 
   /// One step of the online softmax: scores of keys [begin, end) of the block at `key` -> weights,
@@ -340,28 +349,37 @@ class Attention {
     }
   }
 
-  void add_values(int64_t rows, int64_t block, int64_t begin, int64_t end, float* out) {
+  void add_values(int64_t rows, int64_t block, int64_t begin, const int64_t* ends, float* out) {
     const int64_t width = sizes_.value_width, first = words<Word>(begin),
-                  depth = words<Word>(end) - first;
+                  tiles = (rows + kTileRows - 1) / kTileRows,
+                  depth = words<Word>(ends[tiles - 1]) - first;
     const Word* weights = as_words(sizes_.scores) + first;
     const Panels v{at(sizes_.v) + (words<Word>(block) + first) * kPanel,
                    words<Word>(sizes_.span) * kPanel, kPanel};
     if (!finite_[block / kBlock]) return add_visible_values(weights, rows, v, depth, out, width);
-    for (int64_t j = 0; j < depth; j += kChain)
-      gemm_tall(rows, width / kPanel, weights + j, {v.data + j * kPanel, v.panel, v.row},
-                at_most(kChain, depth - j), kChain, out, width, true);
+    for (int64_t j = 0; j < depth; j += kChain) {
+      Extent extents[kQueries / kTileRows];
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t left = words<Word>(ends[i]) - first - j;
+        extents[i] = {left > 0 ? width / kPanel : 0, at_most(kChain, left)};
+      }
+      gemm_tall(rows, extents, weights + j, {v.data + j * kPanel, v.panel, v.row}, kChain, out,
+                width, true);
+    }
   }
 
   void finish(const Tile& t, const Sequence& s, const TileState& state, float* out) {
     const Rows to = output(t, s);
     const float scale = Scores(p_, s, t.head, distances_).softmax_scale();
     for (int64_t r = 0; r < t.rows; ++r) {
-      float high = state.high[r] * scale, total = state.total[r], factor = 1.0f;
+      double high = static_cast<double>(state.high[r]) * scale;  // lse is rounded once
+      float total = state.total[r], factor = 1.0f;
       if (p_.sinks && total != 0.0f) {
-        const float sink = p_.sinks[t.head], higher = sink > high ? sink : high;
-        factor = expf(high - higher);
+        const float sink = p_.sinks[t.head];
+        const double higher = sink > high ? sink : high;
+        factor = expf(static_cast<float>(high - higher));
         high = higher;
-        total = total * factor + expf(sink - higher);
+        total = total * factor + expf(static_cast<float>(sink - higher));
       }
       float* o = out + r * sizes_.value_width;
       const Vec times = set(total == 0.0f ? 0.0f : factor / total);
@@ -371,7 +389,7 @@ class Attention {
       if (p_.lse.data) {
         float* lse = reinterpret_cast<float*>(p_.lse.data) + s.batch * p_.lse.stride[0] +
                      t.head * p_.lse.stride[1] + (s.first_query + t.query + r) * p_.lse.stride[2];
-        *lse = total == 0.0f ? -INFINITY : high + logf(total);
+        *lse = total == 0.0f ? -INFINITY : static_cast<float>(high + logf(total));
       }
     }
   }

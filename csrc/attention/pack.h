@@ -124,21 +124,35 @@ WF_INLINE void prefetch(const Rows& rows, int64_t begin, int64_t end) {
   }
 }
 
-/// gemm for more rows than one tile has: they pass panels of B one after the other, while these are
-/// in the first cache.
+/// What a tile of rows takes of a product.
+struct Extent {
+  int64_t panels, depth;
+};
+
+/// gemm for more rows than one tile has, with an extent for each tile, none below the one before:
+/// they pass panels of B one after the other, while these are in the first cache.
 template <class Word>
-void gemm_tall(int64_t rows, int64_t panels, const Word* a, Panels b, int64_t depth, int64_t chain,
+void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b, int64_t chain,
                float* c, int64_t c_row, bool add) {
-  constexpr int64_t kPanels = tile_panels(kTileRows);
-  const int64_t whole = rows / kTileRows * kTileRows;
-  for (int64_t p = 0; p < panels; p += kPanels)
-    for (int64_t i = 0; i < whole; i += kTileRows)
-      gemm(kTileRows, at_most(kPanels, panels - p), a + i * kStride,
-           {b.data + p * b.panel, b.panel, b.row}, depth, chain, c + i * c_row + p * kPanel, c_row,
-           add);
-  if (whole < rows)
-    gemm(static_cast<int>(rows - whole), panels, a + whole * kStride, b, depth, chain,
-         c + whole * c_row, c_row, add);
+  constexpr int kPanels = tile_panels(kTileRows);
+  const int64_t whole = rows / kTileRows, rest = rows % kTileRows;
+  const auto panels_from = [&](int64_t p) { return Panels{b.data + p * b.panel, b.panel, b.row}; };
+  for (int64_t p = 0; whole > 0 && p < extents[whole - 1].panels; p += kPanels)
+    for (int64_t i = 0; i < whole; ++i) {
+      const Extent& extent = extents[i];
+      const Word* rows_of_a = a + i * kTileRows * kStride;
+      float* to = c + i * kTileRows * c_row + p * kPanel;
+      if (extent.panels - p >= kPanels) {
+        gemm_tile<kTileRows, kPanels, 1, Layout::rows>(rows_of_a, panels_from(p), extent.depth,
+                                                       chain, Add{to, c_row, add});
+      } else if (extent.panels > p) {
+        gemm(kTileRows, extent.panels - p, rows_of_a, panels_from(p), extent.depth, chain, to,
+             c_row, add);
+      }
+    }
+  if (rest)
+    gemm(static_cast<int>(rest), extents[whole].panels, a + whole * kTileRows * kStride, b,
+         extents[whole].depth, chain, c + whole * kTileRows * c_row, c_row, add);
 }
 
 /// Clears what is not finite in `n` words: 0 times it is then 0.
