@@ -60,6 +60,22 @@ struct Sizes {
   }
 };
 
+/// 2^x of x <= 0, -inf included; relative error 2e-8 before rounding, none at 0; 0 below 2^-126.
+WF_INLINE Vec exp2_negative(Vec x) {
+  // Rounds to a multiple of 1, and leaves n + 127 in the lowest bits: where those of an exponent go.
+  constexpr float kRound = 0x1.8p23f + 127.0f;
+  const Vec bounded = max(set(-127.0f), x), rounded = bounded + set(kRound);
+  const Vec r = bounded - (rounded - set(kRound));
+  Vec p = set(0.000153533620f);
+  p = fma(p, r, set(0.00133988750f));
+  p = fma(p, r, set(0.00961843692f));
+  p = fma(p, r, set(0.0555033237f));
+  p = fma(p, r, set(0.240226477f));
+  p = fma(p, r, set(0.693147182f));
+  p = fma(p, r, set(1.0f));
+  return p * bits_as_float(shift_left<23>(bits_of(rounded)));
+}
+
 /// The largest of s[0, n), n a multiple of 16.
 inline float highest(const float* s, int64_t n) {
   Max high;

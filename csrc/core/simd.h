@@ -486,24 +486,6 @@ WF_INLINE Vec exp_negative(Vec x) {
   return power_times_exp(n, fma(n, set(-0.693147182f), bounded));
 }
 
-/// 2^x of x <= 0, -inf included; relative error 2e-8 before rounding, and none at 0.
-WF_INLINE Vec exp2_negative(Vec x) {
-#if defined(__AVX512F__)
-  const Vec r = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEAREST_INT)};  // 0 of -inf
-  const Vec n = x - r;
-#else
-  const Vec bounded = max(set(-151.0f), x), n = round(bounded), r = bounded - n;
-#endif
-  Vec p = set(0.000153533620f);
-  p = fma(p, r, set(0.00133988750f));
-  p = fma(p, r, set(0.00961843692f));
-  p = fma(p, r, set(0.0555033237f));
-  p = fma(p, r, set(0.240226477f));
-  p = fma(p, r, set(0.693147182f));
-  p = fma(p, r, set(1.0f));
-  return scale_by_power(p, n);
-}
-
 // tanh(x): x + x^3 P(x^2) where |x| < 0.625, else 1 - 2 / (e^2|x| + 1).
 WF_INLINE Vec tanh(Vec x) {
   const Vec a = abs(x), square = x * x;
