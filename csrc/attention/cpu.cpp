@@ -62,7 +62,8 @@ struct Sizes {
 
 /// 2^x of x <= 0, -inf included; relative error 2e-8 before rounding, none at 0; 0 below 2^-126.
 WF_INLINE Vec exp2_negative(Vec x) {
-  // Rounds to a multiple of 1, and leaves n + 127 in the lowest bits: where those of an exponent go.
+  // Rounds to a multiple of 1, and leaves n + 127 in the lowest bits: where those of an exponent
+  // go.
   constexpr float kRound = 0x1.8p23f + 127.0f;
   const Vec bounded = max(set(-127.0f), x), rounded = bounded + set(kRound);
   const Vec r = bounded - (rounded - set(kRound));
@@ -189,14 +190,15 @@ class Attention {
         // The output of a tile that sees one span only does not leave L1.
         float* out = at(sizes_.out) + (first && last ? 0 : i * kQueries * sizes_.value_width);
         if (first) start(state()[i], out);
-        prefetch(ahead, i, unit.count);
+        fetch_part(ahead, i, unit.count);
         if (i + 1 < unit.count) {
-          prefetch_queries(unit, i + 1);
+          fetch_queries(unit, i + 1);
         } else if (last && next) {
-          prefetch_queries(*next, 0);
+          fetch_queries(*next, 0);
         }
-        if (last) prefetch_output(unit, i);
+        if (last) fetch_output(unit, i);
         attend_span(unit, tile(unit, i), span, state()[i], out);
+        ahead_.fetch_all();
         if (last) finish(tile(unit, i), unit.sequence, state()[i], out);
       }
       if (last) return;
@@ -265,18 +267,18 @@ class Attention {
   }
 
   /// Part i of n of a span that is packed later.
-  WF_INLINE void prefetch(const Span& span, int64_t i, int64_t n) const {
+  void fetch_part(const Span& span, int64_t i, int64_t n) {
     const int64_t begin = span.key + span.count * i / n, end = span.key + span.count * (i + 1) / n;
-    warpformer::cpu::WF_ISA::prefetch(span.k, begin, end);
-    warpformer::cpu::WF_ISA::prefetch(span.v, begin, end);
+    ahead_.append(span.k, begin, end);
+    ahead_.append(span.v, begin, end);
   }
-  WF_INLINE void prefetch_queries(const Unit& unit, int64_t i) const {
+  void fetch_queries(const Unit& unit, int64_t i) {
     const Tile t = tile(unit, i);
-    warpformer::cpu::WF_ISA::prefetch(queries(t, unit.sequence), t.query, t.query + t.rows);
+    ahead_.append(queries(t, unit.sequence), t.query, t.query + t.rows);
   }
-  WF_INLINE void prefetch_output(const Unit& unit, int64_t i) const {
+  void fetch_output(const Unit& unit, int64_t i) {
     const Tile t = tile(unit, i);
-    warpformer::cpu::WF_ISA::prefetch(output(t, unit.sequence), t.query, t.query + t.rows);
+    ahead_.append(output(t, unit.sequence), t.query, t.query + t.rows);
   }
 
   Rows queries(const Tile& t, const Sequence& s) const {
@@ -334,7 +336,7 @@ class Attention {
       gemm_tall(
           rows, extents, as_words(sizes_.q) + d * kQueries * kStride,
           {at(sizes_.k) + ((block + begin) * width + d * kDepth * kPanel), width * kPanel, kPanel},
-          chain_of_scores<Word>(width), at(sizes_.scores) + begin, kStride, d > 0);
+          chain_of_scores<Word>(width), at(sizes_.scores) + begin, kStride, d > 0, ahead_);
     }
   }
 
@@ -380,7 +382,7 @@ class Attention {
         extents[i] = {left > 0 ? width / kPanel : 0, at_most(kChain, left)};
       }
       gemm_tall(rows, extents, weights + j, {v.data + j * kPanel, v.panel, v.row}, kChain, out,
-                width, true);
+                width, true, ahead_);
     }
   }
 
@@ -415,6 +417,7 @@ class Attention {
   const Sizes<Word> sizes_;
   float* scratch_;
   int64_t group_;
+  Fetcher ahead_;
   bool finite_[kSpanWords / kBlock];
 };
 

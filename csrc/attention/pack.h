@@ -113,16 +113,42 @@ inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t pan
 }
 #endif
 
-/// Brings rows [begin, end) nearer, ahead of their use. Inlined like all that calls nothing else:
-/// GCC drops calls of functions that only prefetch.
-WF_INLINE void prefetch(const Rows& rows, int64_t begin, int64_t end) {
-  if (rows.step != 1) return;
-  const int64_t size = rows.dtype == DType::f32 ? 4 : 2;
-  for (int64_t r = begin; r < end; ++r) {
-    const char* row = static_cast<const char*>(rows.data) + row_offset(rows, r) * size;
-    for (int64_t i = 0; i < rows.n * size; i += 64) __builtin_prefetch(row + i, 0, 2);
+/// Rows that are brought nearer ahead of their use, a few lines between products: many at once
+/// would wait for each other.
+class Fetcher {
+ public:
+  /// Rows [begin, end); of at most four calls, up to the next fetch_all().
+  void append(const Rows& rows, int64_t begin, int64_t end) {
+    if (rows.step != 1 || begin >= end || rows.n == 0) return;
+    const int64_t size = rows.dtype == DType::f32 ? 4 : 2;
+    parts_[count_++] = {static_cast<const char*>(rows.data) + row_offset(rows, begin) * size,
+                        rows.n * size, rows.stride[0] * size, end - begin};
   }
-}
+  WF_INLINE void fetch(int64_t lines) {
+    while (lines > 0 && count_ > 0) {
+      Part& part = parts_[count_ - 1];
+      for (; lines > 0 && at_ < part.size; at_ += kLine, --lines)
+        __builtin_prefetch(part.row + at_, 0, 2);
+      if (at_ < part.size) return;
+      at_ = 0;
+      part.row += part.apart;
+      if (--part.rows == 0) --count_;
+    }
+  }
+  void fetch_all() { fetch(INT64_MAX); }
+
+ private:
+  static constexpr int64_t kLine = 64;  // bytes of a line of the cache
+  struct Part {
+    const char* row;
+    int64_t size, apart, rows;  // bytes of a row, and from one to the next
+  };
+  Part parts_[4];
+  int count_ = 0;
+  int64_t at_ = 0;  // in the row of the last part
+};
+
+constexpr int64_t kLinesAhead = 8;  // with every tile of a product
 
 /// What a tile of rows takes of a product.
 struct Extent {
@@ -133,7 +159,7 @@ struct Extent {
 /// they pass panels of B one after the other, while these are in the first cache.
 template <class Word>
 void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b, int64_t chain,
-               float* c, int64_t c_row, bool add) {
+               float* c, int64_t c_row, bool add, Fetcher& ahead) {
   constexpr int kPanels = tile_panels(kTileRows);
   const int64_t whole = rows / kTileRows, rest = rows % kTileRows;
   const auto panels_from = [&](int64_t p) { return Panels{b.data + p * b.panel, b.panel, b.row}; };
@@ -142,6 +168,7 @@ void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b, int
       const Extent& extent = extents[i];
       const Word* rows_of_a = a + i * kTileRows * kStride;
       float* to = c + i * kTileRows * c_row + p * kPanel;
+      ahead.fetch(kLinesAhead);
       if (extent.panels - p >= kPanels) {
         gemm_tile<kTileRows, kPanels, 1, Layout::rows>(rows_of_a, panels_from(p), extent.depth,
                                                        chain, Add{to, c_row, add});
