@@ -162,7 +162,6 @@ void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b, int
                float* c, int64_t c_row, bool add, Fetcher& ahead) {
   constexpr int kPanels = tile_panels(kTileRows);
   const int64_t whole = rows / kTileRows, rest = rows % kTileRows;
-  const auto panels_from = [&](int64_t p) { return Panels{b.data + p * b.panel, b.panel, b.row}; };
   for (int64_t p = 0; whole > 0 && p < extents[whole - 1].panels; p += kPanels)
     for (int64_t i = 0; i < whole; ++i) {
       const Extent& extent = extents[i];
@@ -170,11 +169,12 @@ void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b, int
       float* to = c + i * kTileRows * c_row + p * kPanel;
       ahead.fetch(kLinesAhead);
       if (extent.panels - p >= kPanels) {
-        gemm_tile<kTileRows, kPanels, 1, Layout::rows>(rows_of_a, panels_from(p), extent.depth,
-                                                       chain, Add{to, c_row, add});
+        gemm_tile<kTileRows, kPanels, 1, Layout::rows>(rows_of_a,
+                                                       Panels{b.data + p * b.panel, b.panel, b.row},
+                                                       extent.depth, chain, Add{to, c_row, add});
       } else if (extent.panels > p) {
-        gemm(kTileRows, extent.panels - p, rows_of_a, panels_from(p), extent.depth, chain, to,
-             c_row, add);
+        gemm(kTileRows, extent.panels - p, rows_of_a, {b.data + p * b.panel, b.panel, b.row},
+             extent.depth, chain, to, c_row, add);
       }
     }
   if (rest)
