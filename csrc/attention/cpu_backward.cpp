@@ -166,6 +166,18 @@ class AttentionBackward {
       }
   }
 
+  /// In double, for dP - delta cancels: a query that sees few keys has gradients far below both.
+  static double product(const float* a, const float* b, int64_t n) {
+    double sums[8] = {};
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8)
+      for (int64_t i = 0; i < 8; ++i) sums[i] += static_cast<double>(a[j + i]) * b[j + i];
+    for (; j < n; ++j) sums[j % 8] += static_cast<double>(a[j]) * b[j];
+    double total = 0.0;
+    for (const double sum : sums) total += sum;
+    return total;
+  }
+
   /// delta of the rows [query, query + rows) of a head, and dq = 0.
   void start(const Sequence& s, int64_t head, int64_t query, int64_t rows) {
     const Rows out = rows_of(f_.out, s.batch, head, s.first_query, s.queries, f_.value_width);
@@ -174,12 +186,10 @@ class AttentionBackward {
     for (int64_t i = query; i < query + rows; ++i) {
       const float* o = row_in(out, i, row_);
       const float* d = row_in(dout, i, row_ + value_padded_);
-      Sum products;
-      for_lanes(f_.value_width,
-                [&](int64_t j, auto k) { products.add(load(o + j, k) * load(d + j, k)); });
       float gradient = 0.0f;
       if (dlse.data) read_span(dlse, i, 0, 1, &gradient);
-      p_.delta[row_index(s, head, i)] = products.total() - gradient;
+      p_.delta[row_index(s, head, i)] =
+          static_cast<float>(product(o, d, f_.value_width) - gradient);
       clear(p_.dq + row_index(s, head, i) * f_.width, f_.width);
     }
   }
