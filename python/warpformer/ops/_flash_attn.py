@@ -40,8 +40,8 @@ def flash_attn_func(
         [B, T, H, Dv].
 
     Raises:
-        InputError: what `scaled_dot_product_attention` refuses, return_attn_probs, and slopes of a shape other
-            than [H].
+        InputError: what `scaled_dot_product_attention` refuses, return_attn_probs, and slopes of a shape
+            other than [H].
 
     Source: the flash-attention package.
     """
@@ -145,8 +145,8 @@ def flash_attn_with_kvcache(
         [B, T, H, Dv]; with `return_softmax_lse` also [B, H, T] float32.
 
     Raises:
-        InputError: what the two ops refuse; cache_batch_idx beside a block_table; one of k and v, or a rotation
-            without them.
+        InputError: what the two ops refuse; cache_batch_idx beside a block_table; one of k and v, or a
+            rotation without them.
 
     Source: the flash-attention package.
     """
