@@ -10,7 +10,8 @@
 //   out = o / l
 //
 // The words of k, q, P and v are floats or, for bf16 operands where the ISA multiplies them, Pairs
-// of bf16. Meanwhile a part of what is packed next is fetched with every tile.
+// of bf16. Meanwhile a part of what is packed next is fetched with every tile, a few lines between
+// its products.
 #include "attention/pack.h"
 #include "attention/scores.h"
 #include "core/exponentials.h"
