@@ -3,8 +3,9 @@ import torch
 from torch.nn import functional as F
 
 from warpformer import ops
-from warpformer.bench._weights import dequantize, nbytes, random_weight
+from warpformer.bench._weights import nbytes, random_weight
 from warpformer.bench.peers import torch as aten
+from warpformer.quantization import dequantize
 
 MODELS = [(4096, 384, 1536), (4096, 1536, 384), (512, 768, 3072)]  # MiniLM's and BERT's feed-forward
 SIZE = 4096  # N and K of a layer of a large language model

@@ -157,3 +157,61 @@ def test_bench_caps_torch_too(run, monkeypatch):
     assert seen["command"][1:] == ["-m", "warpformer", "bench", "softmax", "--isa", "avx2"]
     assert seen["ATEN_CPU_CAPABILITY"] == "avx2"
     assert {"ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "CT2_FORCE_CPU_ISA"} <= seen.keys()
+
+
+def test_quantize_then_embed(run, tmp_path):
+    out = tmp_path / "out"
+    options = ["--to", "int4", "--group-size", 32, "--clip", "mse", "--zero-points"]
+    skips = ["--skip", "*.down", "--skip", "pooler"]
+    status, text, _ = run("quantize", get_model_path(), out, *options, *skips)
+    assert status == 0
+    rows = {
+        cells[0]: cells[1:]
+        for cells in (line.replace("│", " ").split() for line in text.splitlines())
+        if cells
+    }
+    assert rows["layers.0.qkv"][:4] == ["1152", "x", "384", "1728"]
+    assert 5 < float(rows["layers.0.qkv"][-1].removesuffix("%")) < 10
+    assert rows["layers.5.down"][-1] == "skipped"
+    assert "MiB before" in text.splitlines()[-1]
+
+    status, text, _ = run("embed", "--model", out, stdin="\n".join(LINES).encode())
+    assert status == 0
+    found = np.array([json.loads(line)["embedding"] for line in text.splitlines()], np.float32)
+    options = {"group_size": 32, "clip": "mse", "zero_points": True, "skip": ["*.down", "pooler"]}
+    encoder = wf.SentenceEncoder(get_model_path(), quantization={"mode": "int4", **options})
+    assert np.array_equal(found, encoder.encode(LINES))
+    assert type(wf.load(out).layers[0].down) is wf.nn.Linear
+
+
+def test_quantize_a_model_without_tokenizer(run, tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "model" / name).symlink_to(get_model_path() / name)
+    assert run("quantize", tmp_path / "model", tmp_path / "out")[0] == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert wf.load(tmp_path / "out").layers[0].qkv.format == "int8"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "int5"], "mode = 'int5' is none of"),
+        (["--to", "int4", "--group-size", 48], "layers.0.qkv: group_size = 48 of int4"),
+        (["--to", "nf4", "--zero-points"], "zero_points: nf4 is symmetric"),
+        (["--clip", "max"], "clip = 'max'"),
+    ],
+)
+def test_quantize_refuses(run, tmp_path, options, message):
+    status, _, err = run("quantize", get_model_path(), tmp_path / "out", *options)
+    assert status == 1
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantize_overwrites_nothing(run, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    status, _, err = run("quantize", get_model_path(), tmp_path)
+    assert status == 1
+    assert "exists and is not empty" in err
+    assert os.listdir(tmp_path) == ["precious"]

@@ -32,6 +32,11 @@ def verses():
     return [line.split("\t")[1] for line in VERSES.read_text(encoding="utf-8").splitlines()[:512]]
 
 
+@pytest.fixture(scope="module")
+def exact(encoder, verses):
+    return encoder.encode(verses)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A copy of all-MiniLM-L6-v2 that a test may spoil."""
@@ -52,8 +57,8 @@ def test_published_similarities(encoder, device):
     )
 
 
-def test_equals_sentence_transformers_on_512_sentences(encoder, theirs, verses):
-    ours, expected = encoder.encode(verses), theirs.encode(verses, show_progress_bar=False)
+def test_equals_sentence_transformers_on_512_sentences(exact, theirs, verses):
+    ours, expected = exact, theirs.encode(verses, show_progress_bar=False)
     assert ours.shape == expected.shape == (512, 384)
     assert ours.dtype == expected.dtype == np.float32
     assert util.pairwise_cos_sim(ours, expected).min() >= 0.99999
@@ -200,3 +205,48 @@ def test_sentence_longer_than_the_positions(folder):
     encoder = wf.SentenceEncoder(folder)
     assert encoder.max_seq_length == 512
     assert np.isfinite(encoder.encode("word " * 10_000)).all()
+
+
+MINIMUM = {"int8": 0.999, "int8_dynamic": 0.995, "int4": 0.91, "int4_dynamic": 0.91, "nf4": 0.93}  # cosines
+
+
+@pytest.mark.parametrize("mode", MINIMUM)
+def test_quantization(exact, verses, mode):
+    quantized = wf.SentenceEncoder(get_model_path(), quantization=mode)
+    assert quantized.model.layers[0].qkv.format == mode
+    cosines = util.pairwise_cos_sim(quantized.encode(verses), exact)
+    print(f"{mode}: cosine to float32 at least {cosines.min():.5f}, {cosines.mean():.5f} on average")
+    assert cosines.min() >= MINIMUM[mode]
+
+
+def test_quantized_result_does_not_depend_on_the_batch(verses):
+    encoder = wf.SentenceEncoder(get_model_path(), quantization="int4_dynamic")
+    expected = encoder.encode(verses[:20])
+    assert np.array_equal(encoder.encode(verses[:20], batch_size=3), expected)
+
+
+@pytest.mark.parametrize("quantization", [None, {"mode": "int4", "group_size": 32, "zero_points": True}])
+def test_save(folder, tmp_path, quantization):
+    edit(
+        folder / "config_sentence_transformers.json",
+        prompts={"query": "search: "},
+        default_prompt_name="query",
+        similarity_fn_name="dot",
+    )
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode": ["mean", "cls"]}')
+    encoder = wf.SentenceEncoder(folder, quantization=quantization)
+    encoder.max_seq_length = 7
+    out = tmp_path / "out"
+    encoder.save(out)
+    again = wf.SentenceEncoder(out)
+    sentences = [*THREE, "", "word " * 100]
+    assert np.array_equal(again.encode(sentences), encoder.encode(sentences))
+    assert again.similarity_fn_name == "dot"
+    assert (again.max_seq_length, again.prompts) == (7, {"query": "search: "})
+    assert not [*out.rglob("*.partial")]
+
+
+def test_sentence_transformers_reads_what_was_saved(encoder, tmp_path):
+    encoder.save(tmp_path)
+    expected = SentenceTransformer(str(tmp_path), device="cpu").encode(THREE, show_progress_bar=False)
+    np.testing.assert_allclose(encoder.encode(THREE), expected, atol=1e-5)

@@ -10,7 +10,14 @@ from warpformer import ops
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python/warpformer"
-LEVELS = ("_C", "ops", "nn", "quantization models", "load embeddings generation training compression", "cli")
+LEVELS = (
+    "_C",
+    "ops",
+    "nn",
+    "quantization models",
+    "load save embeddings generation training compression",
+    "cli",
+)
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}
 OPS = re.search(r"set\(OPS ([^)]+)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
 PYTHON_OPS = sorted(p.stem for p in (PACKAGE / "ops").glob("[!_]*.py"))

@@ -186,3 +186,50 @@ def test_dtype(folder, dtype):
     path = folder / "model.safetensors"
     save_file({key: value.bfloat16() for key, value in load_file(path).items()}, path)
     assert wf.load(folder, dtype=dtype)(*batch()).last_hidden_state.dtype == (dtype or torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "quantization", ["int8_dynamic", {"mode": "int4", "group_size": 32, "clip": "mse", "skip": "pooler"}]
+)
+def test_quantization(folder, quantization):
+    options = {"mode": quantization} if isinstance(quantization, str) else quantization
+    model = wf.load(folder)
+    wf.quantize_(model, **options)
+    found = wf.load(folder, quantization=quantization)
+    state = found.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(found(*batch()).last_hidden_state, model(*batch()).last_hidden_state)
+    assert not any(p.requires_grad for p in found.parameters())
+    assert not any(module.training for module in found.modules())
+
+
+def test_quantization_reads_the_weights_as_they_are_stored(folder):
+    found = wf.load(folder, dtype=torch.bfloat16, quantization="int8").state_dict()
+    for key, value in wf.load(folder, quantization="int8").state_dict().items():
+        kept = key.endswith(("qweight", "scales"))
+        assert torch.equal(found[key], value if kept else value.bfloat16()), key
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ("int7", "mode = 'int7' is none of"),
+        ({"mode": "int4", "group_size": 31}, r"layers\.0\.qkv: group_size = 31"),
+        ({"mode": "int4", "clip": 3}, "clip = 3"),
+    ],
+)
+def test_unknown_quantization(folder, quantization, message):
+    with pytest.raises(wf.InputError, match=message):
+        wf.load(folder, quantization=quantization)
+    with pytest.raises(TypeError):
+        wf.load(folder, quantization={"mode": "int4", "size": 3})
+
+
+def test_quantization_of_a_damaged_weight(folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state["encoder.layer.1.output.dense.weight"][0, 0] = torch.nan
+    save_file(state, path)
+    with pytest.raises(wf.CheckpointError, match=r"layers\.1\.down: .* has NaN or Inf"):
+        wf.load(folder, quantization="int8")

@@ -62,8 +62,8 @@ bool usable(const Tensors&... tensors) {
 #define CHECK(condition, ...) CHECK_FOR(__func__, condition, __VA_ARGS__)
 
 /// The same under the name of the op that a function of several serves.
-#define CHECK_FOR(op, condition, ...)                                               \
-  do {                                                                              \
+#define CHECK_FOR(op, condition, ...)                                                \
+  do {                                                                               \
     if (!(condition)) ::warpformer::fail(op, #condition, #__VA_ARGS__, __VA_ARGS__); \
   } while (0)
 

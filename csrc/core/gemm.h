@@ -29,11 +29,11 @@ constexpr int kStride = kDepth + 16;  // 17 cache lines: neighbouring rows fall 
 namespace warpformer::cpu::WF_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kTileRows = 12, kRegisters = 32;
+constexpr int kTileRows = 12, kVecRegisters = 32;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 6, kRegisters = 16;
+constexpr int kTileRows = 6, kVecRegisters = 16;
 #else
-constexpr int kTileRows = 2, kRegisters = 16;
+constexpr int kTileRows = 2, kVecRegisters = 16;
 #endif
 
 WF_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -115,27 +115,34 @@ WF_INLINE int64_t chain(int64_t depth) { return depth <= 32 ? 8 : depth <= 64 ? 
 /// columns.
 enum class Layout { rows, columns };
 
-/// Panels that a tile of `rows` rows takes at a time: with them it still fits the registers.
-constexpr int tile_panels(int rows) {
+/// Panels that a tile takes at a time which needs so many registers a column: with them it still
+/// fits.
+constexpr int tile_panels(int registers) {
   constexpr int kPerPanel = kPanel / Vec::kWidth;
   int panels = 8;
-  while (panels > 1 && (rows + 1) * panels * kPerPanel + 1 > kRegisters) panels /= 2;
+  while (panels > 1 && (registers + 1) * panels * kPerPanel + 1 > kVecRegisters) panels /= 2;
   return panels;
 }
 
-/// Where a tile's sums come from and go to, chain by chain: C += sum.
+/// Where a tile's sums come from and go to, chain by chain: C += sum. A sink may hold C in registers
+/// while a tile lasts; this one leaves it in memory.
 struct Add {
   float* c;
   int64_t c_row;
   bool add;  // to what is there, from the first chain on
 
   struct None {};
+  static constexpr int kRegisters = 1;  // for an element of C
+  static constexpr int kChain = 0;      // words of a chain, of which the depth has whole ones; 0: any
+  WF_INLINE None held(int, int) const { return {}; }
   WF_INLINE None scale(int64_t, int) const { return {}; }
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
-  WF_INLINE void finish(int64_t chain, int i, int j, Vec sum, None) const {
+  WF_INLINE None finish(int64_t chain, int i, int j, Vec sum, None, None) const {
     float* to = c + i * c_row + j * Vec::kWidth;
     store(to, add || chain ? load(to) + sum : sum);
+    return {};
   }
+  WF_INLINE void release(int, int, None) const {}
   WF_INLINE Add from(int64_t panel) const { return {c + panel * kPanel, c_row, add}; }
 };
 
@@ -148,14 +155,18 @@ __attribute__((noinline)) void gemm_tile(const Word* a, const B& b, int64_t dept
   constexpr int64_t kColumn = kLayout == Layout::rows ? 1 : kStride;
   constexpr int kPerPanel = kPanel / Vec::kWidth, kVecs = kPerPanel * kPanels;
   int64_t k = 0, chains = 0;
+  decltype(sink.held(0, 0)) held[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < kVecs; ++j) held[i][j] = sink.held(i, j);
   do {
     decltype(sink.start(0, 0, 0)) acc[kRows][kVecs];
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) acc[i][j] = sink.start(chains, i, j);
-    const int64_t end = at_most(k + chain, depth);
-    for (; k < end; k += B::kWords) {
+    const auto multiply = [&](int64_t k) __attribute__((always_inline)) {
       decltype(b.fetch(0, 0, 0)) fetched[kVecs];
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) fetched[j] = b.fetch(j / kPerPanel, k, j % kPerPanel);
@@ -172,6 +183,14 @@ __attribute__((noinline)) void gemm_tile(const Word* a, const B& b, int64_t dept
             for (int j = 0; j < kVecs; ++j)
               acc[i][j] = multiply_add(column + i * kRow + part * kStride, row[j], acc[i][j]);
       });
+    };
+    if constexpr (Sink::kChain > 0) {
+      unrolled<Sink::kChain / B::kWords>([&](auto i) __attribute__((always_inline)) {
+        multiply(k + i.value * B::kWords);
+      });
+      k += Sink::kChain;
+    } else {
+      for (const int64_t end = at_most(k + chain, depth); k < end; k += B::kWords) multiply(k);
     }
     decltype(sink.scale(0, 0)) scale[kVecs];
 #pragma GCC unroll 16
@@ -179,17 +198,23 @@ __attribute__((noinline)) void gemm_tile(const Word* a, const B& b, int64_t dept
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
-      for (int j = 0; j < kVecs; ++j) sink.finish(chains, i, j, acc[i][j], scale[j]);
+      for (int j = 0; j < kVecs; ++j)
+        held[i][j] = sink.finish(chains, i, j, acc[i][j], scale[j], held[i][j]);
     asm volatile("" ::: "memory");  // or GCC carries C on the stack, too, to the next chain
     ++chains;
   } while (k < depth);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < kVecs; ++j) sink.release(i, j, held[i][j]);
 }
 
+/// At most kRows rows.
 template <int kParts, Layout kLayout, int kRows = kTileRows, class Word, class B, class Sink>
 void gemm_rows(int rows, int64_t panels, const Word* a, B b, int64_t depth, int64_t chain,
                const Sink& sink) {
   if (rows == kRows) {
-    constexpr int kPanels = tile_panels(kRows);
+    constexpr int kPanels = tile_panels(kRows * Sink::kRegisters);
     int64_t p = 0;
     for (; p + kPanels <= panels; p += kPanels, b.skip(kPanels))
       gemm_tile<kRows, kPanels, kParts, kLayout>(a, b, depth, chain, sink.from(p));

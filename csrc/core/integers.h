@@ -19,6 +19,9 @@ WF_INLINE Vec bits_as_float(Ints i) { return {_mm512_castsi512_ps(i.v)}; }
 WF_INLINE Ints bits_of(Vec v) { return {_mm512_castps_si512(v.v)}; }
 WF_INLINE Ints operator&(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
 WF_INLINE Ints operator^(Ints a, Ints b) { return {_mm512_xor_si512(a.v, b.v)}; }
+WF_INLINE Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+WF_INLINE Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+WF_INLINE Ints operator*(Ints a, Ints b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 WF_INLINE Ints max(Ints a, Ints b) { return {_mm512_max_epi32(a.v, b.v)}; }
 WF_INLINE int32_t max_lane(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 template <int kBits>
@@ -43,7 +46,7 @@ WF_INLINE Ints subtract_halves(Ints a, Ints b) { return {_mm512_sub_epi16(a.v, b
 WF_INLINE Ints add_products_of_halves(Ints a, Ints b, Ints sum) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))};
 }
-/// The lanes of v, which are integral and in [-127, 127].
+/// The lanes of v, which are integral and in [-128, 127].
 WF_INLINE void store_bytes(int8_t* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
 }
@@ -61,6 +64,9 @@ WF_INLINE Vec bits_as_float(Ints i) { return {_mm256_castsi256_ps(i.v)}; }
 WF_INLINE Ints bits_of(Vec v) { return {_mm256_castps_si256(v.v)}; }
 WF_INLINE Ints operator&(Ints a, Ints b) { return {_mm256_and_si256(a.v, b.v)}; }
 WF_INLINE Ints operator^(Ints a, Ints b) { return {_mm256_xor_si256(a.v, b.v)}; }
+WF_INLINE Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.v, b.v)}; }
+WF_INLINE Ints operator-(Ints a, Ints b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+WF_INLINE Ints operator*(Ints a, Ints b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
 WF_INLINE Ints max(Ints a, Ints b) { return {_mm256_max_epi32(a.v, b.v)}; }
 WF_INLINE int32_t max_lane(Ints a) {
   __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
@@ -89,8 +95,7 @@ WF_INLINE Ints add_products_of_halves(Ints a, Ints b, Ints sum) {
 }
 WF_INLINE void store_bytes(int8_t* p, Vec v) {
   const __m256i i = _mm256_cvtps_epi32(v.v);
-  const __m128i halves =
-      _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(halves, halves));
 }
 
@@ -114,6 +119,9 @@ WF_INLINE Vec bits_as_float(Ints i) { return {(Float4)i.v}; }
 WF_INLINE Ints bits_of(Vec v) { return {(Int4)v.v}; }
 WF_INLINE Ints operator&(Ints a, Ints b) { return {a.v & b.v}; }
 WF_INLINE Ints operator^(Ints a, Ints b) { return {a.v ^ b.v}; }
+WF_INLINE Ints operator+(Ints a, Ints b) { return {a.v + b.v}; }
+WF_INLINE Ints operator-(Ints a, Ints b) { return {a.v - b.v}; }
+WF_INLINE Ints operator*(Ints a, Ints b) { return {a.v * b.v}; }
 WF_INLINE Ints max(Ints a, Ints b) { return {a.v > b.v ? a.v : b.v}; }
 WF_INLINE int32_t max_lane(Ints a) {
   const int32_t low = a.v[0] > a.v[2] ? a.v[0] : a.v[2], high = a.v[1] > a.v[3] ? a.v[1] : a.v[3];

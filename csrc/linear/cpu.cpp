@@ -7,6 +7,7 @@ namespace {
 
 template <Kind kKind>
 struct Packed {
+  static constexpr bool kIsPacked = true;
   const Weight& w;
 
   int64_t depth() const { return w.depth; }
@@ -18,18 +19,22 @@ struct Packed {
     return words_of<Word>(w.format, w.depth);
   }
 
+  template <class Word>
+  int64_t bytes(int64_t words) const {
+    return words * kPerWord<Word> * kPanel * bits_of(w.format) / 8;
+  }
+
   template <class Word, class F>
   void words(int64_t panel, int64_t count, int64_t first, int64_t n, bool few, float* scratch, Word,
              const F& f) const {
     with_values<kKind>(w, w.data + panel * w.size, first, Word{}, [&](auto b) {
-      if constexpr (__is_same(decltype(b), Panels)) {
-        f(b);
-      } else {
-        if constexpr (decltype(b)::kWords > 1 || !__is_same(Word, float))
-          if (few) return f(b);
-        for (int64_t p = 0; p < count; ++p) unpack(b, p, n, scratch + p * kDepth * kPanel);
-        f(Panels{scratch, kDepth * kPanel, kPanel});
-      }
+      // A single fetch of a word is worth unpacking in advance, unless nothing has to be unpacked.
+      constexpr bool kWords = __is_same(decltype(b), Words);
+      if constexpr (kWords || decltype(b)::kWords > 1 || !__is_same(Word, float))
+        if (few) return f(b);
+      if constexpr (kWords) return f(Panels{b.template at<float>(0, 0, 0), w.size / 4, kPanel});
+      for (int64_t p = 0; p < count; ++p) unpack(b, p, n, scratch + p * kDepth * kPanel);
+      f(Panels{scratch, kDepth * kPanel, kPanel});
     });
   }
 };

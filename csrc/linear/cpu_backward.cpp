@@ -8,6 +8,7 @@ namespace warpformer::cpu::WF_ISA {
 namespace {
 
 struct Transposed {
+  static constexpr bool kIsPacked = false;
   const Weight& w;
   int64_t columns;  // of dy
 

@@ -1,5 +1,5 @@
-// Packs a weight into panels, and unpacks it; op.h has the layout. Element by element: done once for
-// a weight.
+// Packs a weight into panels, and unpacks it; op.h has the layout. Element by element: done once
+// for a weight.
 //
 //   W [N, K], scales, zeros [N, groups]  <-->  panels of 16 rows
 #include "core/parallel.h"
@@ -11,8 +11,8 @@ namespace {
 /// Where element k of row j of a panel lies, in elements, for values of whole bytes.
 int64_t place(Format format, int64_t k, int64_t j) {
   const int64_t together = format == Format::bf16 || format == Format::int8 ? 2
-                           : format == Format::int8_dynamic                  ? 4
-                                                                             : 1;
+                           : format == Format::int8_dynamic                 ? 4
+                                                                            : 1;
   return (k / together * kPanel + j) * together + k % together;
 }
 
@@ -96,9 +96,16 @@ void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel)
   } else {
     by_value(w.format, [&](auto type) { pack_values<decltype(type)>(p, row, j, panel); });
   }
-  if (w.format == Format::int8_dynamic)
-    for (int64_t k = 0; k < w.depth; ++k) panel[place(w.format, k, j)] ^= 0x80;
-  if (!w.factors) return;
+  if (w.format == Format::int8_dynamic) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < w.depth; ++k) {
+      uint8_t& byte = panel[place(w.format, k, j)];
+      sum += static_cast<int8_t>(byte);
+      byte ^= 0x80;
+    }
+    reinterpret_cast<int32_t*>(panel + w.sums)[j] = sum;
+  }
+  if (!p.scales.data) return;
   float* factor = reinterpret_cast<float*>(panel + w.factors) + j;
   if (w.groups) {
     *factor = power_of_two(p.scales, row, w.groups);
@@ -111,7 +118,7 @@ void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel)
     read_span(p.scales, row, g, 1, &scale);
     scales[g * kPanel + j] = from_float<f16>(scale / *factor);
   }
-  for (int64_t g = 0; w.zeros && g < p.zeros.n; ++g)
+  for (int64_t g = 0; p.zeros.data && g < p.zeros.n; ++g)
     panel[w.zeros + g * kPanel + j] = row_at<uint8_t>(p.zeros, row)[g * p.zeros.step];
 }
 
@@ -124,14 +131,14 @@ void unpack_row(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t
   }
   if (w.format == Format::int8_dynamic)
     for (int64_t k = 0; k < w.depth; ++k) row_at<uint8_t>(p.values, row)[k * p.values.step] ^= 0x80;
-  if (!w.factors) return;
+  if (!p.scales.data) return;
   const float factor = reinterpret_cast<const float*>(panel + w.factors)[j];
   const auto* scales = reinterpret_cast<const f16*>(panel + w.scales);
   for (int64_t g = 0; g < p.scales.n; ++g) {
     const float scale = w.groups ? factor * to_float(scales[g * kPanel + j]) : factor;
     write_span(&scale, p.scales, row, g, 1);
   }
-  for (int64_t g = 0; w.zeros && g < p.zeros.n; ++g)
+  for (int64_t g = 0; p.zeros.data && g < p.zeros.n; ++g)
     row_at<uint8_t>(p.zeros, row)[g * p.zeros.step] = panel[w.zeros + g * kPanel + j];
 }
 

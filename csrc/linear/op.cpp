@@ -4,6 +4,13 @@
 #include "core/run.h"
 
 namespace warpformer {
+int64_t padded_depth(Format format, int64_t depth) {
+  int64_t unit = 1;
+  if (format == Format::bf16 || format == Format::int8) unit = 2;
+  if (format == Format::int8_dynamic) unit = 4;
+  if (is_4_bit(format)) unit = format == Format::int4_dynamic ? kBlock : 8;
+  return (depth + unit - 1) / unit * unit;
+}
 
 Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group, bool zeros) {
   constexpr int64_t kLine = 64;
@@ -14,33 +21,12 @@ Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group
     end += (bytes + kLine - 1) / kLine * kLine;
     return at;
   };
-  const auto rounded = [&](int64_t unit) { return (depth + unit - 1) / unit * unit * kPanel; };
   const bool has_groups = is_4_bit(format) && group < depth;
   if (has_groups) w.groups = (depth + group - 1) / group;
-  switch (format) {
-    case Format::f32:
-      take(rounded(1) * 4);
-      break;
-    case Format::f16:
-      take(rounded(1) * 2);
-      break;
-    case Format::bf16:
-      take(rounded(2) * 2);
-      break;
-    case Format::int8:
-      take(rounded(2));
-      break;
-    case Format::int8_dynamic:
-      take(rounded(4));
-      break;
-    case Format::int4:
-    case Format::int4_dynamic:
-    case Format::nf4:
-      take(rounded(8) / 2);
-      break;
-  }
+  take(padded_depth(format, depth) * kPanel * bits_of(format) / 8);
   if (has_groups) w.scales = take(w.groups * kPanel * 2);
   if (zeros) w.zeros = take((has_groups ? w.groups : 1) * kPanel);
+  if (format == Format::int8_dynamic) w.sums = take(kPanel * 4);
   if (format >= Format::int8) w.factors = take(kPanel * 4);
   // An odd number of cache lines: neighbouring panels, which are read together, fall into different
   // sets.
@@ -77,7 +63,7 @@ Weight weight_of(const char* op, const Tensor& packed, const std::string& format
             group_size >= depth,
         group_size, depth, format);
   CHECK_FOR(op, !zero_points || (is_4_bit(f) && f != Format::nf4), zero_points, format);
-  CHECK_FOR(op, !is_dynamic(f) || depth <= kMaxDynamicDepth, depth, format);
+  CHECK_FOR(op, f != Format::int8_dynamic || depth <= kMaxInt8Depth, depth, format);
   Weight w = weight_layout(f, depth, panels_of(rows, gated), group_size, zero_points);
   CHECK_FOR(op, packed.dtype == DType::u8 && packed.ndim == 2 && packed.contiguous(), packed);
   CHECK_FOR(op, packed.dim(0) == w.panels && packed.dim(1) == w.size, packed, format, rows, depth,

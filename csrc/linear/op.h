@@ -18,6 +18,7 @@
 //                              four neighbours, the high ones the next four
 //   scales   f16 [groups][16]  of groups of `group` neighbours along K; none where a group is a row
 //   zeros    u8 [groups][16]   of int4 with zero points
+//   sums     i32 [16]          of the values of int8_dynamic
 //   factors  f32 [16]          w = factor scale (code - zero); 2^n where there are scales, so that
 //                              scales of 8 to 11 significant bits are kept exactly
 //
@@ -28,8 +29,13 @@
 //                      sum of two bf16, by Pairs
 //   int8_dynamic       x as s8 per row, by Quads             int4_dynamic  x as s8 per 32 of K
 //
-// where the ISA has the instructions; else Pairs become floats, and Quads become Shorts. s8: scale =
-// max |x| / 127, q = round(x / scale). Integer sums are exact; float ones as core/gemm.h has them,
+// where the ISA has the instructions; else Pairs become floats, and Quads become Shorts. x as s8:
+//
+//   per 32    scale = max |x| / 127                           q = round(x / scale), zero = 0
+//   per row   scale = (max(x, 0) - min(x, 0)) / 255           q = min(127, round(x / scale) + zero)
+//             zero = round(-min(x, 0) / scale) - 128          sum_k (q - zero) value, as integers
+//
+// Integer sums are exact; float ones as core/gemm.h has them,
 // in chains that are whole groups where there are scales.
 //
 // Source: torch.nn.functional.linear; Goto, van de Geijn, "Anatomy of High-Performance Matrix
@@ -45,14 +51,18 @@ namespace warpformer {
 
 enum class Format : int { f32, f16, bf16, int8, int8_dynamic, int4, int4_dynamic, nf4 };
 
-/// Whether codes have 4 bits; and whether x is quantized.
 static constexpr bool is_4_bit(Format f) { return f >= Format::int4; }
-static constexpr bool is_dynamic(Format f) {
-  return f == Format::int8_dynamic || f == Format::int4_dynamic;
+/// Bits of an element.
+static constexpr int64_t bits_of(Format f) {
+  return is_4_bit(f) ? 4 : f >= Format::int8 ? 8 : f == Format::f32 ? 32 : 16;
 }
 
 constexpr int64_t kBlock = 32;  // neighbours along K that int4_dynamic quantizes together
-constexpr int64_t kMaxDynamicDepth = 1 << 17;  // beyond it, 127 * 127 * K overflows
+constexpr int64_t kMaxInt8Depth = 1 << 16;  // of int8_dynamic: beyond it, 255 * 127 * K overflows
+
+/// The depth up to whole fetches of packed values, of 8 codes or of 1, 2 or 4 elements, or up to
+/// whole blocks.
+int64_t padded_depth(Format format, int64_t depth);
 
 /// A packed weight: W [panels * 16, depth].
 struct Weight {
@@ -60,7 +70,7 @@ struct Weight {
   Format format = Format::f32;
   int64_t depth = 0, panels = 0;
   int64_t group = 0, groups = 0;           // elements of a group; 0 groups where it is a whole row
-  int64_t scales = 0, zeros = 0, factors = 0, size = 0;  // of a panel, in bytes; 0: there are none
+  int64_t scales = 0, zeros = 0, sums = 0, factors = 0, size = 0;  // of a panel, in bytes; 0: there are none
 };
 /// With all offsets, from the rest. `group` is the depth or more where a group is a whole row.
 Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group, bool zeros);

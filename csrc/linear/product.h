@@ -7,12 +7,12 @@
 //     C += sums of x (8 - zero) scale
 //     out = act(factor C + bias) (up) + residual
 //
-// Few tiles take wide chunks and unpack words as they multiply them: several panels at once are as
-// many streams from memory. Many tiles take narrow ones, whose words stay in L1.
+// Few rows take wide chunks and unpack words as they multiply them: several panels at once are as
+// many streams from memory. Many take narrow ones, whose words stay in L1, while the next stretch
+// comes from memory line by line.
 //
-// `Source` is the weight: int64_t depth() and words(), and words(panel, count, first, n, few,
-// scratch, f), which calls f(B) for words [first, first + n) of `count` panels. Included by cpu
-// files only.
+// `Source` is the weight: words(panel, count, first, n, few, scratch, f) calls f(B) for words
+// [first, first + n) of `count` panels. Included by cpu files only.
 #pragma once
 
 #include "core/activation_functions.h"
@@ -25,8 +25,19 @@ namespace warpformer::cpu::WF_ISA {
 constexpr int64_t kBlockRows = 528;          // of x, at most: a multiple of every ISA's tile
 constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
 constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
-constexpr int64_t kFewTiles = 2;
+constexpr int64_t kFewRows = 2 * kTileRows;
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
+
+/// Panels beside whose products memory is fetched, `step` bytes for every k.
+struct FetchingPanels : Panels {
+  const uint8_t* memory;
+  int64_t step;
+
+  WF_INLINE Vec fetch(int64_t p, int64_t k, int v) const {
+    if (p == 0 && v == 0) __builtin_prefetch(memory + k * step);
+    return Panels::fetch(p, k, v);
+  }
+};
 
 /// C += scale * sum, with the scale of the group that a chain belongs to. C has been cleared.
 struct AddGroups {
@@ -36,35 +47,44 @@ struct AddGroups {
   int64_t scales_panel;
   int chain_shift;        // chains of a group, as a power of two
 
+  static constexpr int kRegisters = 1, kChain = 0;
+  WF_INLINE Add::None held(int, int) const { return {}; }
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
   WF_INLINE Vec scale(int64_t chain, int j) const {
     constexpr int kPerPanel = kPanel / Vec::kWidth;
     return load(scales + j / kPerPanel * scales_panel + (chain >> chain_shift) * kPanel +
                 j % kPerPanel * Vec::kWidth);
   }
-  WF_INLINE void finish(int64_t, int i, int j, Vec sum, Vec scale) const {
-    float* to = c + i * c_row + j * Vec::kWidth;
-    store(to, fma(sum, scale, load(to)));
+  WF_INLINE Add::None finish(int64_t, int i, int j, Vec sum, Vec scale, Add::None) const {
+    store(at(i, j), fma(sum, scale, load(at(i, j))));
+    return {};
   }
+  WF_INLINE void release(int, int, Add::None) const {}
   WF_INLINE AddGroups from(int64_t panel) const {
     return {c + panel * kPanel, c_row, scales + panel * scales_panel, scales_panel, chain_shift};
   }
+  WF_INLINE float* at(int i, int j) const { return c + i * c_row + j * Vec::kWidth; }
 };
 
-/// The same with integer sums of rows that are quantized in blocks, one chain each.
+/// The same with integer sums of rows that are quantized in blocks, one chain each. Chains are so
+/// short that C stays in registers.
+template <int kWords>
 struct AddBlocks {
   AddGroups groups;
   const float* row_scales;  // [chain][row]
-  const int32_t* starts;
+  const int32_t* offsets;
   int64_t rows;
 
-  WF_INLINE Ints start(int64_t chain, int i, int) const { return set(starts[chain * rows + i]); }
+  static constexpr int kRegisters = 2, kChain = kWords;
+  WF_INLINE Vec held(int i, int j) const { return load(groups.at(i, j)); }
+  WF_INLINE Ints start(int64_t chain, int i, int) const { return set(offsets[chain * rows + i]); }
   WF_INLINE Vec scale(int64_t chain, int j) const { return groups.scale(chain, j); }
-  WF_INLINE void finish(int64_t chain, int i, int j, Ints sum, Vec scale) const {
-    groups.finish(chain, i, j, to_float(sum), scale * set(row_scales[chain * rows + i]));
+  WF_INLINE Vec finish(int64_t chain, int i, int, Ints sum, Vec scale, Vec held) const {
+    return fma(to_float(sum), scale * set(row_scales[chain * rows + i]), held);
   }
+  WF_INLINE void release(int i, int j, Vec held) const { store(groups.at(i, j), held); }
   WF_INLINE AddBlocks from(int64_t panel) const {
-    return {groups.from(panel), row_scales, starts, rows};
+    return {groups.from(panel), row_scales, offsets, rows};
   }
 };
 
@@ -73,17 +93,20 @@ struct AddIntegers {
   int32_t* c;
   int64_t c_row;
   bool add;
-  const int32_t* starts;  // [row]
 
+  static constexpr int kRegisters = 1, kChain = 0;
+  WF_INLINE Add::None held(int, int) const { return {}; }
   WF_INLINE Add::None scale(int64_t, int) const { return {}; }
   WF_INLINE Ints start(int64_t, int i, int j) const {
-    return add ? load(c + i * c_row + j * Vec::kWidth) : set(starts[i]);
+    return add ? load(c + i * c_row + j * Vec::kWidth) : set(int32_t{0});
   }
-  WF_INLINE void finish(int64_t, int i, int j, Ints sum, Add::None) const {
+  WF_INLINE Add::None finish(int64_t, int i, int j, Ints sum, Add::None, Add::None) const {
     store(c + i * c_row + j * Vec::kWidth, sum);
+    return {};
   }
+  WF_INLINE void release(int, int, Add::None) const {}
   WF_INLINE AddIntegers from(int64_t panel) const {
-    return {c + panel * kPanel, c_row, add, starts};
+    return {c + panel * kPanel, c_row, add};
   }
 };
 
@@ -139,10 +162,10 @@ class Product {
   }
   int64_t panels_of_half() const { return source_.panels() / halves_; }
   int64_t c_row(int64_t chunk) const { return halves_ * chunk * kPanel + kPanel; }
-  bool has_few_tiles() const { return tiles_.count() <= kFewTiles; }
+  bool has_few_rows() const { return tiles_.first(tiles_.count()) <= kFewRows; }
   int64_t c_size() const {
     const int64_t narrow = kBlockRows * c_row(kNarrow);
-    const int64_t wide = kFewTiles * kTileRows * c_row(kWide);
+    const int64_t wide = kFewRows * c_row(kWide);
     return narrow > wide ? narrow : wide;
   }
   void read_bias(int64_t half) {
@@ -152,19 +175,19 @@ class Product {
   }
 
   void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size) {
-    const int64_t chunk = has_few_tiles() ? kWide : kNarrow;
-    const int64_t chunks = (panels_of_half() + chunk - 1) / chunk;
-    const int64_t parts = chunks < threads ? at_most(threads, tiles_.count()) : 1;  // of the tiles
-    int64_t next = 0;
+    chunk_ = has_few_rows() ? kWide : kNarrow;
+    const int64_t chunks = (panels_of_half() + chunk_ - 1) / chunk_;
+    parts_ = chunks < threads ? at_most(threads, tiles_.count()) : 1;
+    next_ = 0;
     parallel(threads, [&](int t) {
       float* scratch = memory + t * thread_size;
       for (;;) {
-        const int64_t unit = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-        if (unit >= chunks * parts) return;
-        const int64_t panel = unit / parts * chunk, part = unit % parts;
-        const int64_t tile = tiles_.count() * part / parts;
-        const int64_t end = tiles_.count() * (part + 1) / parts;
-        multiply({panel, at_most(chunk, panels_of_half() - panel), tile, end - tile}, row, scratch);
+        const int64_t unit = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
+        if (unit >= chunks * parts_) return;
+        const int64_t panel = unit / parts_ * chunk_, part = unit % parts_;
+        const int64_t tile = tiles_.count() * part / parts_;
+        const int64_t end = tiles_.count() * (part + 1) / parts_;
+        multiply({panel, at_most(chunk_, panels_of_half() - panel), tile, end - tile}, row, scratch);
       }
     });
   }
@@ -178,18 +201,40 @@ class Product {
       if constexpr (kKind == Kind::grouped || kKind == Kind::blocks) clear(u, to, stride);
       int64_t first = 0;
       do {
-        const int64_t n = at_most(kDepth, depth_ - first);
-        fetch_scales(panel, u.panels, first + n);
-        source_.words(panel, u.panels, first, n, has_few_tiles(), scratch, Word{},
+        const int64_t n = at_most(kDepth, depth_ - first), end = first + n;
+        const int64_t ahead = end < depth_ ? panel : panel_after(u, half);
+        fetch_scales(panel, u.panels, end);
+        source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
                       [&](const auto& b) {
-                        for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
-                          multiply_tile(u, panel, i, b, first, n, to, stride);
+                        for (int64_t i = 0; i < u.tiles; ++i)
+                          multiply_tile(u, panel, u.tile + i, fetching(b, u, ahead, end % depth_, i),
+                                        first, n, to, stride);
                       });
-        first += n;
+        first = end;
       } while (first < depth_);
       if (source_.has_zeros()) add_zeros(u, panel, scratch, to, stride);
     }
     finish(u, row, c, stride, c + c_size());
+  }
+
+  /// The panel of W that a thread is likely to multiply by next.
+  int64_t panel_after(const Unit& u, int64_t half) const {
+    if (half + 1 < halves_) return (half + 1) * panels_of_half() + u.panel;
+    return __atomic_load_n(&next_, __ATOMIC_RELAXED) / parts_ * chunk_;
+  }
+
+  /// b, and the part of the stretch at word `first` of panels of W that is fetched while tile i of a
+  /// unit is multiplied; values that are unpacked as they are multiplied fetch what follows them.
+  template <class B>
+  auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first, int64_t i) const {
+    if constexpr (__is_same(B, Panels) && Source::kIsPacked) {
+      const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - first));
+      const int64_t part = u.panels * size / u.tiles, begin = i * part;
+      const uint8_t* memory = w_.data + (panel + begin / size) * w_.size + begin % size;
+      return FetchingPanels{b, memory + source_.template bytes<Word>(first), part / kDepth};
+    } else {
+      return b;
+    }
   }
 
   void clear(const Unit& u, float* c, int64_t stride) const {
@@ -215,13 +260,14 @@ class Product {
                      int64_t n, float* c, int64_t stride) const {
     c += (tiles_.first(tile) - tiles_.first(u.tile)) * stride;
     const auto multiply = [&](const auto& sink) {
-      gemm_rows<kParts, Layout::rows>(tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n,
+      gemm_rows<kParts, Layout::rows, decltype(tiles_)::kRows>(
+          tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n,
                                       chain_, sink);
     };
     if constexpr (kKind == Kind::plain) {
       multiply(Add{c, stride, first > 0});
     } else if constexpr (kKind == Kind::tokens) {
-      multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0, tiles_.starts(tile, 0)});
+      multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0});
     } else {
       AddGroups groups{c, stride, kOnes, 0, 63};
       if (w_.groups) {
@@ -234,7 +280,7 @@ class Product {
         multiply(groups);
       } else {
         const int64_t block = first / chain_;
-        multiply(AddBlocks{groups, tiles_.scales(tile, block), tiles_.starts(tile, block),
+        multiply(AddBlocks<kBlock / kPerWord<Word>>{groups, tiles_.scales(tile, block), tiles_.offsets(tile, block),
                            tiles_.height(tile)});
       }
     }
@@ -289,8 +335,11 @@ class Product {
       for (int64_t j = 0; j < kPanel; j += Vec::kWidth) {
         float* at = c + p * kPanel + j;
         Vec v = load(at);
-        if constexpr (kKind == Kind::tokens)
-          v = to_float(bits_of(v)) * set(tiles_.scales(0, 0)[i]);
+        if constexpr (kKind == Kind::tokens) {
+          const auto* sums = reinterpret_cast<const int32_t*>(w_.data + (panel + p) * w_.size + w_.sums);
+          const Ints shift = set(tiles_.zeros(0, 0)[i]) * load(sums + j);
+          v = to_float(bits_of(v) - shift + set(tiles_.offsets(0, 0)[i])) * set(tiles_.scales(0, 0)[i]);
+        }
         if (source_.has_factors()) v = v * load(factors + j);
         store(at, v + load(bias_ + (panel + p) * kPanel + j));
       }
@@ -312,6 +361,7 @@ class Product {
   const int64_t chain_ = chain();
   Tiles<Word, kParts, kKind> tiles_;
   float* bias_ = nullptr;
+  int64_t chunk_ = 0, parts_ = 0, next_ = 0;  // panels of a unit; parts of the tiles; units claimed
 };
 
 }  // namespace warpformer::cpu::WF_ISA

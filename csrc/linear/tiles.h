@@ -1,7 +1,7 @@
 // From rows of x to tiles of words of core/gemm.h, and what is known of each row:
 //
 //   row of x --float--> words              [tile][stretch][row of the tile][part][kStride]
-//                       scales, starts     [tile][block][row of the tile]    of quantized rows
+//                       scales, offsets, zeros   [tile][block][row of the tile]    of quantized rows
 //                       sums               [tile][stretch of groups][row of the tile][kStride]
 //
 // Tiles are about equally high, so that no small one is left over. Included by cpu files only.
@@ -13,45 +13,52 @@ namespace warpformer::cpu::WF_ISA {
 
 constexpr bool quantizes(Kind kind) { return kind == Kind::tokens || kind == Kind::blocks; }
 
-/// Words of a row of n elements, 0 past the end: whole fetches of a weight's values, of 8 codes or of
-/// 1, 2 or 4 elements.
+/// Words of a row of n elements, 0 past the end.
 template <class Word>
 int64_t words_of(Format format, int64_t n) {
-  const int64_t fetch = is_4_bit(format)                                    ? 8
-                        : format == Format::int8_dynamic                    ? 4
-                        : format == Format::bf16 || format == Format::int8 ? 2
-                                                                            : 1;
-  return (n + fetch - 1) / fetch * fetch / kPerWord<Word>;
+  return padded_depth(format, n) / kPerWord<Word>;
 }
 
-/// q[0, n) = round(x / scale), scale = max |x| / 127; n is padded to whole registers. `sum` is that
-/// of q. Of NaN or infinity scale is NaN or infinity.
-inline float quantize(const float* x, int64_t n, int8_t* q, float* sum) {
+/// x ~ scale (q - zero), and the sum of q.
+struct Quantized {
+  float scale, zero, sum;
+};
+
+/// x[0, n) -> q; n is padded to whole registers. Tokens cover the range of x with 0 in it, blocks are
+/// symmetric. Of NaN or infinity scale is NaN or infinity.
+template <Kind kKind>
+inline Quantized quantize(const float* x, int64_t n, int8_t* q) {
+  constexpr bool kHasZero = kKind == Kind::tokens;
   // As integers, floats without sign are in order, with NaN above all others.
-  Ints high = set(int32_t{0});
-  for (int64_t i = 0; i < n; i += Vec::kWidth) high = max(high, bits_of(load(x + i)) & set(INT32_MAX));
-  const int32_t bits = max_lane(high);
-  float largest;
-  memcpy(&largest, &bits, 4);
-  *sum = 0.0f;
-  if (!(largest > 0x1p-120f && largest < INFINITY)) {
-    memset(q, 0, n);
-    return largest / 127.0f;
+  Ints high = set(int32_t{0}), low = high;
+  for (int64_t i = 0; i < n; i += Vec::kWidth) {
+    const Ints bits = bits_of(load(x + i));
+    high = max(high, kHasZero ? bits : bits & set(INT32_MAX));
+    if (kHasZero) low = max(low, bits ^ set(INT32_MIN));
   }
-  const Vec factor = set(127.0f / largest);
+  const float top = __builtin_bit_cast(float, max_lane(high));
+  const float bottom = __builtin_bit_cast(float, max_lane(low));
+  // Of halves, whose sum is finite.
+  const float scale = kHasZero ? (0.5f * top + 0.5f * bottom) / 127.5f : top / 127.0f;
+  if (!(scale > 0x1p-120f && scale < INFINITY)) {
+    memset(q, 0, n);
+    return {scale, 0.0f, 0.0f};
+  }
+  const float factor = 1.0f / scale, zero = kHasZero ? rintf(bottom * factor) - 128.0f : 0.0f;
   Vec total = set(0.0f);
   for (int64_t i = 0; i < n; i += Vec::kWidth) {
-    const Vec v = round(load(x + i) * factor);
+    const Vec v = min(round(load(x + i) * set(factor)) + set(zero), set(127.0f));
     store_bytes(q + i, v);
     total = total + v;  // exact: integers below 2^24
   }
-  *sum = warpformer::cpu::WF_ISA::sum(total);
-  return largest / 127.0f;
+  return {scale, zero, sum(total)};
 }
 
 template <class Word, int kParts, Kind kKind>
 class Tiles {
  public:
+  static constexpr int kRows = kKind == Kind::blocks ? (kTileRows + 1) / 2 : kTileRows;
+
   /// Of rows with `depth` elements in `words` words; sums are needed of `groups` groups of `group`
   /// elements.
   Tiles(int64_t depth, int64_t words, int64_t group, int64_t groups)
@@ -64,18 +71,19 @@ class Tiles {
 
   /// Floats that so many rows take, and that pack() works with.
   int64_t size(int64_t rows) const {
-    return rows * (stretches_ * kParts * kStride + 2 * blocks_ + (groups_ ? stretches(groups_) * kStride : 0));
+    return rows * (stretches_ * kParts * kStride + 3 * blocks_ + (groups_ ? stretches(groups_) * kStride : 0));
   }
   int64_t buffer_size() const { return (depth_ + 2 * kBlock) / kPanel * kPanel * 2; }
 
   /// Makes tiles of the next `rows` rows, at `memory`.
   void begin(int64_t rows, float* memory) {
     rows_ = rows;
-    count_ = (rows + kTileRows - 1) / kTileRows;
+    count_ = (rows + kRows - 1) / kRows;
     words_ = memory;
     scales_ = words_ + rows * stretches_ * kParts * kStride;
-    starts_ = reinterpret_cast<int32_t*>(scales_ + rows * blocks_);
-    sums_ = scales_ + 2 * rows * blocks_;
+    offsets_ = reinterpret_cast<int32_t*>(scales_ + rows * blocks_);
+    zeros_ = offsets_ + rows * blocks_;
+    sums_ = scales_ + 3 * rows * blocks_;
   }
 
   int64_t count() const { return count_; }
@@ -92,8 +100,12 @@ class Tiles {
   const float* scales(int64_t tile, int64_t block) const {
     return scales_ + first(tile) * blocks_ + block * height(tile);
   }
-  const int32_t* starts(int64_t tile, int64_t block) const {
-    return starts_ + first(tile) * blocks_ + block * height(tile);
+  /// What the offset of the weight adds to a sum, negated; and the zero point.
+  const int32_t* offsets(int64_t tile, int64_t block) const {
+    return offsets_ + first(tile) * blocks_ + block * height(tile);
+  }
+  const int32_t* zeros(int64_t tile, int64_t block) const {
+    return zeros_ + first(tile) * blocks_ + block * height(tile);
   }
 
   /// Row `row` of x -> row i of a tile. `buffer` has buffer_size() floats.
@@ -163,13 +175,17 @@ class Tiles {
     const int64_t step = kKind == Kind::tokens ? (depth_ + kBlock - 1) / kBlock * kBlock : kBlock;
     int8_t* bytes = reinterpret_cast<int8_t*>(buffer + depth_ + kBlock);
     for (int64_t b = 0; b < blocks_; ++b) {
-      float sum;
-      const float scale = quantize(buffer + b * step, step, bytes + b * step, &sum);
+      Quantized row = quantize<kKind>(buffer + b * step, step, bytes + b * step);
+      if constexpr (kKind == Kind::tokens) {
+        memset(bytes + depth_, 0, step - depth_);
+        row.sum -= row.zero * static_cast<float>(step - depth_);
+      }
       const int64_t at = first(tile) * blocks_ + b * height(tile) + i;
-      scales_[at] = scale;
+      scales_[at] = row.scale;
       constexpr int32_t kOffset = kKind == Kind::tokens ? kByteOffset : kCodeOffset;
-      starts_[at] = -kOffset * static_cast<int32_t>(sum);
-      buffer[b] = scale * sum;  // what was there has been read
+      offsets_[at] = -kOffset * static_cast<int32_t>(row.sum);
+      zeros_[at] = static_cast<int32_t>(row.zero);
+      buffer[b] = row.scale * row.sum;  // what was there has been read
     }
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t first = g * group_ / kBlock;
@@ -197,7 +213,7 @@ class Tiles {
   const int64_t depth_, length_, group_, groups_, stretches_, blocks_;
   int64_t rows_ = 0, count_ = 1;
   float *words_ = nullptr, *scales_ = nullptr, *sums_ = nullptr;
-  int32_t* starts_ = nullptr;
+  int32_t *offsets_ = nullptr, *zeros_ = nullptr;
 };
 
 }  // namespace warpformer::cpu::WF_ISA

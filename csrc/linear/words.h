@@ -48,6 +48,10 @@ constexpr int code_shift(Format format, int64_t k) {
   return format == Format::int4_dynamic ? at % 4 * 8 + at / 4 * 4 : at % 2 * 16 + at / 2 * 4;
 }
 
+/// Bytes by which memory is fetched ahead: beside their products, the loads of several panels would
+/// not keep it busy.
+constexpr int64_t kAhead = 1024;
+
 /// Panels `panel` bytes apart whose fetches of `kBytes` bytes for each of 16 columns give kWords
 /// words.
 template <int kBytes, int kWordsOfFetch>
@@ -56,12 +60,24 @@ struct Values {
   const uint8_t* data;
   int64_t panel;
 
+  WF_INLINE const uint8_t* place(int64_t p, int64_t k, int v) const {
+    return data + p * panel + k / kWords * (kPanel * kBytes) + v * (Vec::kWidth * kBytes);
+  }
   template <class T>
   WF_INLINE const T* at(int64_t p, int64_t k, int v) const {
-    return reinterpret_cast<const T*>(data + p * panel + k / kWords * (kPanel * kBytes) +
-                                      v * (Vec::kWidth * kBytes));
+    __builtin_prefetch(place(p, k, v) + kAhead);
+    return reinterpret_cast<const T*>(place(p, k, v));
   }
   WF_INLINE void skip(int64_t panels) { data += panels * panel; }
+};
+
+/// Words as they are.
+struct Words : Values<4, 1> {
+  WF_INLINE Vec fetch(int64_t p, int64_t k, int v) const { return load(at<float>(p, k, v)); }
+  template <int kWord>
+  WF_INLINE Vec word(Vec fetched) const {
+    return fetched;
+  }
 };
 
 struct HalfFloats : Values<2, 1> {
@@ -195,7 +211,7 @@ void with_values(const Weight& w, const uint8_t* data, int64_t first, float, con
     if (w.format == Format::bf16) return f(BrainFloats{{at(16), w.size}});
     if (w.format == Format::int8) return f(ByteFloats<2>{{at(8), w.size}});
     if (w.format == Format::int8_dynamic) return f(ByteFloats<4>{{at(8), w.size}});
-    f(Panels{reinterpret_cast<const float*>(at(32)), w.size / 4, kPanel});
+    f(Words{{at(32), w.size}});
   }
 }
 #if defined(__AVX512BF16__)
@@ -205,7 +221,7 @@ void with_values(const Weight& w, const uint8_t* data, int64_t first, Pair, cons
   if (is_4_bit(w.format)) return f(CodePairs{{at(1), w.size}});
   if constexpr (kKind == Kind::plain) {
     if (w.format == Format::int8) return f(BytePairs{{at(2), w.size}});
-    f(Panels{reinterpret_cast<const float*>(at(4)), w.size / 4, kPanel});
+    f(Words{{at(4), w.size}});
   }
 }
 #endif
@@ -214,7 +230,7 @@ void with_values(const Weight& w, const uint8_t* data, int64_t first, Quad, cons
   if constexpr (kKind == Kind::blocks) {
     f(CodeQuads{{data + first * 2 * kPanel, w.size}});
   } else {
-    f(Panels{reinterpret_cast<const float*>(data) + first * kPanel, w.size / 4, kPanel});
+    f(Words{{data + first * 4 * kPanel, w.size}});
   }
 }
 template <Kind kKind, class F>
@@ -233,8 +249,6 @@ void unpack(const B& b, int64_t p, int64_t n, float* to) {
   for (int64_t k = 0; k < n; k += B::kWords, to += B::kWords * kPanel)
     for (int v = 0; v < kPerPanel; ++v) {
       const auto fetched = b.fetch(p, k, v);
-      if constexpr (!__is_same(B, Panels))  // the next stretch, while this one is multiplied
-        __builtin_prefetch(b.template at<char>(p, k + kDepth, v));
       unrolled<B::kWords>([&](auto word) __attribute__((always_inline)) {
         store(to + word.value * kPanel + v * Vec::kWidth, b.template word<word.value>(fetched));
       });

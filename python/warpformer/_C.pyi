@@ -26,9 +26,11 @@ __all__: list[str] = [
     "layer_norm",
     "layer_norm_backward",
     "linear",
+    "linear_backward",
     "log_softmax",
     "log_softmax_backward",
     "pack_linear",
+    "packed_size",
     "rms_norm",
     "rms_norm_backward",
     "roofline",
@@ -38,6 +40,7 @@ __all__: list[str] = [
     "set_isa",
     "softmax",
     "softmax_backward",
+    "unpack_linear",
 ]
 
 def activation(
@@ -170,7 +173,20 @@ def linear(
     bias: torch.Tensor | numpy.ndarray | None,
     residual: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
+    format: str,
+    group_size: int,
+    zero_points: bool,
+    gated: bool,
     activation: str,
+    executor: int,
+) -> None: ...
+def linear_backward(
+    grad: torch.Tensor | numpy.ndarray,
+    weight: torch.Tensor | numpy.ndarray,
+    dx: torch.Tensor | numpy.ndarray,
+    format: str,
+    group_size: int,
+    zero_points: bool,
     executor: int,
 ) -> None: ...
 def log_softmax(
@@ -193,8 +209,17 @@ def log_softmax_backward(
     executor: int,
 ) -> None: ...
 def pack_linear(
-    weight: torch.Tensor | numpy.ndarray, packed: torch.Tensor | numpy.ndarray, executor: int
+    weight: torch.Tensor | numpy.ndarray,
+    scales: torch.Tensor | numpy.ndarray | None,
+    zeros: torch.Tensor | numpy.ndarray | None,
+    packed: torch.Tensor | numpy.ndarray,
+    format: str,
+    in_features: int,
+    group_size: int,
+    gated: bool,
+    executor: int,
 ) -> None: ...
+def packed_size(format: str, in_features: int, group_size: int, zero_points: bool) -> int: ...
 def rms_norm(
     x: torch.Tensor | numpy.ndarray,
     residual: torch.Tensor | numpy.ndarray | None,
@@ -301,6 +326,17 @@ def softmax_backward(
     parts: torch.Tensor | numpy.ndarray | None,
     dim: int,
     scale: float,
+    executor: int,
+) -> None: ...
+def unpack_linear(
+    packed: torch.Tensor | numpy.ndarray,
+    weight: torch.Tensor | numpy.ndarray,
+    scales: torch.Tensor | numpy.ndarray | None,
+    zeros: torch.Tensor | numpy.ndarray | None,
+    format: str,
+    in_features: int,
+    group_size: int,
+    gated: bool,
     executor: int,
 ) -> None: ...
 

@@ -2,13 +2,27 @@
 
 import torch
 
-from warpformer import nn, ops
+from warpformer import nn, ops, quantization
 from warpformer._C import InputError, __version__
 from warpformer.embeddings import SentenceEncoder
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
+from warpformer.quantization import quantize_
+from warpformer.save import save
 
-__all__ = ["CheckpointError", "InputError", "SentenceEncoder", "__version__", "info", "load", "nn", "ops"]
+__all__ = [
+    "CheckpointError",
+    "InputError",
+    "SentenceEncoder",
+    "__version__",
+    "info",
+    "load",
+    "nn",
+    "ops",
+    "quantization",
+    "quantize_",
+    "save",
+]
 
 
 def info() -> dict[str, object]:

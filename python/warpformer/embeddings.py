@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from warpformer.load import find_checkpoint, load, read_json
 from warpformer.models._config import CheckpointError
+from warpformer.save import save, write_json
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
@@ -25,6 +27,7 @@ class SentenceEncoder:
         path_or_hub_id: its folder, or the id of a repository of the Hugging Face hub.
         dtype: of parameters and activations; that of the checkpoint if None. Embeddings are float32.
         device: the CPU if None.
+        quantization: as in `warpformer.load`.
 
     Attributes:
         model: the encoder, as `warpformer.load` returns it.
@@ -37,15 +40,40 @@ class SentenceEncoder:
         CheckpointError: a file is damaged or asks for what is not supported.
     """
 
-    def __init__(self, path_or_hub_id, *, dtype: torch.dtype | None = None, device=None):
+    def __init__(self, path_or_hub_id, *, dtype: torch.dtype | None = None, device=None, quantization=None):
         folder = find_checkpoint(path_or_hub_id)
         transformer, self.pooling, self.normalize = read_modules(folder)
-        self.model = load(transformer, dtype=dtype, device=device)
+        self.model = load(transformer, dtype=dtype, device=device, quantization=quantization)
         self.tokenizer, self.max_seq_length, self.lower_case = read_tokenizer(transformer, self.model)
-        settings = read_settings(folder)
-        self.prompts = settings["prompts"]
-        self.default_prompt_name = settings["default_prompt_name"]
-        self.similarity_fn_name = settings["similarity_fn_name"]
+        self.prompts, self.default_prompt_name, self.similarity_fn_name = read_settings(folder)
+
+    def save(self, folder) -> None:
+        """Writes a checkpoint that SentenceEncoder reads; `warpformer.save` writes the model of it.
+
+        Raises:
+            FileExistsError: the folder has a checkpoint of several files.
+        """
+        folder = Path(folder).expanduser()
+        save(self.model, folder)
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        settings = {"max_seq_length": self.max_seq_length, "do_lower_case": self.lower_case}
+        write_json(folder / "sentence_bert_config.json", settings)
+        width = self.model.config.hidden_size
+        pooling = {"word_embedding_dimension": width, "pooling_mode": self.pooling}
+        write_json(folder / "1_Pooling/config.json", pooling)
+        settings = {key: getattr(self, key) for key in SETTINGS}
+        write_json(folder / "config_sentence_transformers.json", settings)
+        kinds = ["Transformer", "Pooling"] + ["Normalize"] * self.normalize
+        modules = [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": f"{i}_{kind}" if i else "",
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for i, kind in enumerate(kinds)
+        ]
+        write_json(folder / "modules.json", modules)
 
     def get_embedding_dimension(self) -> int:
         return self.model.config.hidden_size * len(self.pooling)
@@ -263,7 +291,7 @@ def read_settings(folder: Path):
     similarity = values.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
         raise CheckpointError(f"{path}: similarity_fn_name = {similarity!r:.80} is none of {SIMILARITIES}")
-    return {"prompts": prompts, "default_prompt_name": default, "similarity_fn_name": similarity}
+    return prompts, default, similarity
 
 
 def as_rows(embeddings) -> Tensor:

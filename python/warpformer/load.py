@@ -9,16 +9,35 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 
 from warpformer import models
+from warpformer._C import InputError
 from warpformer.models._config import CheckpointError, read_config
+from warpformer.nn._packed import PackedLinear
+from warpformer.nn.quantized_linear import QuantizedLinear
+from warpformer.ops._quantized import FLOATS
+from warpformer.quantization.config import prepare_model
+from warpformer.quantization.quantize_ import Plan
 
 log = logging.getLogger("warpformer")
 
+DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}  # as safetensors names them
 HUB_FILES = ["*.json", "*/config.json", "*.safetensors"]
 
 
-def load(path_or_hub_id, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+def load(
+    path_or_hub_id,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    quantization: str | dict | None = None,
+):
     """The model of a checkpoint, in eval mode, without gradients.
 
     Args:
@@ -26,6 +45,9 @@ def load(path_or_hub_id, dtype: torch.dtype | None = None, device: torch.device 
             of a repository of the Hugging Face hub, which is then downloaded.
         dtype: of the parameters and activations; that of the checkpoint if None.
         device: of the parameters; the CPU if None.
+        quantization: a mode of `warpformer.quantize_`, or its arguments ({"mode": "int4", "group_size": 32}):
+            each linear layer is quantized as it is read, from the dtype of the checkpoint, so that the float
+            model is never whole in memory. A quantized checkpoint of `warpformer.save` stays as it is.
 
     Returns:
         `warpformer.models.<model_type>.Model`.
@@ -34,6 +56,7 @@ def load(path_or_hub_id, dtype: torch.dtype | None = None, device: torch.device 
         FileNotFoundError: the folder or a file in it is missing.
         CheckpointError: a file is damaged, its architecture is unknown, or its tensors are not those
             that config.json promises. Nothing is unpickled, and no code of a checkpoint is run.
+        InputError: an option of quantization is unknown or does not fit, or the checkpoint is quantized.
     """
     folder = find_checkpoint(path_or_hub_id)
     values = read_json(folder / "config.json")
@@ -50,14 +73,43 @@ def load(path_or_hub_id, dtype: torch.dtype | None = None, device: torch.device 
         with torch.device("meta"):
             model = module.Model(config)
         model.drop_missing(set(ours))
+        if values.get("quantization_config") is not None:
+            prepare_model(model, values["quantization_config"])
         check_shapes(model, ours)
-        # Copies: what the file's pages hold may change under a mapped tensor.
-        state = {
-            name: file.get_tensor(key).to(device=device, dtype=dtype, copy=True)
-            for name, (key, file) in ours.items()
-        }
-    model.load_state_dict(state, assign=True)
+        fill(model, ours, dtype, device, plan_of(model, quantization))
     return model.eval().requires_grad_(False)
+
+
+def plan_of(model, quantization) -> Plan | None:
+    if quantization is None:
+        return None
+    if any(isinstance(layer, QuantizedLinear) for layer in model.modules()):
+        raise InputError(f"quantization = {quantization!r}, but the checkpoint is quantized already")
+    return Plan(model, **({"mode": quantization} if isinstance(quantization, str) else quantization))
+
+
+def fill(model, ours, dtype, device, plan: Plan | None):
+    """Reads the tensors of one module after the other, and quantizes it where `plan` says so."""
+    chosen = set() if plan is None else plan.layers.keys() - plan.notes
+    modules = tqdm([*model.named_modules()], "Quantizing", unit="module", disable=None if chosen else True)
+    for name, module in modules:
+        quantized = name in chosen or isinstance(module, QuantizedLinear)
+        state = {}
+        for key in own_state(module):
+            tensor_key, file = ours[join(name, key)]
+            kept = quantized and not key.endswith("bias")
+            # Copies: what the file's pages hold may change under a mapped tensor.
+            tensor = file.get_tensor(tensor_key)
+            state[key] = tensor.to(device=device, dtype=None if kept else dtype, copy=True)
+        try:
+            module.load_state_dict(state, strict=False, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"{name}: {' '.join(str(error).split())}") from error
+        if name in chosen:
+            try:
+                model.set_submodule(name, plan.quantize(name)[1])
+            except InputError as error:
+                raise CheckpointError(str(error)) from error
 
 
 def find_checkpoint(path_or_hub_id) -> Path:
@@ -127,33 +179,38 @@ def open_tensors(folder: Path, files: ExitStack):
     return tensors
 
 
-def expected_shapes(model):
-    shapes = {}
-    for prefix, module in model.named_modules():
-        dot = prefix + "." if prefix else ""
-        if hasattr(module, "state_keys"):
-            kinds = ("weight", "bias") if module.bias is not None else ("weight",)
-            own = {key: shape for kind in kinds for key, shape in module.state_keys(kind).items()}
-        else:
-            own = {key: tuple(value.shape) for key, value in module.named_parameters(recurse=False)}
-        shapes |= {dot + key: shape for key, shape in own.items()}
-    return shapes
+def own_state(module):
+    """Key of each tensor of a module, not of those inside it -> (shape, the dtypes it may have)."""
+    if isinstance(module, PackedLinear):
+        return module.state_layout()
+    return {key: (tuple(value.shape), FLOATS) for key, value in module.named_parameters(recurse=False)}
+
+
+def join(prefix, key):
+    return f"{prefix}.{key}" if prefix else key
 
 
 def check_shapes(model, ours):
-    expected = expected_shapes(model)
+    expected = {
+        join(name, key): layout
+        for name, module in model.named_modules()
+        for key, layout in own_state(module).items()
+    }
     missing = [name for name in expected if name not in ours]
     if missing:
         raise CheckpointError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}")
     for name in [name for name in ours if name not in expected]:
         key, _ = ours.pop(name)
         log.warning("the tensor %r of the checkpoint is not part of the model", key)
-    for name, shape in expected.items():
+    for name, (shape, dtypes) in expected.items():
         key, file = ours[name]
         stored = file.get_slice(key)
         found = tuple(stored.get_shape())
-        if stored.get_dtype() not in ("F32", "F16", "BF16"):
-            raise CheckpointError(f"the tensor {key!r} has dtype {stored.get_dtype()}, not F32, F16 or BF16")
+        known = [DTYPES[dtype] for dtype in dtypes]
+        if stored.get_dtype() not in known:
+            raise CheckpointError(
+                f"the tensor {key!r} has dtype {stored.get_dtype()}, not {' or '.join(known)}"
+            )
         if found != shape:
             raise CheckpointError(
                 f"the tensor {key!r} has shape {list(found)}, but config.json makes it {list(shape)}"

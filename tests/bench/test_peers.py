@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from warpformer.bench import _run, linear_sweep, run
-from warpformer.bench._weights import dequantize, random_weight
+from warpformer.bench._weights import random_weight
 from warpformer.bench.peers import torch as aten
+from warpformer.quantization import dequantize
 
 N, K = 64, 256
 ROWS = (1, 5, 64)

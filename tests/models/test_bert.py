@@ -108,6 +108,13 @@ def test_state_dict_round_trip(checkpoint):
     assert torch.equal(other(ids, mask, types).pooler_output, model(ids, mask, types).pooler_output)
 
 
+def test_names_of_the_checkpoint(checkpoint):
+    folder, theirs = checkpoint()
+    names = wf.load(folder).state_dict()
+    assert {bert.original(name) for name in names} == set(theirs.state_dict()) - {"embeddings.position_ids"}
+    assert all(bert.rename(bert.original(name)) == name for name in names)
+
+
 class Record(TorchDispatchMode):
     def __init__(self):
         super().__init__()

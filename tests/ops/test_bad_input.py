@@ -114,7 +114,9 @@ SHAPES = {
     "embedding_sum: table = f32[2,2]": lambda: ops.embedding_sum([index] * 2, [x, x[:, :2]]),
     "pack_linear: float32[3]": lambda: ops.pack_linear(x[0]),
     "pack_linear: float32[1, 2, 3]": lambda: ops.pack_linear(x[None]),
-    "pack_linear: scales = f32[2,2], weight = i8[2,3]": lambda: ops.pack_linear(int8(scales=torch.ones(2, 2))),
+    "pack_linear: scales = f32[2,2], weight = i8[2,3]": lambda: ops.pack_linear(
+        int8(scales=torch.ones(2, 2))
+    ),
     "pack_linear: weight = f32[2,3]": lambda: ops.pack_linear(int8(values=x)),
     "pack_linear: in_features = 4": lambda: ops.pack_linear(int8(in_features=4)),
     'pack_linear: format = "int4"': lambda: ops.pack_linear(int8(format="int4")),
@@ -122,8 +124,12 @@ SHAPES = {
     "pack_linear: zero_points = true": lambda: ops.pack_linear(int8(zeros=torch.zeros(2, 1).byte())),
     "pack_linear: group_size = 1, depth = 3": lambda: ops.pack_linear(int8(format="int4", group_size=1)),
     "pack_linear: rows = 3": lambda: ops.pack_linear(torch.zeros(3, 3), gated=True),
-    "unpack_linear: packed = u8[1,192], rows = 17": lambda: ops.unpack_linear(packed._replace(out_features=17)),
-    "unpack_linear: packed = u8[1,192], depth = 99": lambda: ops.unpack_linear(packed._replace(in_features=99)),
+    "unpack_linear: packed = u8[1,192], rows = 17": lambda: ops.unpack_linear(
+        packed._replace(out_features=17)
+    ),
+    "unpack_linear: packed = u8[1,192], depth = 99": lambda: ops.unpack_linear(
+        packed._replace(in_features=99)
+    ),
     "linear: float32[2, 2], in_features = 3": lambda: ops.linear(x[:, :2], packed),
     "linear: float32[2, 3], float32[2, 2]": lambda: ops.linear(x, x[:, :2]),
     "linear: packed = u8[1,8]": lambda: ops.linear(x, packed._replace(data=packed.data[:, :8].clone())),

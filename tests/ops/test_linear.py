@@ -97,6 +97,16 @@ def test_pack_and_unpack(device, dtype, n, k):
     assert same_bits(ops.unpack_linear(packed), weight)
 
 
+def test_unpack_on_the_meta_device():
+    dense = ops.unpack_linear(ops.pack_linear(torch.empty(5, 7, dtype=torch.bfloat16, device="meta")))
+    assert (dense.is_meta, dense.shape, dense.dtype) == (True, (5, 7), torch.bfloat16)
+    codes, scales, zeros = torch.empty(5, 20).byte(), torch.empty(5, 2), torch.empty(5, 2).byte()
+    weight = ops.QuantizedWeight(codes.to("meta"), scales.to("meta"), zeros.to("meta"), "int4", 40, 32)
+    unpacked = ops.unpack_linear(ops.pack_linear(weight))
+    for ours, expected in zip(unpacked[:3], weight[:3], strict=True):
+        assert (ours.is_meta, ours.shape, ours.dtype) == (True, expected.shape, expected.dtype)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 def test_gradients(device, dtype, packed, activation):

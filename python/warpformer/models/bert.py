@@ -167,9 +167,33 @@ RENAMES = [
 ]
 
 
+ORIGINALS = [
+    (r"^tokens\.", "embeddings.word_embeddings."),
+    (r"^positions\.", "embeddings.position_embeddings."),
+    (r"^token_types\.", "embeddings.token_type_embeddings."),
+    (r"^norm\.", "embeddings.LayerNorm."),
+    (r"^layers\.", "encoder.layer."),
+    (r"\.qkv\.", ".attention.self."),
+    (r"\.attention_out\.", ".attention.output.dense."),
+    (r"\.attention_norm\.", ".attention.output.LayerNorm."),
+    (r"\.up\.", ".intermediate.dense."),
+    (r"\.down\.", ".output.dense."),
+    (r"\.norm\.", ".output.LayerNorm."),
+    (r"^pooler\.", "pooler.dense."),
+]
+
+
 def rename(key: str) -> str | None:
     if key.startswith("cls.") or key.endswith("position_ids"):
         return None
-    for pattern, ours in RENAMES:
-        key = re.sub(pattern, ours, key)
-    return key
+    return _replace(key, RENAMES)
+
+
+def original(name: str) -> str:
+    return _replace(name, ORIGINALS)
+
+
+def _replace(name, pairs):
+    for pattern, other in pairs:
+        name = re.sub(pattern, other, name)
+    return name

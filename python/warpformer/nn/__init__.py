@@ -2,6 +2,7 @@
 
 from warpformer.nn.layer_norm import LayerNorm
 from warpformer.nn.linear import Linear
+from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
 from warpformer.nn.rms_norm import RMSNorm
 
-__all__ = ["LayerNorm", "Linear", "RMSNorm"]
+__all__ = ["Int4Linear", "Int8Linear", "LayerNorm", "Linear", "RMSNorm"]

@@ -97,7 +97,7 @@ def unpack_linear(packed: PackedWeight) -> Tensor | QuantizedWeight:
     data, rows, depth, format, group_size, zero_points, gated = packed
     is_direct(data)
     is_dense = format in DTYPES
-    groups = 1 if format.startswith("int8") else -(-depth // max(1, group_size))
+    groups = 1 if format.startswith("int8") else max(1, -(-depth // max(1, group_size)))
     bits_4 = not is_dense and not format.startswith("int8")
     values = data.new_empty(
         rows, -(-depth // 2) if bits_4 else depth,
@@ -105,7 +105,8 @@ def unpack_linear(packed: PackedWeight) -> Tensor | QuantizedWeight:
     )  # fmt: skip
     scales = None if is_dense else data.new_empty(rows, groups, dtype=torch.float32)
     zeros = data.new_empty(rows, groups, dtype=torch.uint8) if zero_points else None
-    _C.unpack_linear(data, values, scales, zeros, format, depth, group_size, gated, executor(data))
+    if not data.is_meta:
+        _C.unpack_linear(data, values, scales, zeros, format, depth, group_size, gated, executor(data))
     return values if is_dense else QuantizedWeight(values, scales, zeros, format, depth, group_size)
 
 
@@ -140,11 +141,12 @@ def linear(
     How products are computed belongs to the format of the weight, at every number of rows. f32, f16, bf16,
     nf4, int4 and int8 multiply the input as it is (a float32 one by int4 and int8 to 2^-17 of it);
     int8_dynamic quantizes it to int8 per row, int4_dynamic per 32 of K: scale = max |x| / 127,
-    q = round(x / scale). Sums are float32 or exact integers, and every element's has one order that depends on
-    K alone: a row gives the same bits alone and in any batch. The gradient of `input` is that of the
-    dequantized weight. Source: torch.nn.functional.linear; Goto and van de Geijn, "Anatomy of
-    High-Performance Matrix Multiplication"; Dettmers et al., "LLM.int8()", "QLoRA"; Shazeer, "GLU Variants
-    Improve Transformer".
+    q = round(x / scale). Sums are float32 or exact integers, and every element's has one order that depends
+    on K alone: a row gives the same bits alone and in any batch. The gradient of `input` is that of the
+    dequantized weight.
+
+    Source: torch.nn.functional.linear; Goto and van de Geijn, "Anatomy of High-Performance Matrix
+    Multiplication"; Dettmers et al., "LLM.int8()", "QLoRA"; Shazeer, "GLU Variants Improve Transformer".
     """
     if isinstance(weight, PackedWeight):
         data, out_features, in_features, format, group_size, zero_points, gated = weight
@@ -168,9 +170,7 @@ def _pack_linear(values, scales, zeros, format, in_features, group_size, gated):
     if values.ndim != 2:
         raise _C.InputError(f"pack_linear: values = {_show(values)} are not [N, K]")
     data = _empty_packed(values, scales, zeros, format, in_features, group_size, gated)
-    _C.pack_linear(
-        values, scales, zeros, data, format, in_features, group_size, gated, executor(values)
-    )
+    _C.pack_linear(values, scales, zeros, data, format, in_features, group_size, gated, executor(values))
     return data
 
 
@@ -218,9 +218,9 @@ def _backward(ctx, grad):
         dz = dispatch("activation_backward", *args)[0]
     dx = db = None
     if input.requires_grad:
-        dx = dispatch(
-            "linear_backward", dz, data, input.shape[-1], format, group_size, zero_points
-        ).to(input.dtype)
+        dx = dispatch("linear_backward", dz, data, input.shape[-1], format, group_size, zero_points).to(
+            input.dtype
+        )
     if bias is not None and bias.requires_grad:
         db = dz.flatten(0, -2).sum(0)
         if gated:
@@ -256,7 +256,8 @@ def _dense_backward(ctx, grad):
     dz = grad
     if ctx.activation != "none":
         z = dispatch("dense_linear", input, weight, bias, None, "none")
-        dz = dispatch("activation_backward", grad, z, None, None, ctx.activation, False, [True, False, False])[0]
+        args = (grad, z, None, None, ctx.activation, False, [True, False, False])
+        dz = dispatch("activation_backward", *args)[0]
     dx = dw = db = None
     if input.requires_grad:
         dx = dispatch("dense_linear", dz, weight.mT, None, None, "none").to(input.dtype)
