@@ -418,7 +418,7 @@ class Attention {
   const Sizes<Word> sizes_;
   float* scratch_;
   int64_t group_;
-  Fetcher ahead_;
+  RowFetcher ahead_;
   bool finite_[kSpanWords / kBlock];
 };
 

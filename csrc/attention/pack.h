@@ -115,7 +115,7 @@ inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t pan
 
 /// Rows that are brought nearer ahead of their use, a few lines between products: many at once
 /// would wait for each other.
-class Fetcher {
+class RowFetcher {
  public:
   /// Rows [begin, end); of at most four calls, up to the next fetch_all().
   void append(const Rows& rows, int64_t begin, int64_t end) {
@@ -159,7 +159,7 @@ struct Extent {
 /// they pass panels of B one after the other, while these are in the first cache.
 template <class Word>
 void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b, int64_t chain,
-               float* c, int64_t c_row, bool add, Fetcher& ahead) {
+               float* c, int64_t c_row, bool add, RowFetcher& ahead) {
   constexpr int kPanels = tile_panels(kTileRows);
   const int64_t whole = rows / kTileRows, rest = rows % kTileRows;
   for (int64_t p = 0; whole > 0 && p < extents[whole - 1].panels; p += kPanels)
