@@ -79,7 +79,7 @@ class AttentionBackward {
     bias_ = take(kStride);
     derivative_ = take(kStride);
     kept_ = take(kStride);
-    row_ = take(2 * (padded_ > value_padded_ ? padded_ : value_padded_));
+    row_ = take(kPanel * (padded_ > value_padded_ ? padded_ : value_padded_));
     dq_ = take(kTileRows * padded_);
     dk_ = take(kBlock * padded_);
     dv_ = take(kBlock * value_padded_);
@@ -166,6 +166,18 @@ class AttentionBackward {
       }
   }
 
+  /// In double, for dP - delta cancels: a query that sees few keys has gradients far below both.
+  static double product(const float* a, const float* b, int64_t n) {
+    double sums[8] = {};
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8)
+      for (int64_t i = 0; i < 8; ++i) sums[i] += static_cast<double>(a[j + i]) * b[j + i];
+    for (; j < n; ++j) sums[j % 8] += static_cast<double>(a[j]) * b[j];
+    double total = 0.0;
+    for (const double sum : sums) total += sum;
+    return total;
+  }
+
   /// delta of the rows [query, query + rows) of a head, and dq = 0.
   void start(const Sequence& s, int64_t head, int64_t query, int64_t rows) {
     const Rows out = rows_of(f_.out, s.batch, head, s.first_query, s.queries, f_.value_width);
@@ -174,12 +186,10 @@ class AttentionBackward {
     for (int64_t i = query; i < query + rows; ++i) {
       const float* o = row_in(out, i, row_);
       const float* d = row_in(dout, i, row_ + value_padded_);
-      Sum products;
-      for_lanes(f_.value_width,
-                [&](int64_t j, auto k) { products.add(load(o + j, k) * load(d + j, k)); });
       float gradient = 0.0f;
       if (dlse.data) read_span(dlse, i, 0, 1, &gradient);
-      p_.delta[row_index(s, head, i)] = products.total() - gradient;
+      p_.delta[row_index(s, head, i)] =
+          static_cast<float>(product(o, d, f_.value_width) - gradient);
       clear(p_.dq + row_index(s, head, i) * f_.width, f_.width);
     }
   }
@@ -191,9 +201,10 @@ class AttentionBackward {
 
   /// Of the keys [key, key + count), those that the queries [query, query + rows) see.
   Range seen_by(const Sequence& s, int64_t key, int64_t count, int64_t query, int64_t rows) const {
-    const int64_t first = visible(f_, s, query).begin - key;
-    return {first > 0 ? first / kPanel * kPanel : 0,
-            at_most(count, visible(f_, s, query + rows - 1).end - key)};
+    const Range seen = common(unpadded(f_, s),
+                              {visible(f_, s, query).begin, visible(f_, s, query + rows - 1).end});
+    const int64_t first = seen.begin - key;
+    return {first > 0 ? first / kPanel * kPanel : 0, at_most(count, seen.end - key)};
   }
 
   /// The queries [query, query + count) of a head, count at most kQueries, with the keys `range` of

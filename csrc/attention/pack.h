@@ -4,6 +4,7 @@
 
 #include "core/gemm.h"
 #include "core/rows.h"
+#include "core/transpose.h"
 
 namespace warpformer::cpu::WF_ISA {
 
@@ -24,7 +25,6 @@ int64_t chain_of_scores(int64_t width) {
   return chain(width);
 }
 inline int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
-inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 /// Part of a row as words: floats, or Pairs with 0 after an odd end. `times` is 1, -1 or 0.
 inline void pack_row(const Rows& rows, int64_t r, int64_t first, int64_t n, float times,
@@ -47,19 +47,22 @@ inline void pack_row(const Rows& rows, int64_t r, int64_t first, int64_t n, floa
   if (n % 2) half[n] = {};
 }
 
-/// Keys [first, first + count) -> [keys / 16][width][16] words.
+/// Keys [first, first + count) -> [keys / 16][width][16] words. `buffer` has room for kPanel rows.
 template <class Word>
 void pack_keys(const Rows& k, int64_t first, int64_t count, int64_t width, float* buffer,
                float* panels) {
-  const float* row = buffer;
-  for (int64_t j = 0; j < padded(count); ++j) {
-    float* to = panels + j / kPanel * width * kPanel + j % kPanel;
-    if (j < count) {
-      pack_row(k, first + j, 0, k.n, 1.0f, reinterpret_cast<Word*>(buffer));
-      for (int64_t d = 0; d < width; ++d) to[d * kPanel] = row[d];
-    } else {
-      for (int64_t d = 0; d < width; ++d) to[d * kPanel] = 0.0f;
+  const int64_t apart = padded(width);
+  for (int64_t j = 0; j < count; j += kPanel) {
+    for (int64_t r = 0; r < kPanel; ++r) {
+      float* row = buffer + r * apart;
+      if (j + r < count) {
+        pack_row(k, first + j + r, 0, k.n, 1.0f, reinterpret_cast<Word*>(row));
+      } else {
+        memset(row, 0, width * sizeof(float));
+      }
     }
+    for (int64_t r = 0; r < kPanel; r += Vec::kWidth)
+      transpose(buffer + r * apart, apart, width, panels + j * width + r, kPanel);
   }
 }
 
@@ -67,7 +70,7 @@ void pack_keys(const Rows& k, int64_t first, int64_t count, int64_t width, float
 /// finite: 0 * v is then 0, and the product P v may be used as it is.
 inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t panel_rows,
                         float* buffer, float* panels, float) {
-  Vec zero = set(0.0f);
+  Sum zeros;
   for (int64_t j = 0; j < count; ++j) {
     const float* row = row_in(v, first + j, buffer);
     for (int64_t i = v.n; i < padded(v.n); ++i)
@@ -75,35 +78,119 @@ inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t pan
     for_lanes(v.n, [&](int64_t i, auto k) {
       const Vec value = load(row + i, k);
       store(panels + (i / kPanel * panel_rows + j) * kPanel + i % kPanel, value, k);
-      zero = fma(value, set(0.0f), zero);
+      zeros.add(value * set(0.0f));
     });
   }
-  return sum(zero) == 0.0f;
+  return zeros.total() == 0.0f;
+}
+#if defined(__AVX512BF16__)
+WF_INLINE __m512i load_halves(const bf16* p, Full) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+}
+WF_INLINE __m512i load_halves(const bf16* p, Tail tail) {
+  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes(tail.n), p));
 }
 inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t panel_rows,
                         float* buffer, float* panels, Pair) {
-  uint16_t largest = 0;
-  bf16* even = reinterpret_cast<bf16*>(buffer);
-  bf16* odd = even + padded(v.n);
-  for (int64_t i = v.n; i < padded(v.n); ++i) even[i] = odd[i] = {};
+  bf16* copies = reinterpret_cast<bf16*>(buffer);
+  __m512i largest = _mm512_setzero_si512();
   for (int64_t j = 0; j < count; j += 2) {
-    pack_row(v, first + j, 0, v.n, 1.0f, reinterpret_cast<Pair*>(even));
+    const bf16* even = row_in(v, first + j, copies);
+    const bf16* odd = even;
     if (j + 1 < count) {
-      pack_row(v, first + j + 1, 0, v.n, 1.0f, reinterpret_cast<Pair*>(odd));
-    } else {
-      memset(odd, 0, v.n * sizeof(bf16));
+      odd = row_in(v, first + j + 1, copies + padded(v.n));
     }
-    for (int64_t i = 0; i < padded(v.n); i += kPanel) {
-      Pair* to = reinterpret_cast<Pair*>(panels + (i / kPanel * panel_rows + j / 2) * kPanel);
-      for (int64_t c = 0; c < kPanel; ++c) {
-        to[c] = {even[i + c], odd[i + c]};
-        const uint16_t a = even[i + c].bits & 0x7FFF, b = odd[i + c].bits & 0x7FFF;
-        largest = largest > a ? largest : a;
-        largest = largest > b ? largest : b;
-      }
+    const __m512i kept = _mm512_set1_epi32(j + 1 < count ? -1 : 0xFFFF);
+    for_lanes(v.n, [&](int64_t i, auto k) {
+      const __m512i pairs =
+          _mm512_and_si512(kept, _mm512_or_si512(load_halves(even + i, k),
+                                                 _mm512_slli_epi32(load_halves(odd + i, k), 16)));
+      _mm512_storeu_si512(panels + (i / kPanel * panel_rows + j / 2) * kPanel, pairs);
+      largest = _mm512_max_epu16(largest, _mm512_and_si512(pairs, _mm512_set1_epi16(0x7FFF)));
+    });
+  }
+  return !_mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7F80));
+}
+#endif
+
+/// Rows that are brought nearer ahead of their use, a few lines between products: many at once
+/// would wait for each other.
+class RowFetcher {
+ public:
+  /// Rows [begin, end); of at most four calls, up to the next fetch_all().
+  void append(const Rows& rows, int64_t begin, int64_t end) {
+    if (rows.step != 1 || begin >= end || rows.n == 0) return;
+    const int64_t size = rows.dtype == DType::f32 ? 4 : 2;
+    parts_[count_++] = {static_cast<const char*>(rows.data) + row_offset(rows, begin) * size,
+                        rows.n * size, rows.stride[0] * size, end - begin};
+  }
+  WF_INLINE void fetch(int64_t lines) {
+    while (lines > 0 && count_ > 0) {
+      Part& part = parts_[count_ - 1];
+      for (; lines > 0 && at_ < part.size; at_ += kLine, --lines)
+        __builtin_prefetch(part.row + at_, 0, 2);
+      if (at_ < part.size) return;
+      at_ = 0;
+      part.row += part.apart;
+      if (--part.rows == 0) --count_;
     }
   }
-  return largest < 0x7F80;
+  void fetch_all() { fetch(INT64_MAX); }
+
+ private:
+  static constexpr int64_t kLine = 64;  // bytes of a line of the cache
+  struct Part {
+    const char* row;
+    int64_t size, apart, rows;  // bytes of a row, and from one to the next
+  };
+  Part parts_[4];
+  int count_ = 0;
+  int64_t at_ = 0;  // in the row of the last part
+};
+
+constexpr int64_t kLinesAhead = 8;  // with every tile of a product
+
+/// What a tile of rows takes of a product.
+struct Extent {
+  int64_t panels, depth;
+};
+
+/// gemm for more rows than one tile has, with an extent for each tile, none below the one before:
+/// they pass panels of B one after the other, while these are in the first cache.
+template <class Word>
+void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b, int64_t chain,
+               float* c, int64_t c_row, bool add, RowFetcher& ahead) {
+  constexpr int kPanels = tile_panels(kTileRows);
+  const int64_t whole = rows / kTileRows, rest = rows % kTileRows;
+  for (int64_t p = 0; whole > 0 && p < extents[whole - 1].panels; p += kPanels)
+    for (int64_t i = 0; i < whole; ++i) {
+      const Extent& extent = extents[i];
+      const Word* rows_of_a = a + i * kTileRows * kStride;
+      float* to = c + i * kTileRows * c_row + p * kPanel;
+      ahead.fetch(kLinesAhead);
+      if (extent.panels - p >= kPanels) {
+        gemm_tile<kTileRows, kPanels, 1, Layout::rows>(rows_of_a,
+                                                       Panels{b.data + p * b.panel, b.panel, b.row},
+                                                       extent.depth, chain, Add{to, c_row, add});
+      } else if (extent.panels > p) {
+        gemm(kTileRows, extent.panels - p, rows_of_a, {b.data + p * b.panel, b.panel, b.row},
+             extent.depth, chain, to, c_row, add);
+      }
+    }
+  if (rest)
+    gemm(static_cast<int>(rest), extents[whole].panels, a + whole * kTileRows * kStride, b,
+         extents[whole].depth, chain, c + whole * kTileRows * c_row, c_row, add);
+}
+
+/// Clears what is not finite in `n` words: 0 times it is then 0.
+inline void clear_non_finite(float* words, int64_t n, float) {
+  for (int64_t i = 0; i < n; ++i)
+    if (!(words[i] - words[i] == 0.0f)) words[i] = 0.0f;
+}
+inline void clear_non_finite(float* words, int64_t n, Pair) {
+  bf16* half = reinterpret_cast<bf16*>(words);
+  for (int64_t i = 0; i < 2 * n; ++i)
+    if ((half[i].bits & 0x7F80) == 0x7F80) half[i] = {};
 }
 
 /// e -> weights[i, i + a register), as words.
@@ -126,16 +213,5 @@ inline Vec multiply_add_visible(const Pair* weight, const float* values, Vec sum
   return multiply_add(weight, {_mm512_castsi512_ps(seen)}, sum);
 }
 #endif
-
-/// Clears what is not finite in `n` words: 0 times it is then 0.
-inline void clear_non_finite(float* words, int64_t n, float) {
-  for (int64_t i = 0; i < n; ++i)
-    if (!(words[i] - words[i] == 0.0f)) words[i] = 0.0f;
-}
-inline void clear_non_finite(float* words, int64_t n, Pair) {
-  bf16* half = reinterpret_cast<bf16*>(words);
-  for (int64_t i = 0; i < 2 * n; ++i)
-    if ((half[i].bits & 0x7F80) == 0x7F80) half[i] = {};
-}
 
 }  // namespace warpformer::cpu::WF_ISA

@@ -50,6 +50,23 @@ inline Range visible(const AttentionParams& p, const Sequence& s, int64_t query)
   return {begin, end > begin ? end : begin};
 }
 
+/// What both see.
+inline Range common(const Range& a, const Range& b) {
+  return {a.begin > b.begin ? a.begin : b.begin, at_most(a.end, b.end)};
+}
+
+/// Of key padding, a mask that all heads and queries share: the keys from the first to the last one
+/// that it keeps.
+inline Range unpadded(const AttentionParams& p, const Sequence& s) {
+  Range kept{0, s.keys};
+  const Heads& mask = p.mask;
+  if (!mask.data || mask.dtype != DType::boolean || mask.stride[1] || mask.stride[2]) return kept;
+  const bool* keep = reinterpret_cast<const bool*>(mask.data) + s.batch * mask.stride[0];
+  while (kept.end > 0 && !keep[(kept.end - 1) * mask.stride[3]]) --kept.end;
+  while (kept.begin < kept.end && !keep[kept.begin * mask.stride[3]]) ++kept.begin;
+  return kept;
+}
+
 /// The rows of scores of one head, and what they go through.
 struct Scores {
   const AttentionParams& p;
@@ -101,8 +118,10 @@ struct Scores {
     if (mask.data && mask.dtype == DType::boolean) {
       const bool* kept =
           static_cast<const bool*>(mask.data) + query * mask.stride[0] + key * mask.step;
-      if (mask.step == 1) {  // known to be 1, it lets the compiler use vectors
-        for (int64_t j = 0; j < n; ++j) s[j] = kept[j] ? s[j] : -INFINITY;
+      if (mask.step == 1) {
+        for_lanes(n, [&](int64_t j, auto k) {
+          store(s + j, where(kept + j, k, load(s + j, k), set(-INFINITY)), k);
+        });
       } else {
         for (int64_t j = 0; j < n; ++j) s[j] = kept[j * mask.step] ? s[j] : -INFINITY;
       }

@@ -149,7 +149,7 @@ struct Add {
 /// A is the sum of `kParts` matrices. `chain` words are summed in one chain. A function of its own:
 /// inlined, it would share the registers of its loops with those around it.
 template <int kRows, int kPanels, int kParts, Layout kLayout, class Word, class B, class Sink>
-__attribute__((noinline)) void gemm_tile(const Word* a, const B b, int64_t depth, int64_t chain,
+__attribute__((noinline)) void gemm_tile(const Word* a, const B& b, int64_t depth, int64_t chain,
                                          const Sink sink) {
   constexpr int64_t kRow = kLayout == Layout::rows ? kParts * kStride : 1;
   constexpr int64_t kColumn = kLayout == Layout::rows ? 1 : kStride;

@@ -45,6 +45,29 @@ DType torch_dtype(py::handle dtype) {
   return result;
 }
 
+/// An attribute name, made once: looking one up is most of what a call costs.
+struct Name {
+  PyObject* text;
+  explicit Name(const char* name) : text(PyUnicode_InternFromString(name)) {}
+
+  py::object of(py::handle object) const { return checked(PyObject_GetAttr(object.ptr(), text)); }
+  py::object call(py::handle object) const {
+    return checked(PyObject_CallMethodNoArgs(object.ptr(), text));
+  }
+
+ private:
+  static py::object checked(PyObject* result) {
+    if (!result) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  }
+};
+
+int64_t integer(PyObject* object) {
+  const int64_t value = PyLong_AsLongLong(object);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
 void set_dims(Tensor& t, py::handle shape, py::handle stride, int64_t stride_unit) {
   const auto sizes = py::reinterpret_borrow<py::tuple>(shape);
   const auto strides = py::reinterpret_borrow<py::tuple>(stride);
@@ -53,8 +76,8 @@ void set_dims(Tensor& t, py::handle shape, py::handle stride, int64_t stride_uni
                      std::to_string(kMaxDims) + " dimensions");
   t.ndim = static_cast<int>(sizes.size());
   for (int i = 0; i < t.ndim; ++i) {
-    t.shape[i] = sizes[i].cast<int64_t>();
-    t.stride[i] = strides[i].cast<int64_t>() / stride_unit;
+    t.shape[i] = integer(PyTuple_GET_ITEM(sizes.ptr(), i));
+    t.stride[i] = integer(PyTuple_GET_ITEM(strides.ptr(), i)) / stride_unit;
   }
 }
 
@@ -67,10 +90,12 @@ bool has_own_dispatch(py::handle object) {
 }
 
 Tensor view_torch(py::handle object) {
+  static const Name shape("shape"), stride("stride"), dtype("dtype"), is_cpu("is_cpu"),
+      data_ptr("data_ptr");
   Tensor t;
-  set_dims(t, object.attr("shape"), object.attr("stride")(), 1);
-  t.dtype = torch_dtype(object.attr("dtype"));
-  if (!object.attr("is_cpu").cast<bool>()) {
+  set_dims(t, shape.of(object), stride.call(object), 1);
+  t.dtype = torch_dtype(dtype.of(object));
+  if (!is_cpu.of(object).cast<bool>()) {
     const py::object device = object.attr("device");
     const std::string type = py::str(device.attr("type"));
     t.device.type = type == "cuda" ? DeviceType::cuda : DeviceType::unsupported;
@@ -79,7 +104,7 @@ Tensor view_torch(py::handle object) {
   }
   if (has_own_dispatch(object)) return t;
   try {
-    t.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<uintptr_t>());
+    t.data = reinterpret_cast<void*>(data_ptr.call(object).cast<uintptr_t>());
   } catch (py::error_already_set& error) {
     // A functorch wrapper: no memory to read. CHECK_TENSORS says so with the tensor's name;
     // anything else (KeyboardInterrupt) goes on.

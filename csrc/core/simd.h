@@ -50,6 +50,11 @@ WF_INLINE Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}
 WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
+/// Lane by lane: chosen ? yes : no.
+WF_INLINE Vec where(const bool* chosen, Vec yes, Vec no) {
+  const __m128i bytes = _mm_loadu_si128((const __m128i*)chosen);
+  return {_mm512_mask_blend_ps(_mm_test_epi8_mask(bytes, bytes), no.v, yes.v)};
+}
 WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   const __m512i bit = _mm512_set1_epi32(INT32_MIN);  // 0xCA: sign where the bit is set
   return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign.v),
@@ -146,6 +151,11 @@ WF_INLINE Vec scale_by_power(Vec a, Vec n) {
 WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
 }
+WF_INLINE Vec where(const bool* chosen, Vec yes, Vec no) {
+  const __m256i words = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)chosen));
+  const __m256i none = _mm256_cmpeq_epi32(words, _mm256_setzero_si256());
+  return {_mm256_blendv_ps(yes.v, no.v, _mm256_castsi256_ps(none))};
+}
 WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_and_ps(bit, sign.v), _mm256_andnot_ps(bit, magnitude.v))};
@@ -223,6 +233,10 @@ WF_INLINE Vec scale_by_power(Vec a, Vec n) {
   return {a.v * (Float4)((half + 127) << 23) * (Float4)((i - half + 127) << 23)};
 }
 WF_INLINE Vec where_less(Vec a, Vec b, Vec yes, Vec no) { return {a.v < b.v ? yes.v : no.v}; }
+WF_INLINE Vec where(const bool* chosen, Vec yes, Vec no) {
+  const Int4 lanes = {chosen[0], chosen[1], chosen[2], chosen[3]};
+  return {lanes != 0 ? yes.v : no.v};
+}
 WF_INLINE Vec copy_sign(Vec magnitude, Vec sign) {
   return {(Float4)(((Int4)magnitude.v & INT32_MAX) | ((Int4)sign.v & INT32_MIN))};
 }
@@ -369,6 +383,12 @@ WF_INLINE Vec pad(Vec v, Tail tail, float other) {
   store(padded, v);
   return load_or(padded, tail, other);
 #endif
+}
+WF_INLINE Vec where(const bool* chosen, Full, Vec yes, Vec no) { return where(chosen, yes, no); }
+WF_INLINE Vec where(const bool* chosen, Tail tail, Vec yes, Vec no) {
+  bool lanes[Vec::kWidth] = {};
+  for (int64_t i = 0; i < tail.n; ++i) lanes[i] = chosen[i];
+  return where(lanes, yes, no);
 }
 template <class T>
 WF_INLINE void store(T* p, Vec v, Full) {

@@ -1,38 +1,82 @@
-// Squares of words, as many each way as a register has: rows in, columns out. Included by cpu files
-// only.
+// Transposes in registers. Included by cpu files only.
 #pragma once
 
 #include "core/simd.h"
 
 namespace warpformer::cpu::WF_ISA {
 
-/// a0 b0 a1 b1 ... of the lower halves, and of the upper ones.
-WF_INLINE void zip(Vec a, Vec b, Vec& low, Vec& high) {
+/// v[i] lane j and v[j] lane i exchanged, for a square of words: bits are moved, never computed
+/// with.
 #if defined(__AVX512F__)
-  const __m512i of_low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  low = {_mm512_permutex2var_ps(a.v, of_low, b.v)};
-  high = {_mm512_permutex2var_ps(a.v, _mm512_add_epi32(of_low, _mm512_set1_epi32(8)), b.v)};
-#elif defined(__AVX2__)
-  const __m256 even = _mm256_unpacklo_ps(a.v, b.v), odd = _mm256_unpackhi_ps(a.v, b.v);
-  low = {_mm256_permute2f128_ps(even, odd, 0x20)};
-  high = {_mm256_permute2f128_ps(even, odd, 0x31)};
-#else
-  low = {__builtin_shuffle(a.v, b.v, Int4{0, 4, 1, 5})};
-  high = {__builtin_shuffle(a.v, b.v, Int4{2, 6, 3, 7})};
-#endif
-}
-
-/// Each round brings the lanes of a register half as far apart as they were, from different
-/// registers together.
 WF_INLINE void transpose(Vec (&v)[Vec::kWidth]) {
-  constexpr int kHalf = Vec::kWidth / 2;
+  __m512 quarter[16];  // of quarter[4i + c]: rows 4i to 4i + 3 of columns c, 4 + c, 8 + c, 12 + c
 #pragma GCC unroll 4
-  for (int round = 1; round < Vec::kWidth; round *= 2) {
-    Vec zipped[Vec::kWidth];
-#pragma GCC unroll 8
-    for (int i = 0; i < kHalf; ++i) zip(v[i], v[i + kHalf], zipped[2 * i], zipped[2 * i + 1]);
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(v[i].v, v[i + 1].v)),
+                  high = _mm512_castps_pd(_mm512_unpackhi_ps(v[i].v, v[i + 1].v)),
+                  next_low = _mm512_castps_pd(_mm512_unpacklo_ps(v[i + 2].v, v[i + 3].v)),
+                  next_high = _mm512_castps_pd(_mm512_unpackhi_ps(v[i + 2].v, v[i + 3].v));
+    quarter[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, next_low));
+    quarter[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, next_low));
+    quarter[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, next_high));
+    quarter[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, next_high));
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even = _mm512_shuffle_f32x4(quarter[c], quarter[4 + c], 0x88),
+                 odd = _mm512_shuffle_f32x4(quarter[c], quarter[4 + c], 0xDD),
+                 next_even = _mm512_shuffle_f32x4(quarter[8 + c], quarter[12 + c], 0x88),
+                 next_odd = _mm512_shuffle_f32x4(quarter[8 + c], quarter[12 + c], 0xDD);
+    v[c].v = _mm512_shuffle_f32x4(even, next_even, 0x88);
+    v[4 + c].v = _mm512_shuffle_f32x4(odd, next_odd, 0x88);
+    v[8 + c].v = _mm512_shuffle_f32x4(even, next_even, 0xDD);
+    v[12 + c].v = _mm512_shuffle_f32x4(odd, next_odd, 0xDD);
+  }
+}
+#elif defined(__AVX2__)
+WF_INLINE void transpose(Vec (&v)[Vec::kWidth]) {
+  __m256 half[8];  // of half[4i + c]: rows 4i to 4i + 3 of columns c, 4 + c
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const __m256d low = _mm256_castps_pd(_mm256_unpacklo_ps(v[i].v, v[i + 1].v)),
+                  high = _mm256_castps_pd(_mm256_unpackhi_ps(v[i].v, v[i + 1].v)),
+                  next_low = _mm256_castps_pd(_mm256_unpacklo_ps(v[i + 2].v, v[i + 3].v)),
+                  next_high = _mm256_castps_pd(_mm256_unpackhi_ps(v[i + 2].v, v[i + 3].v));
+    half[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, next_low));
+    half[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, next_low));
+    half[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high, next_high));
+    half[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high, next_high));
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    v[c].v = _mm256_permute2f128_ps(half[c], half[4 + c], 0x20);
+    v[4 + c].v = _mm256_permute2f128_ps(half[c], half[4 + c], 0x31);
+  }
+}
+#else
+WF_INLINE void transpose(Vec (&v)[Vec::kWidth]) {
+  const Float4 a = v[0].v, b = v[1].v, c = v[2].v, d = v[3].v;
+  for (int i = 0; i < Vec::kWidth; ++i) v[i].v = Float4{a[i], b[i], c[i], d[i]};
+}
+#endif
+
+/// to[i][j] = from[j][i] for Vec::kWidth rows of `from` and i in [0, n). Rows of `from` are read to
+/// a multiple of the register.
+WF_INLINE void transpose(const float* from, int64_t from_row, int64_t n, float* to,
+                         int64_t to_row) {
+  for (int64_t i = 0; i < n; i += Vec::kWidth) {
+    Vec square[Vec::kWidth];
 #pragma GCC unroll 16
-    for (int i = 0; i < Vec::kWidth; ++i) v[i] = zipped[i];
+    for (int j = 0; j < Vec::kWidth; ++j) square[j] = load(from + j * from_row + i);
+    transpose(square);
+    if (i + Vec::kWidth <= n) {
+#pragma GCC unroll 16
+      for (int j = 0; j < Vec::kWidth; ++j) store(to + (i + j) * to_row, square[j]);
+    } else {
+#pragma GCC unroll 16
+      for (int j = 0; j < Vec::kWidth; ++j)
+        if (i + j < n) store(to + (i + j) * to_row, square[j]);
+    }
   }
 }
 

@@ -3,39 +3,32 @@
 //   item   = one sequence, some heads of the cache, some of the query rows that share each
 //   chunk  = 256 slots            unit = (item, chunk), taken from a queue by the threads
 //
-//   unit:  for tiles of 8 slots, for heads:  scores[line][slot] = q[line] k[slot]
-//          for lines:                         weights = exp(scores - high), total
-//          for tiles of 8 slots, for heads:  o[line] += weights[line][slot] v[slot]
+//   unit:  for tiles of a few slots, for heads:  scores[line][slot] = q[line] k[slot]
+//          for lines:                             weights = exp(scores - high), total
+//          for tiles of a few slots, for heads:  o[line] += weights[line][slot] v[slot]
 //   item:  out[line] = sum over chunks of e^(high - highest) o / sum of e^(high - highest) total
 //
 // A line is a row of q with one head of the cache. All heads of a tile lie together in memory: k
-// and v are read once, from one end to the other, and a later tile is fetched meanwhile. No line
-// sees which others are worked on beside it: neither the bits of its results do.
+// and v are read once, from one end to the other. What comes next, v after k and the next unit
+// after v, is fetched meanwhile. No line sees which others are worked on beside it: neither the
+// bits of its results do.
 #include <math.h>
 
 #include "core/exponentials.h"
 #include "core/scratch.h"
-#include "kv_cache/dot.h"
-#include "kv_cache/slots.h"
+#include "kv_cache/digits.h"
+#include "kv_cache/floats.h"
 
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
 constexpr int64_t kChunk = 256;
-constexpr int64_t kSlots = 8;   // of a tile
-constexpr int64_t kAhead = 16;  // tiles from one worked on to the one that is fetched: what 1, 2
-                                // and 4 bring is late
+constexpr int64_t kAhead = 16 << 10;      // bytes from what is worked on to what is fetched
 constexpr int64_t kStride = kChunk + 16;  // of scores: lines do not share a set
 constexpr int kLineTile = 4;
 constexpr int64_t kMaxLines = 64;            // of an item
 constexpr int64_t kPartialFloats = 4 << 20;  // of the items that are worked on at a time
 constexpr int64_t kGrain = 1 << 18;          // multiplications worth a thread
-
-struct Range {
-  int64_t begin, end;
-};
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /// The slots that query t of a sequence of `length` sees.
 Range visible(const CachedAttentionParams& p, int64_t length, int64_t t) {
@@ -94,64 +87,72 @@ struct Partials {
   }
 };
 
-/// The rows of one head in a tile of slots.
-template <class T>
-struct Tile {
-  const T* rows[kSlots];
-  int64_t count = 0;
-
-  void find(const Cache& cache, const Heads& t, int64_t batch, int64_t slot, int64_t n,
-            int64_t head) {
-    count = n;
-    for (int64_t j = 0; j < kSlots; ++j)  // those past the end repeat the last one
-      rows[j] = at<T>(t, slot_of(cache, batch, slot + smaller(j, n - 1)), head);
-  }
-};
-
-template <class T, class Dot>
+/// P: the products with the cache, Floats or Digits.
+template <class P>
 class Unit {
  public:
-  using Query = typename Dot::Query;
-
-  static int64_t query_width(const CachedAttentionParams& p) {
-    return round_up(p.cache.width, Dot::kStep);
-  }
   /// Floats of working memory.
   static int64_t scratch_size(const CachedAttentionParams& p, int64_t lines) {
-    return lines * (query_width(p) + kStride) + 3 * kChunk;
+    const int64_t query = P::query_size(p.cache.width);
+    return lines * (query + kStride) + query + (1 + 2 * p.cache.kv_heads) * kChunk;
   }
 
   Unit(const CachedAttentionParams& p, const Items& items, int64_t lines, float* scratch)
       : p_(p),
         c_(p.cache),
         items_(items),
-        query_width_(query_width(p)),
-        scores_(scratch),
-        k_scales_(scores_ + lines * kStride),
-        v_scales_(k_scales_ + kChunk),
-        bias_(v_scales_ + kChunk),
-        q_(reinterpret_cast<Query*>(bias_ + kChunk)) {}
+        query_size_(P::query_size(p.cache.width)),
+        q_(scratch),
+        scores_(q_ + lines * query_size_),
+        row_(scores_ + lines * kStride),
+        bias_(row_ + query_size_),
+        k_scales_(bias_ + kChunk),
+        v_scales_(k_scales_ + p.cache.kv_heads * kChunk),
+        ahead_(p.cache) {}
 
-  void attend(int64_t index, int64_t chunk, const Partials& partials, int64_t place) {
+  /// What `attend` will be called with first: its keys are fetched.
+  void expect(int64_t index, int64_t chunk) {
+    const Item item = items_.item(p_, index);
+    ahead_.append(keys(item, seen_by(item, chunk)));
+    ahead_.fetch(kAhead);
+  }
+
+  /// Ends with some keys of unit (next, next_chunk) fetched; next < 0 for none.
+  void attend(int64_t index, int64_t chunk, int64_t next, int64_t next_chunk,
+              const Partials& partials, int64_t place) {
     const Item item = items_.item(p_, index);
     const int64_t length = c_.lengths[item.batch], first = chunk * kChunk;
-    const Range seen = clip(seen_by(item, length), first);
+    const Range seen = seen_by(item, chunk);
+    seen_by_all_ = {visible(p_, length, query_of(item, item.rows - 1)).begin - first,
+                    visible(p_, length, query_of(item, 0)).end - first};
+    ahead_.append(values(item, seen));
+    if (next >= 0) {
+      const Item other = items_.item(p_, next);
+      ahead_.append(keys(other, seen_by(other, next_chunk)));
+    }
     for (int64_t i = 0; i < item.lines(); ++i) partials.state(place, chunk, i) = {-INFINITY, 0.0f};
     if (seen.begin == seen.end) return;
     pack_queries(item);
-    for_tiles(item, c_.k, seen, first, [&](auto& tile, auto& next, int64_t head, int64_t slot) {
-      score_tile(tile, next, item, head, slot);
+    for_tiles(keys(item, seen), first, [&](const Tile& tile, int64_t head, int64_t slot) {
+      score_tile(tile, item, head, slot);
     });
+    if (c_.k_scales.data) read_scales(item, first, seen.end - first);
     for (int64_t i = 0; i < item.lines(); ++i)
       partials.state(place, chunk, i) = weigh(item, i, length, first, seen.end);
     float* o = partials.row(place, chunk, 0);
     for (int64_t i = 0; i < item.lines() * partials.width; ++i) o[i] = 0.0f;
-    for_tiles(item, c_.v, seen, first, [&](auto& tile, auto& next, int64_t head, int64_t slot) {
-      add_tile(tile, next, item, head, length, first, slot, o, partials.width);
+    for_tiles(values(item, seen), first, [&](const Tile& tile, int64_t head, int64_t slot) {
+      add_tile(tile, item, head, length, first, slot, o, partials.width);
     });
+    if constexpr (P::kDigits)
+      for (int64_t i = 0; i < item.lines(); ++i)
+        P::finish(scores_ + i * kStride, c_.value_width, o + i * partials.width);
   }
 
  private:
+  using T = typename P::Element;
+  using Tile = typename P::Tile;
+
   static Range clip(Range seen, int64_t first) {
     const int64_t begin = larger(seen.begin, first);
     return {begin, larger(begin, smaller(seen.end, first + kChunk))};
@@ -160,46 +161,53 @@ class Unit {
   int64_t head_of(const Item& item, int64_t head, int64_t row) const {
     return (item.head + head) * items_.group + (item.row + row) % items_.group;
   }
-  Range seen_by(const Item& item, int64_t length) const {
-    return {visible(p_, length, query_of(item, 0)).begin,
-            visible(p_, length, query_of(item, item.rows - 1)).end};
+  /// The slots of a chunk that any line of the item sees.
+  Range seen_by(const Item& item, int64_t chunk) const {
+    const int64_t length = c_.lengths[item.batch];
+    return clip({visible(p_, length, query_of(item, 0)).begin,
+                 visible(p_, length, query_of(item, item.rows - 1)).end},
+                chunk * kChunk);
+  }
+  Span keys(const Item& item, Range slots) const {
+    return {&c_.k, item.batch, item.head, item.heads, c_.width, slots};
+  }
+  Span values(const Item& item, Range slots) const {
+    return {&c_.v, item.batch, item.head, item.heads, c_.value_width, slots};
   }
 
   void pack_queries(const Item& item) {
-    for (int64_t head = 0; head < item.heads; ++head)
-      for (int64_t r = 0; r < item.rows; ++r) {
-        Query* q = q_ + (head * item.rows + r) * query_width_;
-        for (int64_t d = c_.width / Dot::kStep * Dot::kStep; d < query_width_; ++d) q[d] = Query{};
-        by_float(p_.q.dtype, [&](auto type) {
-          using From = decltype(type);
-          const From* from =
-              at<From>(p_.q, {item.batch, query_of(item, r)}, head_of(item, head, r));
-          if (p_.q.stride[3] == 1) {
-            for_lanes(c_.width, [&](int64_t d, auto k) { store(q + d, load(from + d, k), k); });
-          } else {
-            for (int64_t d = 0; d < c_.width; ++d)
-              q[d] = from_float<Query>(to_float(from[d * p_.q.stride[3]]));
-          }
-        });
-      }
+    for (int64_t line = 0; line < item.lines(); ++line) {
+      const int64_t head = line / item.rows, r = line % item.rows;
+      by_float(p_.q.dtype, [&](auto type) {
+        using From = decltype(type);
+        const From* from = at<From>(p_.q, {item.batch, query_of(item, r)}, head_of(item, head, r));
+        if (p_.q.stride[3] == 1) {
+          for_lanes(c_.width, [&](int64_t d, auto k) { store(row_ + d, load(from + d, k), k); });
+        } else {
+          for (int64_t d = 0; d < c_.width; ++d) row_[d] = to_float(from[d * p_.q.stride[3]]);
+        }
+      });
+      P::pack_query(row_, c_.width, q_ + line * query_size_);
+    }
   }
 
-  /// f(tile, a later one to fetch, head, first slot in the chunk) for all of `seen`.
+  /// f(tile, head, first slot in the chunk) for all of a span in a chunk that begins with slot
+  /// `first`. Tiles begin at multiples of their size in the chunk.
   template <class F>
-  void for_tiles(const Item& item, const Heads& t, Range seen, int64_t first, const F& f) {
-    const int64_t count = (seen.end - seen.begin + kSlots - 1) / kSlots * item.heads;
-    Tile<T> tiles[kAhead + 1];
-    const auto find = [&](int64_t i) {
-      const int64_t slot = seen.begin + i / item.heads * kSlots;
-      tiles[i % (kAhead + 1)].find(c_, t, item.batch, slot, smaller(kSlots, seen.end - slot),
-                                   item.head + i % item.heads);
-    };
-    for (int64_t i = 0; i < smaller(kAhead, count); ++i) find(i);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t ahead = smaller(i + kAhead, count - 1);
-      if (ahead == i + kAhead) find(ahead);
-      f(tiles[i % (kAhead + 1)], tiles[ahead % (kAhead + 1)], i % item.heads,
-        seen.begin - first + i / item.heads * kSlots);
+  void for_tiles(const Span& span, int64_t first, const F& f) {
+    Tile tile;
+    const int64_t begin = first + (span.slots.begin - first) / P::kSlots * P::kSlots;
+    for (int64_t slot = begin; slot < span.slots.end; slot += P::kSlots) {
+      tile.count = smaller(P::kSlots, span.slots.end - slot);
+      for (int64_t j = 0; j < P::kSlots; ++j)
+        tile.rows[j] = j < tile.count
+                           ? at<T>(*span.operand, slot_of(c_, span.batch, slot + j), span.head)
+                           : tile.rows[j - 1];
+      for (int64_t head = 0; head < span.heads; ++head) {
+        ahead_.fetch(tile.count * span.width * int64_t{sizeof(T)});
+        f(tile, head, slot - first);
+        for (int64_t j = 0; j < P::kSlots; ++j) tile.rows[j] += span.operand->stride[2];
+      }
     }
   }
 
@@ -213,13 +221,10 @@ class Unit {
     if (end - line == 1) f.template operator()<1>(line);
   }
 
-  void score_tile(const Tile<T>& tile, const Tile<T>& next, const Item& item, int64_t head,
-                  int64_t slot) {
+  void score_tile(const Tile& tile, const Item& item, int64_t head, int64_t slot) {
     by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
-      for (int64_t j = 0; j < tile.count; j += kKeys) {
-        score<Dot, kRows>(q_ + line * query_width_, query_width_, tile.rows + j, next.rows + j,
-                          c_.width, scores_ + line * kStride + slot + j, kStride);
-      }
+      P::template score<kRows>(q_ + line * query_size_, tile, c_.width,
+                               scores_ + line * kStride + slot, kStride);
     });
   }
 
@@ -227,8 +232,8 @@ class Unit {
   State weigh(const Item& item, int64_t line, int64_t length, int64_t first, int64_t end) {
     const int64_t row = line % item.rows, head = line / item.rows, n = end - first;
     const bool quantized = c_.k_scales.data;
-    if (row == 0 && quantized) read_scales(c_.k_scales, item, head, first, n, k_scales_);
-    if (row == 0 && quantized) read_scales(c_.v_scales, item, head, first, n, v_scales_);
+    const float* k_scales = k_scales_ + head * kChunk;
+    const float* v_scales = v_scales_ + head * kChunk;
     const int64_t t = query_of(item, row);
     const Range seen = clip(visible(p_, length, t), first);
     float* s = scores_ + line * kStride;
@@ -242,7 +247,7 @@ class Unit {
     Max high;
     for_lanes(n, [&](int64_t j, auto k) {
       Vec v = load(s + j, k) * set(p_.scale);
-      if (quantized) v = v * load(k_scales_ + j, k);
+      if (quantized) v = v * load(k_scales + j, k);
       if (p_.softcap != 0.0f) v = tanh(v / set(p_.softcap)) * set(p_.softcap);
       if (p_.slopes) v = v + load(bias_ + j, k);
       store(s + j, v, k);
@@ -255,44 +260,55 @@ class Unit {
     Sum total;
     for_lanes(n, [&](int64_t j, auto k) {
       const Vec v = load(s + j, k);
-      // exp_negative is not 0 of -inf.
-      const Vec w = where_less(v, set(-__FLT_MAX__), set(0.0f), exp_negative(v - set(shift)));
-      total.add(keep(w, k));
-      store(s + j, quantized ? w * load(v_scales_ + j, k) : w, k);
+      const auto of_seen = [&](Vec w) { return where_less(v, set(-__FLT_MAX__), set(0.0f), w); };
+      const Vec w = exp_negative(v - set(shift));  // not 0 of -inf
+      total.add(keep(of_seen(w), k));
+      store(s + j, of_seen(quantized ? w * load(v_scales + j, k) : w), k);
     });
+    if constexpr (P::kDigits) {
+      for (int64_t j = n; j < round_up(n, P::kSlots); ++j) s[j] = 0.0f;
+      P::pack_weights(s, round_up(n, P::kSlots));
+    }
     return {highest, total.total()};
   }
 
-  void read_scales(const Heads& scales, const Item& item, int64_t head, int64_t first, int64_t n,
-                   float* to) {
-    for (int64_t j = 0; j < n; ++j)
-      to[j] = *at<float>(scales, slot_of(c_, item.batch, first + j), item.head + head);
+  void read_scales(const Item& item, int64_t first, int64_t n) {
+    for (int64_t j = 0, run; j < n; j += run) {
+      const Slot slot = slot_of(c_, item.batch, first + j);
+      run = smaller(n - j, c_.block_size - slot.offset);
+      for (int64_t head = 0; head < item.heads; ++head) {
+        const float* k = at<float>(c_.k_scales, slot, item.head + head);
+        const float* v = at<float>(c_.v_scales, slot, item.head + head);
+        for (int64_t i = 0; i < run; ++i) {
+          k_scales_[head * kChunk + j + i] = k[i * c_.k_scales.stride[1]];
+          v_scales_[head * kChunk + j + i] = v[i * c_.v_scales.stride[1]];
+        }
+      }
+    }
   }
 
-  void add_tile(const Tile<T>& tile, const Tile<T>& next, const Item& item, int64_t head,
-                int64_t length, int64_t first, int64_t slot, float* o, int64_t o_width) {
+  void add_tile(const Tile& tile, const Item& item, int64_t head, int64_t length, int64_t first,
+                int64_t slot, float* o, int64_t o_width) {
     by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
-      bool all = true;
-      for (int r = 0; r < kRows; ++r) {
-        const Range seen = seen_in(tile, item, line + r, length, first + slot);
-        all = all && seen.begin == 0 && seen.end == tile.count;
-      }
       float* to = o + line * o_width;
       const float* w = scores_ + line * kStride + slot;
-      if (all) {
-        add_values<kRows>(w, kStride, tile.rows, next.rows, c_.value_width, 0, tile.count, to,
-                          o_width);
-        return;
-      }
-      // The same sums, without what a line does not see: 0 times NaN is NaN.
-      for (int r = 0; r < kRows; ++r) {
-        const Range seen = seen_in(tile, item, line + r, length, first + slot);
-        add_values<1>(w + r * kStride, kStride, tile.rows, next.rows, c_.value_width, seen.begin,
-                      seen.end, to + r * o_width, o_width);
+      if constexpr (P::kDigits) {
+        P::template add_values<kRows>(w, kStride, tile, c_.value_width, to, o_width);
+      } else {
+        if (seen_by_all_.begin <= slot && slot + tile.count <= seen_by_all_.end) {
+          P::template add_values<kRows>(w, kStride, tile, {0, tile.count}, c_.value_width, to,
+                                        o_width);
+          return;
+        }
+        // The same sums, without what a line does not see: 0 times NaN is NaN.
+        for (int r = 0; r < kRows; ++r)
+          P::template add_values<1>(w + r * kStride, kStride, tile,
+                                    seen_in(tile, item, line + r, length, first + slot),
+                                    c_.value_width, to + r * o_width, o_width);
       }
     });
   }
-  Range seen_in(const Tile<T>& tile, const Item& item, int64_t line, int64_t length,
+  Range seen_in(const Tile& tile, const Item& item, int64_t line, int64_t length,
                 int64_t slot) const {
     const Range seen = visible(p_, length, query_of(item, line % item.rows));
     const int64_t begin = smaller(tile.count, larger(0, seen.begin - slot));
@@ -302,9 +318,10 @@ class Unit {
   const CachedAttentionParams& p_;
   const Cache& c_;
   const Items& items_;
-  int64_t query_width_;
-  float *scores_, *k_scales_, *v_scales_, *bias_;
-  Query* q_;
+  int64_t query_size_;
+  float *q_, *scores_, *row_, *bias_, *k_scales_, *v_scales_;
+  Fetcher ahead_;
+  Range seen_by_all_{};  // the slots of the chunk that every line sees; also beyond the chunk
 };
 
 float exp_of(float x) {
@@ -360,7 +377,7 @@ void merge(const CachedAttentionParams& p, const Items& items, int64_t index, in
     p.lse[(item.batch * p.heads + h) * p.queries + t] = seen ? above + logf(all) : -INFINITY;
 }
 
-template <class T, class Dot>
+template <class P>
 void run(const CachedAttentionParams& p, int available) {
   int64_t longest = 0, slots = 0;
   for (int64_t b = 0; b < p.cache.batch; ++b) {
@@ -372,23 +389,28 @@ void run(const CachedAttentionParams& p, int available) {
   const int64_t chunks = (longest + kChunk - 1) / kChunk;
   const Items items(p, chunks, threads);
   const int64_t lines = items.heads * items.rows;
-  const int64_t width = round_up(p.cache.value_width, Vec::kWidth);
+  const int64_t width = round_up(p.cache.value_width, P::kColumns);
   const int64_t of_item = larger(1, chunks * lines * (width + 2));
   const int64_t at_a_time = smaller(items.count, larger(1, kPartialFloats / of_item));
-  const int64_t own = round_up(Unit<T, Dot>::scratch_size(p, lines), 16);
+  const int64_t own = round_up(Unit<P>::scratch_size(p, lines), 16);
   float* scratch = scratch_floats(threads * own + at_a_time * of_item + 16);
   float* o = scratch + threads * own;
   const Partials partials{o, reinterpret_cast<State*>(o + at_a_time * chunks * lines * width),
                           chunks, lines, width};
   for (int64_t first = 0; first < items.count; first += at_a_time) {
     const int64_t count = smaller(at_a_time, items.count - first);
-    int64_t next = 0;
+    int64_t taken = 0;
     parallel(threads, [&](int t) {
-      Unit<T, Dot> unit(p, items, lines, scratch + t * own);
-      for (;;) {
-        const int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-        if (i >= count * chunks) return;
-        unit.attend(first + i / chunks, i % chunks, partials, i / chunks);
+      Unit<P> unit(p, items, lines, scratch + t * own);
+      const auto take = [&] { return __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED); };
+      const int64_t end = count * chunks;
+      int64_t i = take();
+      if (i < end) unit.expect(first + i / chunks, i % chunks);
+      while (i < end) {
+        const int64_t next = take();
+        unit.attend(first + i / chunks, i % chunks, next < end ? first + next / chunks : -1,
+                    next % chunks, partials, i / chunks);
+        i = next;
       }
     });
     parallel_for(count * lines, 16, threads, [&](int, int64_t begin, int64_t end) {
@@ -403,13 +425,18 @@ void run(const CachedAttentionParams& p, int available) {
 
 void cached_attention(const CachedAttentionParams& p, int threads) {
   const DType dtype = p.cache.k.dtype;
-  if (dtype == DType::i8) return run<int8_t, Floats>(p, threads);
-  if (dtype == DType::f16) return run<f16, Floats>(p, threads);
-  if (dtype == DType::f32) return run<float, Floats>(p, threads);
-#if defined(__AVX512BF16__)
-  run<bf16, Bfloats>(p, threads);
+  if (dtype == DType::f16) return run<Floats<f16, FloatKeys>>(p, threads);
+  if (dtype == DType::f32) return run<Floats<float, FloatKeys>>(p, threads);
+#if defined(__AVX512VNNI__)
+  if (dtype == DType::i8 && p.q.dtype == DType::f32) return run<Digits<3, 3>>(p, threads);
+  if (dtype == DType::i8) return run<Digits<2, 2>>(p, threads);
 #else
-  run<bf16, Floats>(p, threads);
+  if (dtype == DType::i8) return run<Floats<int8_t, FloatKeys>>(p, threads);
+#endif
+#if defined(__AVX512BF16__)
+  run<Floats<bf16, BfloatKeys>>(p, threads);
+#else
+  run<Floats<bf16, FloatKeys>>(p, threads);
 #endif
 }
 

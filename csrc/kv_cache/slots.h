@@ -15,14 +15,22 @@ inline Slot slot_of(const Cache& cache, int64_t batch, int64_t slot) {
           slot % cache.block_size};
 }
 
-/// Head `head` of a slot.
+/// Head `head` of a slot, from there so many elements.
+inline int64_t offset_of(const Heads& t, Slot slot, int64_t head) {
+  return slot.block * t.stride[0] + slot.offset * t.stride[1] + head * t.stride[2];
+}
 template <class T>
 inline T* at(const Heads& t, Slot slot, int64_t head) {
-  return reinterpret_cast<T*>(t.data) + slot.block * t.stride[0] + slot.offset * t.stride[1] +
-         head * t.stride[2];
+  return reinterpret_cast<T*>(t.data) + offset_of(t, slot, head);
 }
+
+/// Slots of a sequence.
+struct Range {
+  int64_t begin, end;
+};
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace warpformer::cpu::WF_ISA

@@ -5,6 +5,7 @@ from tests.check import relative_error, same_bits, threads
 from warpformer import InputError, ops
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 5e-4}
+BOUND_INT8 = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 5e-4}
 
 
 def operands(lengths, slots, queries=1, heads=8, kv_heads=2, width=64, value_width=None, dtype=torch.float32):
@@ -61,8 +62,20 @@ def quantized(cache):
     return (cache / scales[..., None].clamp_min(1e-30)).round().to(torch.int8), scales
 
 
-@pytest.mark.parametrize("queries", [1, 3, 16, 17])
-@pytest.mark.parametrize("width", [64, 80, 128, 33])
+def as_int8(k, v, lengths):
+    """The caches in int8, their scales (NaN in unused slots) as options, and what they are exactly."""
+    (k, key_scales), (v, value_scales) = quantized(k), quantized(v)
+    exact = [t.double() * scale.double()[..., None] for t, scale in ((k, key_scales), (v, value_scales))]
+    for scales in (key_scales, value_scales):
+        for b, n in enumerate(lengths.tolist()):
+            scales[b, n:] = torch.nan
+    return (k, v), {"key_scales": key_scales, "value_scales": value_scales}, exact
+
+
+SHAPES = [(1, 128), (1, 33), (3, 64), (3, 80), (16, 33), (17, 80)]  # queries, width
+
+
+@pytest.mark.parametrize(("queries", "width"), SHAPES)
 def test_values(device, dtype, queries, width):
     inputs = operands([613, 18, 256], 700, queries, width=width, value_width=width + 3, dtype=dtype)
     out, lse = ops.cached_attention(*inputs, return_lse=True)
@@ -72,10 +85,16 @@ def test_values(device, dtype, queries, width):
     torch.testing.assert_close(lse.double(), sums, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (6, 2), (5, 1), (71, 1), (40, 40)])
-def test_shared_key_heads(device, dtype, heads, kv_heads):
-    inputs = operands([300, 260], 300, 2, heads, kv_heads, 40, dtype=dtype)
-    assert relative_error(ops.cached_attention(*inputs), reference(*inputs)[0]) < BOUND[dtype]
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("queries", "heads", "kv_heads"), [(2, 1, 1), (1, 4, 4), (1, 6, 2), (1, 5, 1), (2, 71, 1), (1, 40, 40)]
+)
+def test_shared_key_heads(device, dtype, queries, heads, kv_heads, int8):
+    q, k, v, lengths = operands([300, 260], 300, queries, heads, kv_heads, 40, dtype=dtype)
+    caches, scales, exact = as_int8(k, v, lengths) if int8 else ((k, v), {}, (k, v))
+    bound = BOUND_INT8 if int8 else BOUND
+    out = ops.cached_attention(q, *caches, lengths, **scales)
+    assert relative_error(out, reference(q, *exact, lengths)[0]) < bound[dtype]
 
 
 OPTIONS = {
@@ -91,27 +110,29 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("queries", [1, 5])
-def test_options(device, dtype, options, queries):
+@pytest.mark.parametrize(
+    ("options", "queries", "int8"),
+    [(name, 5, False) for name in OPTIONS] + [("all", 1, False), ("all", 1, True), ("both sides", 5, True)],
+)
+def test_options(device, dtype, options, queries, int8):
     options = OPTIONS[options]
-    inputs = operands([613, 3, 300], 640, queries, dtype=dtype)
+    q, k, v, lengths = operands([613, 3, 300], 640, queries, dtype=dtype)
+    caches, scales, exact = as_int8(k, v, lengths) if int8 else ((k, v), {}, (k, v))
     ours = {("alibi_slopes" if name == "slopes" else name): value for name, value in options.items()}
-    out, lse = ops.cached_attention(*inputs, **ours, return_lse=True)
-    expected, sums = reference(*inputs, **options)
-    assert relative_error(out, expected) < BOUND[dtype]
-    torch.testing.assert_close(lse.double(), sums, rtol=1e-5, atol=1e-5)
+    out, lse = ops.cached_attention(q, *caches, lengths, **scales, **ours, return_lse=True)
+    expected, sums = reference(q, *exact, lengths, **options)
+    bound, close = (BOUND_INT8, 1e-4) if int8 else (BOUND, 1e-5)
+    assert relative_error(out, expected) < bound[dtype]
+    torch.testing.assert_close(lse.double(), sums, rtol=close, atol=close)
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 300])
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("block_size", "int8"), [(1, False), (7, True), (16, False), (300, True)])
 def test_paged(device, dtype, block_size, int8):
     """Bit by bit what the contiguous cache gives; entries beyond the lengths are not read."""
     q, k, v, lengths = operands([613, 18, 0], 620, 3, dtype=dtype)
     (k, v), scales = (k, v), {}
     if int8:
-        (k, key_scales), (v, value_scales) = quantized(k), quantized(v)
-        scales = {"key_scales": key_scales, "value_scales": value_scales}
+        (k, v), scales, _ = as_int8(k, v, lengths)
     expected = ops.cached_attention(q, k, v, lengths, **scales)
     (k, table), (v, _) = paged(k, block_size), paged(v, block_size)
     scales = {name: paged(scale, block_size)[0] for name, scale in scales.items()}
@@ -120,34 +141,60 @@ def test_paged(device, dtype, block_size, int8):
     assert same_bits(ops.cached_attention(q, k, v, lengths, block_table=table, **scales), expected)
 
 
-@pytest.mark.parametrize("queries", [1, 3, 16, 17])
-@pytest.mark.parametrize("width", [64, 80, 128, 33])
+@pytest.mark.parametrize(("queries", "width"), SHAPES)
 def test_int8(device, dtype, queries, width):
     """Against float64 on the same int8."""
     q, k, v, lengths = operands([613, 18, 256], 700, queries, width=width, dtype=dtype)
-    (k, key_scales), (v, value_scales) = quantized(k), quantized(v)
-    exact = [t.double() * scale.double()[..., None] for t, scale in ((k, key_scales), (v, value_scales))]
-    for scales in (key_scales, value_scales):
-        for b, n in enumerate(lengths.tolist()):
-            scales[b, n:] = torch.nan
-    out = ops.cached_attention(q, k, v, lengths, key_scales=key_scales, value_scales=value_scales)
-    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 5e-4}[dtype]
-    assert relative_error(out, reference(q, *exact, lengths)[0]) < bound
+    caches, scales, exact = as_int8(k, v, lengths)
+    out = ops.cached_attention(q, *caches, lengths, **scales)
+    assert relative_error(out, reference(q, *exact, lengths)[0]) < BOUND_INT8[dtype]
 
 
-def test_same_bits_for_any_threads_and_alone(device, dtype):
-    lengths = [2100, 5, 700]
-    inputs = operands(lengths, 2100, 2, dtype=dtype)
+def test_scales_of_int8(device, dtype):
+    """Those that are not seen do not leak, one that is NaN shows, and a negative one is a scale too."""
+    q, k, v, lengths = operands([300], 300, 4, dtype=dtype)
+    (k, v), scales, exact = as_int8(k, v, lengths)
+    scales["value_scales"][:, ::2] *= -1
+    exact[1][:, ::2] *= -1
+    out = ops.cached_attention(q, k, v, lengths, **scales, window=(20, None))
+    assert relative_error(out, reference(q, *exact, lengths, window=(20, None))[0]) < BOUND_INT8[dtype]
+    for t in scales.values():
+        t[0, :276] = torch.nan  # the first query sees slots 276 to 296
+    assert same_bits(ops.cached_attention(q, k, v, lengths, **scales, window=(20, None)), out)
+    for name in scales:
+        shown = {**scales, name: scales[name].clone()}
+        shown[name][0, 297, 0] = torch.nan
+        heads = ops.cached_attention(q, k, v, lengths, **shown, window=(20, None)).isnan().all(-1)[0]
+        assert heads.tolist() == [[t > 0 and h < 4 for h in range(8)] for t in range(4)]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_queries_that_are_not_finite(device, dtype, bad):
+    q, k, v, lengths = operands([300], 300, 2, dtype=dtype)
+    (k, v), scales, _ = as_int8(k, v, lengths)
+    clean = ops.cached_attention(q, k, v, lengths, **scales)
+    q[0, 1, 3, 5] = bad
+    out = ops.cached_attention(q, k, v, lengths, **scales)
+    assert out[0, 1, 3].isnan().all()
+    out[0, 1, 3] = clean[0, 1, 3]
+    assert same_bits(out, clean)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_same_bits_for_any_threads_and_alone(device, dtype, int8):
+    lengths = [1300, 5, 700]
+    q, k, v, sizes = operands(lengths, 1300, 2, dtype=dtype)
+    (k, v), scales, _ = as_int8(k, v, sizes) if int8 else ((k, v), {}, None)
     with threads(1):
-        expected = ops.cached_attention(*inputs)
+        expected = ops.cached_attention(q, k, v, sizes, **scales)
     for count in (2, 4):
         with threads(count):
-            assert same_bits(ops.cached_attention(*inputs), expected)
+            assert same_bits(ops.cached_attention(q, k, v, sizes, **scales), expected)
     for b, n in enumerate(lengths):
-        alone = ops.cached_attention(*(t[b : b + 1] for t in inputs))
-        assert same_bits(alone[0], expected[b])
-        q, k, v, length = (t[b : b + 1] for t in inputs)
-        assert same_bits(ops.cached_attention(q, k[:, :n], v[:, :n], length)[0], expected[b])
+        query, size = q[b : b + 1], sizes[b : b + 1]
+        own = [t[b : b + 1, :n] for t in (k, v)]
+        own_scales = {name: t[b : b + 1, :n] for name, t in scales.items()}
+        assert same_bits(ops.cached_attention(query, *own, size, **own_scales)[0], expected[b])
 
 
 def test_empty_sequences(device, dtype):
@@ -201,10 +248,11 @@ def test_heads_before_slots(device, dtype):
 
 def test_many_sequences_at_once(device):
     """More partial results than are held at a time."""
-    inputs = operands([4096] * 3, 4096, 70, 8, 8, 64)
-    out = ops.cached_attention(*inputs)
-    assert same_bits(out[2], ops.cached_attention(*(t[2:] for t in inputs))[0])
-    assert relative_error(out[:1, :2], reference(*(t[:1] for t in inputs))[0][:, :2]) < 1e-6
+    q, k, v, length = operands([4096], 4096, heads=64, kv_heads=8)
+    lengths = torch.cat([torch.ones(69, dtype=torch.int32), length])
+    out = ops.cached_attention(*(t.expand(70, -1, -1, -1) for t in (q, k, v)), lengths)
+    assert same_bits(out[69:], ops.cached_attention(q, k, v, length))
+    assert same_bits(out[:69], v[:, :1].repeat_interleave(8, 2).expand(69, -1, -1, -1))
 
 
 def test_lengths_and_blocks_outside(device):

@@ -148,7 +148,8 @@ def is_direct(*required, optional=()):
         return False
     grad = torch.is_grad_enabled()
     plain = True
-    for t in (*required, *(t for t in optional if t is not None)):
+    # A list: a generator here takes as long as all that follows.
+    for t in (*required, *[t for t in optional if t is not None]):
         if type(t) not in _PLAIN:
             if not isinstance(t, Tensor):
                 _refuse(t)

@@ -51,9 +51,8 @@ def append_to_cache_(
     tensors = (key, value, key_cache, value_cache, lengths)
     optional = (block_table, key_scales, value_scales, query, cos, sin)
     if is_direct(*tensors, optional=optional):
-        rotated = _append(*tensors, *optional, interleaved)
-    else:
-        rotated = dispatch("append_to_cache_", *tensors, *optional, interleaved)
+        return _append(*tensors, *optional, interleaved)
+    rotated = dispatch("append_to_cache_", *tensors, *optional, interleaved)
     return rotated if query is not None else None
 
 
@@ -61,7 +60,7 @@ def _append(key, value, key_cache, value_cache, lengths, block_table, key_scales
     query, cos, sin, interleaved = rope
     if (cos is None) != (sin is None) or (query is not None and cos is None):
         raise _C.InputError("append_to_cache_: cos and sin come together, and with query")
-    rotated = _empty_query(key, query)
+    rotated = None if query is None else empty(query.shape, query)
     if cos is not None and key.ndim == 4:
         # Rounded once: to the dtype of the cache, or from float32 to int8.
         dtype = torch.float32 if key_cache.dtype == torch.int8 else key_cache.dtype
@@ -87,17 +86,18 @@ def _positions(lengths, key):
     return lengths[:, None] + torch.arange(key.shape[1], dtype=torch.int32, device=lengths.device)
 
 
-def _empty_query(key, query):
+def _append_op(key, *rest):
     """Empty where there is no query: an op of torch.library cannot return None."""
-    return key.new_empty(0) if query is None else empty(query.shape, query)
+    rotated = _append(key, *rest)
+    return key.new_empty(0) if rotated is None else rotated
 
 
 register(
     "append_to_cache_(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, "
     "Tensor lengths, Tensor? block_table, Tensor(c!)? key_scales, Tensor(d!)? value_scales, Tensor? query, "
     "Tensor? cos, Tensor? sin, bool interleaved) -> Tensor",
-    _append,
+    _append_op,
     lambda key, value, key_cache, value_cache, lengths, table, key_scales, value_scales, query, *rope: (
-        _empty_query(key, query)
+        key.new_empty(0) if query is None else empty(query.shape, query)
     ),
 )
