@@ -25,7 +25,7 @@ namespace warpformer::cpu::WF_ISA {
 constexpr int64_t kBlockRows = 528;        // of x, at most: a multiple of every ISA's tile
 constexpr int64_t kBlockFloats = 4 << 20;  // that they take, about
 constexpr int64_t kWide = 8, kNarrow = 2;  // panels of a chunk
-constexpr int64_t kFewRows = 2 * kTileRows;
+constexpr int64_t kFewRows = 2 * kTileRows;  // where words are unpacked, else one tile
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
 /// Panels beside whose products memory is fetched, `step` bytes for every k.
@@ -161,7 +161,10 @@ class Product {
   }
   int64_t panels_of_half() const { return source_.panels() / halves_; }
   int64_t c_row(int64_t chunk) const { return halves_ * chunk * kPanel + kPanel; }
-  bool has_few_rows() const { return tiles_.first(tiles_.count()) <= kFewRows; }
+  bool has_few_rows() const {
+    const bool unpacks = bits_of(w_.format) * kPerWord<Word> < 32;
+    return tiles_.first(tiles_.count()) <= (unpacks ? kFewRows : kTileRows);
+  }
   int64_t c_size() const {
     const int64_t narrow = kBlockRows * c_row(kNarrow);
     const int64_t wide = kFewRows * c_row(kWide);
@@ -230,10 +233,12 @@ class Product {
   auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first, int64_t i) const {
     if constexpr (__is_same(B, Panels) && Source::kIsPacked) {
       const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - first));
-      const int64_t done = i * u.panels;  // of size / u.tiles bytes each
-      const uint8_t* memory = w_.data + (panel + done / u.tiles) * w_.size;
-      memory += source_.template bytes<Word>(first) + done % u.tiles * size / u.tiles;
-      return FetchingPanels{b, memory, u.panels * size / u.tiles / kDepth};
+      const int64_t nth = i * u.panels / u.tiles;  // panel, that tiles [begin, end) fetch
+      const int64_t begin = (nth * u.tiles + u.panels - 1) / u.panels;
+      const int64_t end = ((nth + 1) * u.tiles + u.panels - 1) / u.panels;
+      const uint8_t* memory = w_.data + (panel + nth) * w_.size;
+      memory += source_.template bytes<Word>(first) + (i - begin) * size / (end - begin);
+      return FetchingPanels{b, memory, size / (end - begin) / kDepth};
     } else {
       return b;
     }
