@@ -85,6 +85,36 @@ inline void write_span(const T* src, const Rows& rows, int64_t r, int64_t begin,
   });
 }
 
+/// The same of rows [r, r + count), from and to rows of floats `step` apart; read ones are added.
+inline void add_spans(const Rows& rows, int64_t r, int64_t begin, int64_t n, int64_t count,
+                      float* dst, int64_t step) {
+  by_float(rows.dtype, [&](auto type) {
+    using S = decltype(type);
+    for (int64_t i = 0; i < count; ++i, dst += step) {
+      const S* src = static_cast<const S*>(rows.data) + row_offset(rows, r + i) + begin * rows.step;
+      if (rows.step == 1) {
+        for_lanes(n, [&](int64_t j, auto k) { store(dst + j, load(dst + j, k) + load(src + j, k), k); });
+      } else {
+        for (int64_t j = 0; j < n; ++j) dst[j] += to_float(src[j * rows.step]);
+      }
+    }
+  });
+}
+inline void write_spans(const float* src, int64_t step, const Rows& rows, int64_t r, int64_t begin,
+                        int64_t n, int64_t count) {
+  by_float(rows.dtype, [&](auto type) {
+    using D = decltype(type);
+    for (int64_t i = 0; i < count; ++i, src += step) {
+      D* dst = static_cast<D*>(rows.data) + row_offset(rows, r + i) + begin * rows.step;
+      if (rows.step == 1) {
+        for_lanes(n, [&](int64_t j, auto k) { store(dst + j, load(src + j, k), k); });
+      } else {
+        for (int64_t j = 0; j < n; ++j) dst[j * rows.step] = from_float<D>(src[j]);
+      }
+    }
+  });
+}
+
 /// Row r as elements of T (its dtype, or float): the row itself where it is that already, else a
 /// copy in `buffer`.
 template <class T>

@@ -25,17 +25,24 @@ namespace warpformer::cpu::WF_ISA {
 constexpr int64_t kBlockRows = 528;        // of x, at most: a multiple of every ISA's tile
 constexpr int64_t kBlockFloats = 4 << 20;  // that they take, about
 constexpr int64_t kWide = 8, kNarrow = 2;  // panels of a chunk
-constexpr int64_t kFewRows = 2 * kTileRows;  // where words are unpacked, else one tile
+constexpr int64_t kFewRows = 2 * kTileRows;  // where words are unpacked, else half a tile
+constexpr int64_t kUnits = 12;     // of a thread, about: so many wait for the last one shortly
+constexpr int64_t kPartTiles = 4;  // of a unit, at least
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
-/// Panels beside whose products memory is fetched, `step` bytes for every k.
+/// Panels beside whose products memory is fetched, `step` bytes for every k and panel.
 struct FetchingPanels : Panels {
-  const uint8_t* memory;
+  const uint8_t* memory;  // for the first panel
+  int64_t apart;          // from one panel's to the next one's
   int64_t step;
 
   WF_INLINE Vec fetch(int64_t p, int64_t k, int v) const {
-    if (p == 0 && v == 0) __builtin_prefetch(memory + k * step);
+    if (v == 0) __builtin_prefetch(memory + p * apart + k * step);
     return Panels::fetch(p, k, v);
+  }
+  WF_INLINE void skip(int64_t panels) {
+    Panels::skip(panels);
+    memory += panels * apart;
   }
 };
 
@@ -129,7 +136,7 @@ class Product {
     const int64_t row_size = tiles_.size(1), panels = source_.panels();
     int64_t block = kBlockFloats / row_size / kTileRows * kTileRows;
     block = at_most(p_.rows, block < 8 * kTileRows ? 8 * kTileRows : at_most(block, kBlockRows));
-    const int64_t thread_size = kScratchWords + c_size() + kPanel * kWide + tiles_.buffer_size();
+    const int64_t thread_size = kScratchWords + c_size() + tiles_.buffer_size();
     const int64_t shared_size = (block * row_size + kPanel - 1) / kPanel * kPanel;
     bias_ = scratch_floats(panels * kPanel + shared_size + threads * thread_size);
     for (int64_t half = 0; half < halves_; ++half) read_bias(half);
@@ -163,7 +170,7 @@ class Product {
   int64_t c_row(int64_t chunk) const { return halves_ * chunk * kPanel + kPanel; }
   bool has_few_rows() const {
     const bool unpacks = bits_of(w_.format) * kPerWord<Word> < 32;
-    return tiles_.first(tiles_.count()) <= (unpacks ? kFewRows : kTileRows);
+    return tiles_.first(tiles_.count()) <= (unpacks ? kFewRows : kTileRows / 2);
   }
   int64_t c_size() const {
     const int64_t narrow = kBlockRows * c_row(kNarrow);
@@ -179,7 +186,8 @@ class Product {
   void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size) {
     chunk_ = has_few_rows() ? kWide : kNarrow;
     const int64_t chunks = (panels_of_half() + chunk_ - 1) / chunk_;
-    parts_ = chunks < threads ? at_most(threads, tiles_.count()) : 1;
+    const int64_t most = chunks < threads ? tiles_.count() : tiles_.count() / kPartTiles;
+    parts_ = at_most((kUnits * threads + chunks - 1) / chunks, threads > 1 && most > 1 ? most : 1);
     next_ = 0;
     parallel(threads, [&](int t) {
       float* scratch = memory + t * thread_size;
@@ -202,23 +210,25 @@ class Product {
       const int64_t panel = half * panels_of_half() + u.panel;
       float* to = c + half * u.panels * kPanel;
       if constexpr (kKind == Kind::grouped || kKind == Kind::blocks) clear(u, to, stride);
+      if (source_.has_zeros()) add_zeros(u, panel, scratch, to, stride);
       int64_t first = 0;
       do {
         const int64_t n = at_most(kDepth, depth_ - first), end = first + n;
         const int64_t ahead = end < depth_ ? panel : panel_after(u, half);
         fetch_scales(panel, u.panels, end);
+        const bool last = end == depth_ && half + 1 == halves_;
         source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
                       [&](const auto& b) {
-                        for (int64_t i = 0; i < u.tiles; ++i)
+                        for (int64_t i = 0; i < u.tiles; ++i) {
                           multiply_tile(u, panel, u.tile + i,
                                         fetching(b, u, ahead, end < depth_ ? end : 0, i), first, n,
                                         to, stride);
+                          if (last) finish(u, u.tile + i, row, c, stride);
+                        }
                       });
         first = end;
       } while (first < depth_);
-      if (source_.has_zeros()) add_zeros(u, panel, scratch, to, stride);
     }
-    finish(u, row, c, stride, c + c_size());
   }
 
   /// The panel of W that a thread is likely to multiply by next.
@@ -233,12 +243,8 @@ class Product {
   auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first, int64_t i) const {
     if constexpr (__is_same(B, Panels) && Source::kIsPacked) {
       const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - first));
-      const int64_t nth = i * u.panels / u.tiles;  // panel, that tiles [begin, end) fetch
-      const int64_t begin = (nth * u.tiles + u.panels - 1) / u.panels;
-      const int64_t end = ((nth + 1) * u.tiles + u.panels - 1) / u.panels;
-      const uint8_t* memory = w_.data + (panel + nth) * w_.size;
-      memory += source_.template bytes<Word>(first) + (i - begin) * size / (end - begin);
-      return FetchingPanels{b, memory, size / (end - begin) / kDepth};
+      const uint8_t* memory = w_.data + panel * w_.size + source_.template bytes<Word>(first);
+      return FetchingPanels{b, memory + i * size / u.tiles, w_.size, size / u.tiles / kDepth + 1};
     } else {
       return b;
     }
@@ -271,7 +277,7 @@ class Product {
           tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n, chain_, sink);
     };
     if constexpr (kKind == Kind::plain) {
-      multiply(Add{c, stride, first > 0});
+      multiply(Add{c, stride, first > 0 || source_.has_zeros()});
     } else if constexpr (kKind == Kind::tokens) {
       multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0});
     } else {
@@ -303,33 +309,30 @@ class Product {
                        zeros + (p * kDepth + g) * kPanel);
       for (int64_t i = u.tile; i < u.tile + u.tiles; ++i)
         gemm(tiles_.height(i), u.panels, tiles_.sums(i, first), {zeros, kDepth * kPanel, kPanel}, n,
-             kChain, c + (tiles_.first(i) - tiles_.first(u.tile)) * stride, stride, true);
+             kChain, c + (tiles_.first(i) - tiles_.first(u.tile)) * stride, stride,
+             kKind != Kind::plain || first > 0);
     }
   }
 
-  /// out = act(factor C + bias) (up) + residual, of the rows and columns of a unit.
-  void finish(const Unit& u, int64_t row, float* c, int64_t stride, float* residual) const {
-    const int64_t first = tiles_.first(u.tile), last = tiles_.first(u.tile + u.tiles);
-    const int64_t column = u.panel * kPanel,
-                  columns = at_most(u.panels * kPanel, p_.out.n - column);
-    const bool half = p_.out.dtype != DType::f32;
-    by_activation(p_.activation, half, [&](auto act) {
-      for (int64_t i = first; i < last; ++i, c += stride) {
-        for (int64_t h = 0; h < halves_; ++h) scale_row(u, i, h, c + h * u.panels * kPanel);
+  /// out = act(factor C + bias) (up) + residual, of the rows of a tile, while C is in L1, and the
+  /// columns of a unit.
+  void finish(const Unit& u, int64_t tile, int64_t row, float* c, int64_t stride) const {
+    const int64_t first = tiles_.first(tile), count = tiles_.height(tile);
+    const int64_t at = p_.first + row + first, column = u.panel * kPanel;
+    const int64_t columns = at_most(u.panels * kPanel, p_.out.n - column);
+    c += (first - tiles_.first(u.tile)) * stride;
+    by_activation(p_.activation, p_.out.dtype != DType::f32, [&](auto act) {
+      for (int64_t i = 0; i < count; ++i) {
+        float* to = c + i * stride;
+        for (int64_t h = 0; h < halves_; ++h) scale_row(u, first + i, h, to + h * u.panels * kPanel);
         for (int64_t j = 0; j < u.panels * kPanel; j += Vec::kWidth) {
-          const Vec v = act.value(load(c + j));
-          store(c + j, halves_ == 2 ? v * load(c + u.panels * kPanel + j) : v);
+          const Vec v = act.value(load(to + j));
+          store(to + j, halves_ == 2 ? v * load(to + u.panels * kPanel + j) : v);
         }
-        const int64_t at = p_.first + row + i;
-        if (p_.residual.data) {
-          read_span(p_.residual, at, column, columns, residual);
-          for_lanes(columns, [&](int64_t j, auto k) {
-            store(c + j, load(c + j, k) + load(residual + j, k), k);
-          });
-        }
-        write_span(c, p_.out, at, column, columns);
       }
     });
+    if (p_.residual.data) add_spans(p_.residual, at, column, columns, count, c, stride);
+    write_spans(c, stride, p_.out, at, column, columns, count);
   }
 
   /// c = factor c + bias
