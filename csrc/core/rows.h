@@ -93,7 +93,8 @@ inline void add_spans(const Rows& rows, int64_t r, int64_t begin, int64_t n, int
     for (int64_t i = 0; i < count; ++i, dst += step) {
       const S* src = static_cast<const S*>(rows.data) + row_offset(rows, r + i) + begin * rows.step;
       if (rows.step == 1) {
-        for_lanes(n, [&](int64_t j, auto k) { store(dst + j, load(dst + j, k) + load(src + j, k), k); });
+        for_lanes(
+            n, [&](int64_t j, auto k) { store(dst + j, load(dst + j, k) + load(src + j, k), k); });
       } else {
         for (int64_t j = 0; j < n; ++j) dst[j] += to_float(src[j * rows.step]);
       }

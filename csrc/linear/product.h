@@ -22,9 +22,9 @@
 
 namespace warpformer::cpu::WF_ISA {
 
-constexpr int64_t kBlockRows = 528;        // of x, at most: a multiple of every ISA's tile
-constexpr int64_t kBlockFloats = 4 << 20;  // that they take, about
-constexpr int64_t kWide = 8, kNarrow = 2;  // panels of a chunk
+constexpr int64_t kBlockRows = 528;          // of x, at most: a multiple of every ISA's tile
+constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
+constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
 constexpr int64_t kFewRows = 2 * kTileRows;  // where words are unpacked, else half a tile
 constexpr int64_t kUnits = 12;     // of a thread, about: so many wait for the last one shortly
 constexpr int64_t kPartTiles = 4;  // of a unit, at least
@@ -324,7 +324,8 @@ class Product {
     by_activation(p_.activation, p_.out.dtype != DType::f32, [&](auto act) {
       for (int64_t i = 0; i < count; ++i) {
         float* to = c + i * stride;
-        for (int64_t h = 0; h < halves_; ++h) scale_row(u, first + i, h, to + h * u.panels * kPanel);
+        for (int64_t h = 0; h < halves_; ++h)
+          scale_row(u, first + i, h, to + h * u.panels * kPanel);
         for (int64_t j = 0; j < u.panels * kPanel; j += Vec::kWidth) {
           const Vec v = act.value(load(to + j));
           store(to + j, halves_ == 2 ? v * load(to + u.panels * kPanel + j) : v);
