@@ -20,6 +20,8 @@ class QuantizedWeight(NamedTuple):
         int4, int4_dynamic:  w = scale (code - zero), zero = 8 where `zeros` is None
         nf4:                 w = scale NF4[code]
 
+    All tensors of the experts of `grouped_linear` begin with E.
+
     values: int8 [N, K]; of 4 bits uint8 [N, ceil(K / 2)], two codes a byte, the low half an even k, 0 past
         an odd end.
     scales: [N, ceil(K / group_size)] floats, [N, 1] for int8; kernels keep 11 significant bits of those of
@@ -144,10 +146,11 @@ def linear(
 
     How products are computed belongs to the format of the weight, at every number of rows. f32, f16, bf16,
     nf4, int4 and int8 multiply the input as it is (a float32 one by int4 and int8 to 2^-17 of it);
-    int8_dynamic quantizes it to int8 per row, int4_dynamic per 32 of K: scale = max |x| / 127,
-    q = round(x / scale). Sums are float32 or exact integers, and every element's has one order that depends
-    on K alone: a row gives the same bits alone and in any batch. The gradient of `input` is that of the
-    dequantized weight.
+    int4_dynamic quantizes it to int8 per 32 of K, scale = max |x| / 127, q = round(x / scale);
+    int8_dynamic per row, with a zero point: scale = (max(x, 0) - min(x, 0)) / 255,
+    q = round(x / scale) - 128 + round(-min(x, 0) / scale), for K up to 65536. Sums are float32 or exact
+    integers, and every element's has one order that depends on K alone: a row gives the same bits alone and
+    in any batch. The gradient of `input` is that of the dequantized weight.
 
     Source: torch.nn.functional.linear; Goto and van de Geijn, "Anatomy of High-Performance Matrix
     Multiplication"; Dettmers et al., "LLM.int8()", "QLoRA"; Shazeer, "GLU Variants Improve Transformer".
