@@ -57,10 +57,10 @@ void linear(const LinearParams& p, int threads) {
   if (format == Format::int8_dynamic) return run<DynamicWord, 1, Kind::tokens>(p, threads);
   if (format == Format::int4_dynamic) return run<DynamicWord, 1, Kind::blocks>(p, threads);
 #if defined(__AVX512BF16__)
-  const bool half = p.x.dtype == DType::bf16,
-             codes = format == Format::int8 || format == Format::int4;
+  const bool half = p.x.dtype == DType::bf16;
   if (half && format == Format::bf16) return run<Pair, 1, Kind::plain>(p, threads);
-  if (codes) return half ? run_exact<Pair, 1>(p, threads) : run_exact<Pair, 2>(p, threads);
+  if (half && format >= Format::int8) return run_exact<Pair, 1>(p, threads);
+  if (format == Format::int8 || format == Format::int4) return run_exact<Pair, 2>(p, threads);
 #endif
   run_exact<float, 1>(p, threads);
 }

@@ -27,19 +27,20 @@
 //
 // How products are summed belongs to the format, at every number of rows:
 //
-//   f32 f16 nf4        x and W as floats                     bf16      x of bf16 by Pairs, others
-//   as int4 int8          x of bf16 as it is, others as the               f32
-//                      sum of two bf16, by Pairs
-//   int8_dynamic       x as s8 per row, by Quads             int4_dynamic  x as s8 per 32 of K
+//   f32 f16         x and W as floats
+//   bf16 nf4        x of bf16 by Pairs, with NF4's values rounded to bf16; others as floats
+//   int4 int8       x of bf16 as it is, others as the sum of two bf16, by Pairs
+//   int8_dynamic    x as s8 per row, by Quads
+//   int4_dynamic    x as s8 per 32 of K, by Quads
 //
 // where the ISA has the instructions; else Pairs become floats, and Quads become Shorts. x as s8:
 //
-//   per 32    scale = max |x| / 127                           q = round(x / scale), zero = 0
-//   per row   scale = (max(x, 0) - min(x, 0)) / 255           q = min(127, round(x / scale) + zero)
-//             zero = round(-min(x, 0) / scale) - 128          sum_k (q - zero) value, as integers
+//   per 32    scale = max |x| / 127                      q = round(x / scale), zero = 0
+//   per row   scale = (max(x, 0) - min(x, 0)) / 255      q = min(127, round(x / scale) + zero)
+//             zero = round(-min(x, 0) / scale) - 128     sum_k (q - zero) value, as integers
 //
-// Integer sums are exact; float ones as core/gemm.h has them,
-// in chains that are whole groups where there are scales.
+// Integer sums are exact; float ones as core/gemm.h has them, in chains that are whole groups where
+// there are scales.
 //
 // Source: torch.nn.functional.linear; Goto, van de Geijn, "Anatomy of High-Performance Matrix
 // Multiplication", for packing; Dettmers et al., "QLoRA" (NF4), "LLM.int8()" (int8_dynamic).

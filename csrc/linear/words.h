@@ -157,13 +157,20 @@ alignas(64) constexpr uint16_t kCentredPairs[32] = {
     0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0, 0xC100, 0xC0E0, 0xC0C0, 0xC0A0, 0xC080, 0xC040,
     0xC000, 0xBF80, 0x0000, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0};
 
-/// 8 codes -> Pairs.
+/// kNormalFloat, likewise.
+alignas(64) constexpr uint16_t kNormalFloatPairs[32] = {
+    0xBF80, 0xBF32, 0xBF06, 0xBECA, 0xBE92, 0xBE3D, 0xBDBA, 0x0000, 0x3DA3, 0x3E25, 0x3E7C,
+    0x3EAD, 0x3EE2, 0x3F10, 0x3F39, 0x3F80, 0xBF80, 0xBF32, 0xBF06, 0xBECA, 0xBE92, 0xBE3D,
+    0xBDBA, 0x0000, 0x3DA3, 0x3E25, 0x3E7C, 0x3EAD, 0x3EE2, 0x3F10, 0x3F39, 0x3F80};
+
+/// 8 codes -> Pairs out of a table of 16, twice.
 struct CodePairs : Values<4, 4> {
+  const uint16_t* values;
   WF_INLINE Ints fetch(int64_t p, int64_t k, int v) const { return load(at<int32_t>(p, k, v)); }
   template <int kWord>
   WF_INLINE Vec word(Ints codes) const {
     return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_srli_epi16(codes.v, 4 * kWord),
-                                                         _mm512_load_si512(kCentredPairs)))};
+                                                         _mm512_load_si512(values)))};
   }
 };
 #endif
@@ -219,7 +226,9 @@ void with_values(const Weight& w, const uint8_t* data, int64_t first, float, con
 template <Kind kKind, class F>
 void with_values(const Weight& w, const uint8_t* data, int64_t first, Pair, const F& f) {
   const auto at = [&](int64_t bytes) { return data + first * bytes * kPanel; };
-  if (is_4_bit(w.format)) return f(CodePairs{{at(1), w.size}});
+  if (is_4_bit(w.format))
+    return f(
+        CodePairs{{at(1), w.size}, w.format == Format::nf4 ? kNormalFloatPairs : kCentredPairs});
   if constexpr (kKind == Kind::plain) {
     if (w.format == Format::int8) return f(BytePairs{{at(2), w.size}});
     f(Words{{at(4), w.size}});

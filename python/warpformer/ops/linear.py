@@ -145,9 +145,9 @@ def linear(
         TypeError: an argument is not a tensor, or the weight not a packed one.
 
     How products are computed belongs to the format of the weight, at every number of rows. f32, f16, bf16,
-    nf4, int4 and int8 multiply the input as it is (a float32 one by int4 and int8 to 2^-17 of it);
-    int4_dynamic quantizes it to int8 per 32 of K, scale = max |x| / 127, q = round(x / scale);
-    int8_dynamic per row, with a zero point: scale = (max(x, 0) - min(x, 0)) / 255,
+    nf4, int4 and int8 multiply the input as it is (int4 and int8 a float32 one to 2^-17 of it, nf4 a bfloat16
+    one by values rounded to bfloat16); int4_dynamic quantizes it to int8 per 32 of K, scale = max |x| / 127,
+    q = round(x / scale); int8_dynamic per row, with a zero point: scale = (max(x, 0) - min(x, 0)) / 255,
     q = round(x / scale) - 128 + round(-min(x, 0) / scale), for K up to 65536. Sums are float32 or exact
     integers, and every element's has one order that depends on K alone: a row gives the same bits alone and
     in any batch. The gradient of `input` is that of the dequantized weight.
