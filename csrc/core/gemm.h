@@ -68,11 +68,19 @@ WF_INLINE Vec multiply_add(const Pair* a, Vec b, Vec sum) {
 }
 #endif
 #if defined(__AVX512VNNI__)
+constexpr bool kQuadSumsAreHalves = false;
 WF_INLINE Ints multiply_add(const Quad* a, Vec b, Ints sum) {
   // The intrinsic's sum moves from register to register in GCC 12, and to memory.
   asm("vpdpbusd %1, %2, %0" : "+v"(sum.v) : "v"(set(word_at(a)).v), "v"(b.v));
   return sum;
 }
+#elif defined(__AVX2__)
+constexpr bool kQuadSumsAreHalves = true;  // two of 16 bits, which the caller must know to suffice
+WF_INLINE Ints multiply_add(const Quad* a, Vec b, Ints sum) {
+  return add_products_of_bytes(bits_of(b), set(word_at(a)), sum);
+}
+#else
+constexpr bool kQuadSumsAreHalves = false;
 #endif
 
 /// Where the panels of B lie, in words. Other types of B unpack as they load: one fetch gives

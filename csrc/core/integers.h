@@ -13,6 +13,9 @@ struct Ints {
 };
 WF_INLINE Ints set(int32_t i) { return {_mm512_set1_epi32(i)}; }
 WF_INLINE Ints load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+WF_INLINE Ints load(const int16_t* p) {
+  return {_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p))};
+}
 WF_INLINE void store(int32_t* p, Ints i) { _mm512_storeu_si512(p, i.v); }
 WF_INLINE Vec to_float(Ints i) { return {_mm512_cvtepi32_ps(i.v)}; }
 WF_INLINE Vec bits_as_float(Ints i) { return {_mm512_castsi512_ps(i.v)}; }
@@ -27,6 +30,10 @@ WF_INLINE int32_t max_lane(Ints a) { return _mm512_reduce_max_epi32(a.v); }
 template <int kBits>
 WF_INLINE Ints shift_right(Ints a) {  // zeros come in
   return {_mm512_srli_epi32(a.v, kBits)};
+}
+template <int kBits>
+WF_INLINE Ints shift_right_signed(Ints a) {  // copies of the sign do
+  return {_mm512_srai_epi32(a.v, kBits)};
 }
 template <int kBits>
 WF_INLINE Ints shift_left(Ints a) {
@@ -46,6 +53,10 @@ WF_INLINE Ints subtract_halves(Ints a, Ints b) { return {_mm512_sub_epi16(a.v, b
 WF_INLINE Ints add_products_of_halves(Ints a, Ints b, Ints sum) {
   return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))};
 }
+/// sum + a.even b.even + a.odd b.odd in 16 bits, of the bytes of both halves; a has no sign.
+WF_INLINE Ints add_products_of_bytes(Ints a, Ints b, Ints sum) {
+  return {_mm512_add_epi16(sum.v, _mm512_maddubs_epi16(a.v, b.v))};
+}
 /// The lanes of v, which are integral and in [-128, 127].
 WF_INLINE void store_bytes(int8_t* p, Vec v) {
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
@@ -58,6 +69,9 @@ struct Ints {
 };
 WF_INLINE Ints set(int32_t i) { return {_mm256_set1_epi32(i)}; }
 WF_INLINE Ints load(const int32_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+WF_INLINE Ints load(const int16_t* p) {
+  return {_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p))};
+}
 WF_INLINE void store(int32_t* p, Ints i) { _mm256_storeu_si256((__m256i*)p, i.v); }
 WF_INLINE Vec to_float(Ints i) { return {_mm256_cvtepi32_ps(i.v)}; }
 WF_INLINE Vec bits_as_float(Ints i) { return {_mm256_castsi256_ps(i.v)}; }
@@ -78,6 +92,10 @@ WF_INLINE Ints shift_right(Ints a) {
   return {_mm256_srli_epi32(a.v, kBits)};
 }
 template <int kBits>
+WF_INLINE Ints shift_right_signed(Ints a) {
+  return {_mm256_srai_epi32(a.v, kBits)};
+}
+template <int kBits>
 WF_INLINE Ints shift_left(Ints a) {
   return {_mm256_slli_epi32(a.v, kBits)};
 }
@@ -92,6 +110,9 @@ WF_INLINE Ints shift_right_halves(Ints a) {
 WF_INLINE Ints subtract_halves(Ints a, Ints b) { return {_mm256_sub_epi16(a.v, b.v)}; }
 WF_INLINE Ints add_products_of_halves(Ints a, Ints b, Ints sum) {
   return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
+}
+WF_INLINE Ints add_products_of_bytes(Ints a, Ints b, Ints sum) {
+  return {_mm256_add_epi16(sum.v, _mm256_maddubs_epi16(a.v, b.v))};
 }
 WF_INLINE void store_bytes(int8_t* p, Vec v) {
   const __m256i i = _mm256_cvtps_epi32(v.v);
@@ -113,6 +134,7 @@ WF_INLINE Ints load(const int32_t* p) {
   memcpy(&i.v, p, sizeof i.v);
   return i;
 }
+WF_INLINE Ints load(const int16_t* p) { return {Int4{p[0], p[1], p[2], p[3]}}; }
 WF_INLINE void store(int32_t* p, Ints i) { memcpy(p, &i.v, sizeof i.v); }
 WF_INLINE Vec to_float(Ints i) { return {__builtin_convertvector(i.v, Float4)}; }
 WF_INLINE Vec bits_as_float(Ints i) { return {(Float4)i.v}; }
@@ -130,6 +152,10 @@ WF_INLINE int32_t max_lane(Ints a) {
 template <int kBits>
 WF_INLINE Ints shift_right(Ints a) {
   return {(Int4)((Word4)a.v >> kBits)};
+}
+template <int kBits>
+WF_INLINE Ints shift_right_signed(Ints a) {
+  return {a.v >> kBits};
 }
 template <int kBits>
 WF_INLINE Ints shift_left(Ints a) {

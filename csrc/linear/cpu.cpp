@@ -54,8 +54,8 @@ void run_exact(const LinearParams& p, int threads) {
 
 void linear(const LinearParams& p, int threads) {
   const Format format = p.weight.format;
-  if (format == Format::int8_dynamic) return run<DynamicWord, 1, Kind::tokens>(p, threads);
-  if (format == Format::int4_dynamic) return run<DynamicWord, 1, Kind::blocks>(p, threads);
+  if (format == Format::int8_dynamic) return run<TokenWord, 1, Kind::tokens>(p, threads);
+  if (format == Format::int4_dynamic) return run<BlockWord, 1, Kind::blocks>(p, threads);
 #if defined(__AVX512BF16__)
   const bool half = p.x.dtype == DType::bf16;
   if (half && format == Format::bf16) return run<Pair, 1, Kind::plain>(p, threads);

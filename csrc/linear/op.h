@@ -33,7 +33,8 @@
 //   int8_dynamic    x as s8 per row, by Quads
 //   int4_dynamic    x as s8 per 32 of K, by Quads
 //
-// where the ISA has the instructions; else Pairs become floats, and Quads become Shorts. x as s8:
+// where the ISA has the instructions; else Pairs become floats, and Quads become Shorts (those of
+// int4_dynamic before AVX2 only). x as s8:
 //
 //   per 32    scale = max |x| / 127                      q = round(x / scale), zero = 0
 //   per row   scale = (max(x, 0) - min(x, 0)) / 255      q = min(127, round(x / scale) + zero)

@@ -75,19 +75,27 @@ struct AddGroups {
 
 /// The same with integer sums of rows that are quantized in blocks, one chain each. Chains are so
 /// short that C stays in registers.
-template <int kWords>
+template <class Word>
 struct AddBlocks {
   AddGroups groups;
   const float* row_scales;  // [chain][row]
   const int32_t* offsets;
   int64_t rows;
 
-  static constexpr int kRegisters = 2, kChain = kWords;
+  static constexpr int kRegisters = 2, kChain = kBlock / kPerWord<Word>;
   WF_INLINE Vec held(int i, int j) const { return load(groups.at(i, j)); }
-  WF_INLINE Ints start(int64_t chain, int i, int) const { return set(offsets[chain * rows + i]); }
+  WF_INLINE Ints start(int64_t chain, int i, int) const {
+    return set(sums_halves() ? 0 : offsets[chain * rows + i]);
+  }
   WF_INLINE Vec scale(int64_t chain, int j) const { return groups.scale(chain, j); }
   WF_INLINE Vec finish(int64_t chain, int i, int, Ints sum, Vec scale, Vec held) const {
+    if (sums_halves())  // of 8 words with 2 products each, which are 15 * 127 at most
+      sum = add_products_of_halves(sum, set(int32_t{0x00010001}), set(offsets[chain * rows + i]));
     return fma(to_float(sum), scale * set(row_scales[chain * rows + i]), held);
+  }
+  static constexpr bool sums_halves() {
+    if constexpr (__is_same(Word, Quad)) return kQuadSumsAreHalves;
+    return false;
   }
   WF_INLINE void release(int i, int j, Vec held) const { store(groups.at(i, j), held); }
   WF_INLINE AddBlocks from(int64_t panel) const {
@@ -292,8 +300,8 @@ class Product {
         multiply(groups);
       } else {
         const int64_t block = first / chain_;
-        multiply(AddBlocks<kBlock / kPerWord<Word>>{
-            groups, tiles_.scales(tile, block), tiles_.offsets(tile, block), tiles_.height(tile)});
+        multiply(AddBlocks<Word>{groups, tiles_.scales(tile, block), tiles_.offsets(tile, block),
+                                 tiles_.height(tile)});
       }
     }
   }

@@ -21,14 +21,21 @@ inline constexpr int64_t kPerWord<Shorts> = 2;
 template <>
 inline constexpr int64_t kPerWord<Quad> = 4;
 
-/// What the ISA multiplies bytes by; and what it adds to one of the weight, which in a Quad has no
-/// sign.
+/// What the ISA multiplies the bytes of tokens and of blocks by; and what it adds to one of the
+/// weight, which in a Quad has no sign.
 #if defined(__AVX512VNNI__)
-using DynamicWord = Quad;
-constexpr int32_t kByteOffset = 128, kCodeOffset = 8;
+using TokenWord = Quad;
+constexpr int32_t kByteOffset = 128;
 #else
-using DynamicWord = Shorts;
-constexpr int32_t kByteOffset = 0, kCodeOffset = 0;
+using TokenWord = Shorts;
+constexpr int32_t kByteOffset = 0;
+#endif
+#if defined(__AVX2__)
+using BlockWord = Quad;
+constexpr int32_t kCodeOffset = 8;
+#else
+using BlockWord = Shorts;
+constexpr int32_t kCodeOffset = 0;
 #endif
 
 /// 4-bit NormalFloat: the quantiles of a normal distribution ("QLoRA", appendix E).
@@ -101,17 +108,13 @@ struct BrainFloats : Values<4, 2> {
 /// Neighbours of one byte each -> floats: kWords of them, which int8_dynamic has without sign.
 template <int kNeighbours>
 struct ByteFloats : Values<kNeighbours, kNeighbours> {
-  WF_INLINE const int8_t* fetch(int64_t p, int64_t k, int v) const {
-    return this->template at<int8_t>(p, k, v);
+  WF_INLINE Ints fetch(int64_t p, int64_t k, int v) const {
+    if constexpr (kNeighbours == 2) return load(this->template at<int16_t>(p, k, v));
+    return load(this->template at<int32_t>(p, k, v)) ^ set(static_cast<int32_t>(0x80808080));
   }
   template <int kWord>
-  WF_INLINE Vec word(const int8_t* bytes) const {
-    float lanes[Vec::kWidth];
-    for (int i = 0; i < Vec::kWidth; ++i) {
-      const int8_t byte = bytes[i * kNeighbours + kWord];
-      lanes[i] = static_cast<int8_t>(kNeighbours == 4 ? byte ^ -128 : byte);
-    }
-    return load(lanes);
+  WF_INLINE Vec word(Ints bytes) const {
+    return to_float(shift_right_signed<24>(shift_left<24 - 8 * kWord>(bytes)));
   }
 };
 
