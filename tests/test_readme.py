@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-ROW = re.compile(r"^\| (\w+) (.+), (\w+) \| (\d+) % (\w+) \| ([\d.]+)x (\w+) \|$", re.M)
+ROW = re.compile(r"^\| (\w+) (.+), (\w+) \| (\d+) % (\w+) \| ([\d.]+)x (\S[\w. ]*) \|$", re.M)
 
 
 def test_the_table_is_that_of_the_results():
