@@ -2,10 +2,10 @@
 //
 //   rows of x   --pack, quantize-->  tiles of words, scales, sums          (L2, L3; shared)
 //   for a chunk of panels of W (threads claim them):
+//     C = sums of x (8 - zero) scale
 //     for a stretch of the depth:    panels --unpack--> words              (L1)
 //       for each tile of rows:       C += tile words^T                     (registers, L2)
-//     C += sums of x (8 - zero) scale
-//     out = act(factor C + bias) (up) + residual
+//         after the last stretch:    out = act(factor C + bias) (up) + residual
 //
 // Few rows take wide chunks and unpack words as they multiply them: several panels at once are as
 // many streams from memory. Many take narrow ones, whose words stay in L1, while the next stretch

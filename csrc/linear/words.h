@@ -3,7 +3,7 @@
 //
 //   values  --fetch-->  a register  --shift, look up, split into bytes-->  kWords words
 //
-// A single tile of rows multiplies them as they come; for many, they are unpacked into L1 first.
+// Few rows multiply them as they come; for many, they are unpacked into L1 first.
 // Included by cpu files only.
 #pragma once
 
