@@ -181,7 +181,7 @@ def test_quantize_then_embed(run, tmp_path):
     options = {"group_size": 32, "clip": "mse", "zero_points": True, "skip": ["*.down", "pooler"]}
     encoder = wf.SentenceEncoder(get_model_path(), quantization={"mode": "int4", **options})
     assert np.array_equal(found, encoder.encode(LINES))
-    assert type(wf.load(out).layers[0].down) is wf.nn.Linear
+    assert type(wf.load(out).layers[0].down) is wf.nn.PackedLinear
 
 
 def test_quantize_a_model_without_tokenizer(run, tmp_path):

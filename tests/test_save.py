@@ -77,7 +77,7 @@ def test_several_formats_in_a_model(quantized):
     ]
     assert config["groups"][1]["layers"] == ["pooler"]
     model = wf.load(quantized)
-    assert type(model.layers[0].up) is wf.nn.Linear
+    assert type(model.layers[0].up) is wf.nn.PackedLinear
     assert type(model.pooler) is wf.nn.Int8Linear
     assert "encoder.layer.1.attention.self.query.qweight" in load_file(quantized / "model.safetensors")
 

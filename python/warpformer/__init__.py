@@ -7,6 +7,7 @@ from warpformer._C import InputError, __version__
 from warpformer.embeddings import SentenceEncoder
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
+from warpformer.nn import repack_
 from warpformer.quantization import quantize_
 from warpformer.save import save
 
@@ -21,6 +22,7 @@ __all__ = [
     "ops",
     "quantization",
     "quantize_",
+    "repack_",
     "save",
 ]
 

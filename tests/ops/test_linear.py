@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import warpformer as wf
 from tests.check import check, check_gradients, same_bits
 from warpformer import ops
 
@@ -164,9 +165,30 @@ def test_a_tensor_is_packed_at_every_call():
 
 def test_registration_of_a_weight_with_gradient():
     x, weight, bias = (t.requires_grad_() for t in operands(5, 7, 9, torch.float32))
-    args = (x, weight, bias, torch.randn(5, 7), "gelu")
+    args = (x, weight, bias, torch.randn(5, 7), "gelu", 0, 7, torch.float32, False)
     torch.library.opcheck(torch.ops.warpformer.dense_linear.default, args)
     out = torch.compile(ops.linear, fullgraph=True, backend="aot_eager")(x, weight, bias)
     gradients = torch.autograd.grad(out.sum(), (x, weight, bias))
     expected = torch.autograd.grad(ops.linear(x, weight, bias).sum(), (x, weight, bias))
     assert all(map(same_bits, gradients, expected))
+
+
+@pytest.mark.parametrize("rows", [(0, 21), (4, 16), (21, 21)])
+def test_rows_of_a_weight(dtype, rows):
+    x, weight, bias = (t.requires_grad_() for t in operands(5, 21, 9, dtype))
+    begin, end = rows
+    out = ops.linear(x, weight, bias[begin:end], rows=rows)
+    expected = ops.linear(x, weight[begin:end], bias[begin:end])
+    assert same_bits(out, expected)
+    gradients = (torch.autograd.grad(t.sum(), (x, weight, bias)) for t in (out, expected))
+    assert all(map(same_bits, *gradients))
+    kept = torch.nn.Parameter(weight.detach())
+    with torch.no_grad():
+        assert same_bits(ops.linear(x, kept, bias[begin:end], rows=rows), expected)
+        assert same_bits(ops.linear(x, kept, bias), ops.linear(x, weight, bias))
+
+
+def test_rows_outside_of_a_weight():
+    for rows in ((-1, 3), (3, 2), (0, 8)):
+        with pytest.raises(wf.InputError, match=r"rows = .* weight = float32\[7, 9\]"):
+            ops.linear(torch.zeros(2, 9), torch.zeros(7, 9), rows=rows)

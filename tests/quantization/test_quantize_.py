@@ -24,7 +24,7 @@ def network():
     """64 -> 48 -> 64: a torch layer, one of ours, and one inside a block."""
     block = nn.Sequential(nn.ReLU(), nn.Linear(48, 64))
     return nn.Sequential(
-        OrderedDict(first=nn.Linear(64, 48), second=wf.nn.Linear(48, 48, bias=False), block=block)
+        OrderedDict(first=nn.Linear(64, 48), second=wf.nn.PackedLinear(48, 48, bias=False), block=block)
     )
 
 
@@ -128,7 +128,7 @@ def test_weights_of_another_dtype():
 
 
 def test_the_model_itself_cannot_be_replaced():
-    for model in (nn.Linear(4, 4), wf.nn.Linear(4, 4)):
+    for model in (nn.Linear(4, 4), wf.nn.PackedLinear(4, 4)):
         with pytest.raises(wf.InputError, match="itself a linear layer"):
             wf.quantize_(model, "int8")
 

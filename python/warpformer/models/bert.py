@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer.models._config import require
-from warpformer.nn import LayerNorm, Linear
+from warpformer.nn import LayerNorm, PackedLinear
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
@@ -62,11 +62,11 @@ class Layer(nn.Module):
         width = config.hidden_size
         self.heads = config.num_attention_heads
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.qkv = Linear(width, 3 * width, parts=("query", "key", "value"))
-        self.attention_out = Linear(width, width)
+        self.qkv = PackedLinear(width, 3 * width, parts=("query", "key", "value"))
+        self.attention_out = PackedLinear(width, width)
         self.attention_norm = LayerNorm(width, eps=config.layer_norm_eps)
-        self.up = Linear(width, config.intermediate_size)
-        self.down = Linear(config.intermediate_size, width)
+        self.up = PackedLinear(width, config.intermediate_size)
+        self.down = PackedLinear(config.intermediate_size, width)
         self.norm = LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Model(nn.Module):
         self.token_types = nn.Embedding(config.type_vocab_size, width)
         self.norm = LayerNorm(width, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = Linear(width, width)
+        self.pooler = PackedLinear(width, width)
 
     def drop_missing(self, keys: set[str]):
         """Drops the pooler where the checkpoint (`keys`: its tensors' names here) has none."""

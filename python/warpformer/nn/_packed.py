@@ -6,8 +6,8 @@ from warpformer._C import InputError
 from warpformer.ops._quantized import FLOATS
 
 
-class PackedLinear(nn.Module):
-    """What Linear, Int8Linear and Int4Linear are: one packed weight, and a state_dict that unpacks it.
+class PackedModule(nn.Module):
+    """What PackedLinear, Int8Linear and Int4Linear are: one packed weight, and a state_dict that unpacks it.
 
     Subclasses say what of a weight lies in a state_dict: `weight_layout`, `weight_state`, `load_weight`.
     """

@@ -3,7 +3,7 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn._packed import PackedLinear, initial_bias
+from warpformer.nn._packed import PackedModule, initial_bias
 from warpformer.ops._quantized import (
     INT4_FORMATS,
     INT8_FORMATS,
@@ -17,7 +17,7 @@ from warpformer.ops._quantized import (
 KEYS = {"values": "qweight", "scales": "scales", "zeros": "zeros"}  # of a QuantizedWeight, in a state_dict
 
 
-class QuantizedLinear(PackedLinear):
+class QuantizedLinear(PackedModule):
     """What Int8Linear and Int4Linear share. `scales_dtype` is that of the scales in the state_dict: packed,
     they have one of their own."""
 
@@ -121,7 +121,7 @@ class Int8Linear(QuantizedLinear):
     Args:
         format: "int8" computes with the activations as they are, "int8_dynamic" rounds them to 8 bits,
             with one scale for each token.
-        parts: as in `Linear`.
+        parts: as in `PackedLinear`.
 
     Attributes:
         weight: [N, K] float32, the numbers that the integers stand for, made anew on every access.
@@ -165,7 +165,7 @@ class Int4Linear(QuantizedLinear):
             bits, with one scale for each 32 of a token.
         group_size: 32, 64, 128, or in_features or -1 for one group a row.
         zero_points: whether groups have an integer zero (not nf4).
-        parts: as in `Linear`.
+        parts: as in `PackedLinear`.
 
     Attributes:
         weight: [N, K] float32, the numbers that the codes stand for, made anew on every access.

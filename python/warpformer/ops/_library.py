@@ -138,6 +138,14 @@ def executor(t):
     return torch.cuda.current_stream(t.device).cuda_stream if t.is_cuda else torch.get_num_threads()
 
 
+def autocast_dtype(t):
+    """What torch.autocast would have products on the device of `t` computed in; None outside of it."""
+    if not isinstance(t, Tensor):  # is_direct tells
+        return None
+    device = t.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def is_direct(*required, optional=()):
     """Whether nobody but the kernel needs to see this call: plain tensors without gradient, and no mode,
     transform, compiler or profiler active. The dispatcher costs several times the call itself.

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import dispatch, empty, executor, is_direct, register
+from warpformer.ops._kept import kept
+from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
 
 PANEL = 16
 DENSE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -123,6 +124,7 @@ def linear(
     *,
     activation: str = "none",
     residual: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
     """Linear layer with bias, activation, gate and residual addition in its epilogue.
 
@@ -131,14 +133,17 @@ def linear(
 
     Args:
         input: [..., K], float32, bfloat16 or float16, any strides.
-        weight: W [N, K] as `pack_linear` returns it, gated [2 N, K]; or a tensor [N, K], which is packed at
-            every call and may require a gradient.
+        weight: W [N, K] as `pack_linear` returns it, gated [2 N, K]; or a tensor [N, K], which may require a
+            gradient. It is packed at every call; but the pack of an nn.Parameter that gets no gradient now is
+            kept until torch counts a change of it (of writes through `.data` tell `warpformer.repack_`).
         bias: [N], gated [2 N]; 0 if None.
         activation: the name of a function of `ops.activation`.
         residual: [..., N]; 0 if None.
+        rows: (begin, end) of a tensor W, to multiply by these alone; `bias` is theirs.
 
     Returns:
-        [..., N], contiguous, in the dtype of `input`.
+        [..., N], contiguous, in the dtype of `input`; under torch.autocast in that of autocast, to which
+        `input` and a tensor W are rounded.
 
     Raises:
         InputError: a shape, dtype or format does not fit, or the activation is not known.
@@ -155,6 +160,9 @@ def linear(
     Source: torch.nn.functional.linear; Goto and van de Geijn, "Anatomy of High-Performance Matrix
     Multiplication"; Dettmers et al., "LLM.int8()", "QLoRA"; Shazeer, "GLU Variants Improve Transformer".
     """
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        input = input.to(dtype)
     if isinstance(weight, PackedWeight):
         data, out_features, in_features, format, group_size, zero_points, gated = weight
         direct = is_direct(input, data, optional=(bias, residual))
@@ -165,7 +173,11 @@ def linear(
     direct = is_direct(input, weight, optional=(bias, residual))
     if weight.ndim != 2 or input.ndim == 0 or input.shape[-1] != weight.shape[1]:
         raise _C.InputError(f"linear: input = {_show(input)} does not fit weight = {_show(weight)}")
-    args = (input, weight, bias, residual, activation)
+    begin, end = (0, weight.shape[0]) if rows is None else rows
+    if not 0 <= begin <= end <= weight.shape[0]:
+        raise _C.InputError(f"linear: rows = {rows} are not among those of weight = {_show(weight)}")
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    args = (input, weight, bias, residual, activation, begin, end, dtype or weight.dtype, not trained)
     return _dense_linear(*args) if direct else dispatch("dense_linear", *args)
 
 
@@ -257,34 +269,47 @@ def _linear_backward(grad, data, in_features, format, group_size, zero_points):
     return dx
 
 
-def _dense_linear(input, weight, bias, residual, activation):
-    format, depth = DENSE.get(weight.dtype, "f32"), weight.shape[1]
-    data = _pack_linear(weight, None, None, format, depth, 0, False)
-    return _linear(input, data, bias, residual, len(weight), format, 0, False, False, activation)
+def _dense_linear(input, weight, bias, residual, activation, begin, end, dtype, keep):
+    format = DENSE.get(dtype, "f32")
+
+    def pack():
+        values = weight[begin:end].to(dtype)
+        return _pack_linear(values, None, None, format, values.shape[1], 0, False)
+
+    data = kept(weight, (begin, end, dtype), pack) if keep else pack()
+    return _linear(input, data, bias, residual, end - begin, format, 0, False, False, activation)
 
 
 def _dense_context(ctx, inputs, output):
-    input, weight, bias, residual, ctx.activation = inputs
+    input, weight, bias, residual, *ctx.options = inputs
     ctx.save_for_backward(input, weight, bias)
     ctx.residual = residual is not None and residual.requires_grad
 
 
 def _dense_backward(ctx, grad):
     input, weight, bias = ctx.saved_tensors
+    activation, begin, end, dtype, keep = ctx.options
     dz = grad
-    if ctx.activation != "none":
-        z = dispatch("dense_linear", input, weight, bias, None, "none")
-        args = (grad, z, None, None, ctx.activation, False, [True, False, False])
+    if activation != "none":
+        z = dispatch("dense_linear", input, weight, bias, None, "none", begin, end, dtype, keep)
+        args = (grad, z, None, None, activation, False, [True, False, False])
         dz = dispatch("activation_backward", *args)[0]
     dx = dw = db = None
     if input.requires_grad:
-        dx = dispatch("dense_linear", dz, weight.mT, None, None, "none").to(input.dtype)
+        dx = _product(dz, weight[begin:end].mT, dtype).to(input.dtype)
     rows = dz.flatten(0, -2)
     if weight.requires_grad:
-        dw = dispatch("dense_linear", rows.mT, input.flatten(0, -2).mT, None, None, "none").to(weight.dtype)
+        dw = _product(rows.mT, input.flatten(0, -2).mT, dtype).to(weight.dtype)
+        if end - begin < len(weight):
+            dw = F.pad(dw, (0, 0, begin, len(weight) - end))
     if bias is not None and bias.requires_grad:
         db = rows.sum(0).to(bias.dtype)
-    return dx, dw, db, grad if ctx.residual else None, None
+    return dx, dw, db, grad if ctx.residual else None, *[None] * len(ctx.options)
+
+
+def _product(a, b, dtype):
+    """a b^T"""
+    return dispatch("dense_linear", a, b, None, None, "none", 0, len(b), dtype, False)
 
 
 register(
@@ -310,9 +335,12 @@ register(
     backward=_backward,
 )
 register(
-    "dense_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation) -> Tensor",
+    "dense_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str activation, SymInt begin, "
+    "SymInt end, ScalarType dtype, bool keep) -> Tensor",
     _dense_linear,
-    lambda input, weight, bias, residual, activation: _empty_product(input, weight.shape[0]),
+    lambda input, weight, bias, residual, activation, begin, end, dtype, keep: _empty_product(
+        input, end - begin
+    ),
     setup_context=_dense_context,
     backward=_dense_backward,
 )

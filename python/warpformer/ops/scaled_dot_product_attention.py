@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import dispatch, empty, executor, is_direct, register
+from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
 from warpformer.ops.dropout import seed_tensor
 from warpformer.ops.softmax import expand
 
@@ -71,7 +71,9 @@ def scaled_dot_product_attention(
     Returns:
         The shape of `query` with Dv in place of D, in its dtype; with `return_lse` also lse, float32,
         [..., H, T] (packed: [H, Tq]). A query that sees no key gives 0 and lse -inf, and what a query does
-        not see never reaches it, NaN included; forward and backward.
+        not see never reaches it, NaN included; forward and backward. In memory dimensions have the order of
+        those of `query`: heads inside of tokens stay there, where the next layer joins them. Under
+        torch.autocast query, key and value are rounded to its dtype.
 
     Raises:
         InputError: shapes, dtypes or devices do not fit; cu_seqlens does not rise from 0 to the total.
@@ -92,6 +94,8 @@ def scaled_dot_product_attention(
         raise _C.InputError(
             f"scaled_dot_product_attention: alignment = {alignment!r} is none of {_ALIGNMENTS}"
         )
+    if (dtype := autocast_dtype(query)) is not None:
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     seed = seed_tensor(seed, query, "scaled_dot_product_attention") if dropout_p else None
     tensors = (
         *(query, key, value, attn_mask, cu_seqlens_q, cu_seqlens_k),
@@ -215,7 +219,13 @@ def _four_dims(t):
 
 
 def _empty_attention(query, value):
-    return empty((*query.shape[:-1], *value.shape[-1:]), query)
+    shape = (*query.shape[:-1], *value.shape[-1:])
+    if query.ndim not in (3, 4) or 0 in query.stride():
+        return empty(shape, query)
+    outer = range(query.ndim - 1)
+    order = sorted(outer, key=lambda d: -query.stride(d))
+    out = empty((*(shape[d] for d in order), shape[-1]), query)
+    return out.permute(*(order.index(d) for d in outer), -1)
 
 
 def _empty_lse(query, packed):

@@ -11,7 +11,7 @@ from torch import nn
 
 from warpformer._C import InputError
 from warpformer.models._config import CheckpointError
-from warpformer.nn import Int4Linear, Int8Linear, Linear
+from warpformer.nn import Int4Linear, Int8Linear, PackedLinear
 from warpformer.nn.quantized_linear import QuantizedLinear
 from warpformer.ops._quantized import FORMATS, INT8_FORMATS
 
@@ -43,7 +43,7 @@ def prepare_model(model: nn.Module, config) -> None:
     for group in _read_groups(config):
         for name in group["layers"]:
             layer = dict(model.named_modules()).get(name) if type(name) is str else None
-            if type(layer) is not Linear:
+            if type(layer) is not PackedLinear:
                 raise CheckpointError(
                     f"config.json: quantization_config has the layer {name!r:.80}, which is no linear layer"
                 )

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn import Linear
+from warpformer.nn import Linear, PackedLinear
 from warpformer.nn.quantized_linear import QuantizedLinear, quantized_linear
 from warpformer.ops._quantized import FORMATS, check_format, dequantize, resolve_group_size
 from warpformer.quantization.quantize import BLOCK, quantize
@@ -41,9 +41,9 @@ def quantize_(
 ) -> list[LayerReport]:
     """Quantizes the linear layers of a model, in place.
 
-    Every torch.nn.Linear (or subclass with its forward) and every warpformer.nn.Linear becomes an
-    Int8Linear or an Int4Linear, which keeps the bias as it is. All layers change, or, where one cannot be
-    quantized, none does.
+    Every torch.nn.Linear and warpformer.nn.Linear (or subclass with their forward) and every PackedLinear
+    becomes an Int8Linear or an Int4Linear, which keeps the bias as it is. All layers change, or, where one
+    cannot be quantized, none does.
 
     Args:
         model: any torch or warpformer module that holds linear layers, with its weights in float32,
@@ -130,8 +130,8 @@ def _naming(name):
 
 
 def _is_linear(module):
-    return type(module) is Linear or (
-        isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return type(module) is PackedLinear or (
+        isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, Linear.forward)
     )
 
 
