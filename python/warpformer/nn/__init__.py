@@ -1,10 +1,34 @@
 """Layers with the constructors and state_dicts of torch.nn, on the kernels of warpformer.ops."""
 
 from warpformer.nn._repack import repack_
+from warpformer.nn.dropout import Dropout
+from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
 from warpformer.nn.layer_norm import LayerNorm
 from warpformer.nn.linear import Linear
+from warpformer.nn.multihead_attention import MultiheadAttention
 from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
 from warpformer.nn.rms_norm import RMSNorm
+from warpformer.nn.transformer import Transformer
+from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDecoderLayer
+from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
-__all__ = ["Int4Linear", "Int8Linear", "LayerNorm", "Linear", "PackedLinear", "RMSNorm", "repack_"]
+__all__ = [
+    "DecoderCache",
+    "DecoderLayerCache",
+    "Dropout",
+    "Int4Linear",
+    "Int8Linear",
+    "KVCache",
+    "LayerNorm",
+    "Linear",
+    "MultiheadAttention",
+    "PackedLinear",
+    "RMSNorm",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "repack_",
+]

@@ -1,8 +1,10 @@
 from torch import Tensor, nn
 
 from warpformer import ops
+from warpformer.nn._drop_in import drop_in
 
 
+@drop_in
 class LayerNorm(nn.LayerNorm):
     """torch.nn.LayerNorm on `warpformer.ops.layer_norm`, with the residual addition fused.
 

@@ -1,9 +1,12 @@
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from warpformer import ops
+from warpformer.nn._drop_in import DROP_INS, drop_in
 from warpformer.nn._repack import Repacking
 
 
+@drop_in
 class Linear(Repacking, nn.Linear):
     """torch.nn.Linear on `warpformer.ops.linear`, with an activation and the residual addition fused.
 
@@ -16,3 +19,6 @@ class Linear(Repacking, nn.Linear):
 
     def forward(self, input: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
         return ops.linear(input, self.weight, self.bias, activation=activation, residual=residual)
+
+
+DROP_INS[NonDynamicallyQuantizableLinear] = Linear  # the output of torch.nn.MultiheadAttention

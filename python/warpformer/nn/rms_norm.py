@@ -1,8 +1,10 @@
 from torch import Tensor, nn
 
 from warpformer import ops
+from warpformer.nn._drop_in import drop_in
 
 
+@drop_in
 class RMSNorm(nn.RMSNorm):
     """torch.nn.RMSNorm on `warpformer.ops.rms_norm`, with the residual addition fused.
 

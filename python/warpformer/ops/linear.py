@@ -252,7 +252,7 @@ def _backward(ctx, grad):
             input.dtype
         )
     if bias is not None and bias.requires_grad:
-        db = dz.flatten(0, -2).sum(0)
+        db = _as_rows(dz).sum(0)
         if gated:
             db = torch.cat([half[:width] for half in db.chunk(2)])
         db = db.to(bias.dtype)
@@ -297,14 +297,18 @@ def _dense_backward(ctx, grad):
     dx = dw = db = None
     if input.requires_grad:
         dx = _product(dz, weight[begin:end].mT, dtype).to(input.dtype)
-    rows = dz.flatten(0, -2)
+    rows = _as_rows(dz)
     if weight.requires_grad:
-        dw = _product(rows.mT, input.flatten(0, -2).mT, dtype).to(weight.dtype)
+        dw = _product(rows.mT, _as_rows(input).mT, dtype).to(weight.dtype)
         if end - begin < len(weight):
             dw = F.pad(dw, (0, 0, begin, len(weight) - end))
     if bias is not None and bias.requires_grad:
         db = rows.sum(0).to(bias.dtype)
     return dx, dw, db, grad if ctx.residual else None, *[None] * len(ctx.options)
+
+
+def _as_rows(t):
+    return t[None] if t.ndim == 1 else t.flatten(0, -2)
 
 
 def _product(a, b, dtype):

@@ -1,0 +1,132 @@
+from functools import wraps
+
+from torch import Tensor, nn
+
+from warpformer.nn._blocks import feed_forward, norm_alone_of_sum, norm_of_sum
+from warpformer.nn._drop_in import drop_in, drop_in_
+from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache
+from warpformer.nn.transformer_encoder import found_causal
+
+
+@drop_in
+class TransformerDecoderLayer(nn.TransformerDecoderLayer):
+    """torch.nn.TransformerDecoderLayer on `warpformer.ops`, with a cache for decoding.
+
+        x = norm1(x + dropout1(attention(x)))               x = x + dropout1(attention(norm1(x)))
+        x = norm2(x + dropout2(attention(x, memory)))       x = x + dropout2(attention(norm2(x), memory))
+        x = norm3(x + dropout3(feed_forward(x)))            x = x + dropout3(feed_forward(norm3(x)))
+                                                            with norm_first
+
+    Constructor, parameters, initialization, state_dict and forward are torch's; what is fused is as in
+    TransformerEncoderLayer.
+
+    Args of forward:
+        tgt: [B, T, C] with batch_first, [T, B, C] without, [T, C] unbatched.
+        memory: what the encoder gave, [B, S, C], [S, B, C] or [S, C].
+        tgt_mask, tgt_key_padding_mask, tgt_is_causal: masks of the attention of `tgt` to itself.
+        memory_mask, memory_key_padding_mask, memory_is_causal: masks of its attention to `memory`.
+        cache: a DecoderLayerCache. `tgt` are then the tokens after those that it has, which see these, too,
+            and none after them; masks of `tgt` cover all keys, [T, past + T] and [B, past + T]. `memory` is
+            read at the first call alone. For inference.
+
+    Returns:
+        The shape of `tgt`.
+
+    Raises:
+        ArgumentError: as MultiheadAttention.
+
+    Source: torch.nn.TransformerDecoderLayer; "Attention Is All You Need", 3.1.
+    """
+
+    @wraps(nn.TransformerDecoderLayer.__init__)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        drop_in_(self)
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+        *,
+        cache: DecoderLayerCache | None = None,
+    ) -> Tensor:
+        own, other = ({}, {}) if cache is None else ({"cache": cache.tokens}, {"cache": cache.memory})
+
+        def attention(x):
+            own.update(attn_mask=tgt_mask, key_padding_mask=tgt_key_padding_mask, is_causal=tgt_is_causal)
+            return self.dropout1(self.self_attn(x, x, x, need_weights=False, **own)[0])
+
+        def attention_to_memory(x):
+            other.update(
+                attn_mask=memory_mask, key_padding_mask=memory_key_padding_mask, is_causal=memory_is_causal
+            )
+            return self.dropout2(self.multihead_attn(x, memory, memory, need_weights=False, **other)[0])
+
+        x = tgt
+        if self.norm_first:
+            h, x = norm_of_sum(self.norm2, x, attention(self.norm1(x)))
+            h, x = norm_of_sum(self.norm3, x, attention_to_memory(h))
+            return x + self._ff_block(h)
+        x = norm_alone_of_sum(self.norm1, x, attention(x))
+        x = norm_alone_of_sum(self.norm2, x, attention_to_memory(x))
+        return norm_alone_of_sum(self.norm3, x, self._ff_block(x))
+
+    def _ff_block(self, x):
+        return self.dropout3(feed_forward(self.linear1, self.activation, self.dropout, self.linear2, x))
+
+
+@drop_in
+class TransformerDecoder(nn.TransformerDecoder):
+    """torch.nn.TransformerDecoder: a stack of copies of a layer, and a norm; with a cache for decoding.
+
+    Constructor, state_dict and forward are torch's.
+
+    Args of forward:
+        tgt, memory, memory_is_causal, and masks: as TransformerDecoderLayer has them.
+        tgt_is_causal: whether `tgt_mask` is the causal one; found out if None.
+        cache: a DecoderCache, for decoding: see there.
+
+    Raises:
+        ArgumentError: as MultiheadAttention.
+
+    Source: torch.nn.TransformerDecoder.
+    """
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+        *,
+        cache: DecoderCache | None = None,
+    ) -> Tensor:
+        if tgt_is_causal is None:
+            tgt_is_causal = cache is None and found_causal(tgt_mask)
+        caches = [{}] * len(self.layers)
+        if cache is not None:
+            caches = [{"cache": each} for each in cache.of_layers(len(self.layers))]
+        x = tgt
+        for layer, cached in zip(self.layers, caches, strict=True):
+            x = layer(
+                x,
+                memory,
+                tgt_mask=tgt_mask,
+                memory_mask=memory_mask,
+                tgt_key_padding_mask=tgt_key_padding_mask,
+                memory_key_padding_mask=memory_key_padding_mask,
+                tgt_is_causal=tgt_is_causal,
+                memory_is_causal=memory_is_causal,
+                **cached,
+            )
+        return x if self.norm is None else self.norm(x)
