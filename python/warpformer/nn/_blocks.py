@@ -1,4 +1,4 @@
-"""What encoder and decoder layers are made of. A layer with hooks is called alone, as torch calls it; the others
+"""What encoder and decoder layers are made of. A layer with hooks is called alone, as torch does; others
 are fused with their neighbours."""
 
 import torch
