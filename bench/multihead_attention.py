@@ -15,7 +15,7 @@ def bench_causal(compare, dtype, need_weights):
         theirs = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, dtype=dtype).eval()
         ours = wf.nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, dtype=dtype).eval()
         ours.load_state_dict(theirs.state_dict())
-    mask = nn.Transformer.generate_square_subsequent_mask(TOKENS, dtype=dtype)
+        mask = nn.Transformer.generate_square_subsequent_mask(TOKENS, dtype=dtype)
     options = {"attn_mask": mask, "is_causal": True, "need_weights": need_weights}
     x = BATCH * TOKENS * WIDTH
     products = 2 * BATCH * TOKENS * 4 * WIDTH * WIDTH

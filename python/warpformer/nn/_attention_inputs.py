@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from warpformer._C import InputError
 
@@ -50,12 +51,26 @@ def check_mask(name: str, mask: Tensor | None, *allowed: tuple[int, ...]):
     )
 
 
+_causal = WeakIdKeyDictionary()  # mask -> (its version, whether it is causal)
+
+
 def is_causal_mask(mask: Tensor) -> bool:
-    """Whether query i sees exactly the keys up to i."""
-    later = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
+    """Whether query i sees exactly the keys up to i. A mask is read once, for all layers and steps."""
+    if mask.is_inference():  # changes of it are not counted
+        return _is_causal(mask)
+    version, answer = _causal.get(mask, (None, False))
+    if version != mask._version:
+        answer = _is_causal(mask)
+        _causal[mask] = (mask._version, answer)
+    return answer
+
+
+def _is_causal(mask):
     if mask.dtype == torch.bool:
-        return bool((mask == later).all())
-    return bool((mask == torch.zeros_like(later, dtype=mask.dtype).masked_fill(later, -torch.inf)).all())
+        expected = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu_(1)
+    else:
+        expected = mask.new_full(mask.shape[-2:], -torch.inf).triu_(1)
+    return torch.equal(mask, expected.expand_as(mask))
 
 
 def check_causal_hint(mask: Tensor | None):

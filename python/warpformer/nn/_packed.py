@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from warpformer import ops
 from warpformer._C import InputError
 from warpformer.ops._quantized import FLOATS
+from warpformer.ops.linear import PANEL
 
 
 class PackedModule(nn.Module):
@@ -35,6 +36,13 @@ class PackedModule(nn.Module):
 
     def forward(self, input: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
         return ops.linear(input, self.packed_weight, self.bias, activation=activation, residual=residual)
+
+    def forward_rows(self, input: Tensor, begin: int, end: int) -> Tensor:
+        """The outputs from `begin` to before `end`."""
+        if begin % PANEL:
+            return self(input)[..., begin:end]
+        bias = None if self.bias is None else self.bias[begin:end]
+        return ops.linear(input, self.packed_weight, bias, rows=(begin, end))
 
     def extra_repr(self):
         return (

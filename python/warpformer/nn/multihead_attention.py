@@ -1,4 +1,3 @@
-import math
 from functools import wraps
 
 import torch
@@ -88,9 +87,10 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
             attn_mask = None  # the kernel knows it without reading
 
         q, k, v = self._projections(query, key, value, cache)
-        if is_causal and (need_weights or self._own_keys()):
+        own = self._own_keys()
+        if is_causal and (own or (need_weights and past)):
             attn_mask, is_causal = and_causal(attn_mask, length, keys, past, q.device), False
-        if own := self._own_keys():
+        if own:
             k, v = (torch.cat([t, *each], 2) for t, each in zip((k, v), self._as_heads(own, k), strict=True))
             attn_mask, key_padding_mask = (with_keys(m, len(own)) for m in (attn_mask, key_padding_mask))
         mask = merge_masks(attn_mask, key_padding_mask, self.num_heads)
@@ -142,6 +142,8 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
     def _project(self, x, first, last):
         """By the weights of query (0), key (1) and value (2), from `first` to before `last`."""
         begin, end = first * self.embed_dim, last * self.embed_dim
+        if "in_proj" in self._modules:
+            return self.in_proj.forward_rows(x, begin, end)
         bias = None if self.in_proj_bias is None else self.in_proj_bias[begin:end]
         if self._qkv_same_embed_dim:
             return ops.linear(x, self.in_proj_weight, bias, rows=(begin, end))
@@ -159,6 +161,11 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
         if not batched:
             return x.squeeze(0).transpose(0, 1).flatten(-2)
         return (x.transpose(1, 2) if self.batch_first else x.permute(2, 0, 1, 3)).flatten(-2)
+
+    def set_in_proj(self, layer: nn.Module):
+        """Puts a quantized layer in the place of in_proj_weight and in_proj_bias, as `quantize_` does."""
+        self.in_proj = layer
+        self.in_proj_weight = self.in_proj_bias = None
 
     def _own_keys(self):
         """Keys and values that every query sees: (bias_k, bias_v), and one pair of zeros, here None."""
@@ -182,7 +189,8 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
         """The output [B, H, T, D], and the weights [B, H, T, S] or None."""
         dropout = self.dropout if self.training else 0.0
         if need_weights:
-            weights = ops.softmax(torch.matmul(q / math.sqrt(self.head_dim), k.mT), mask=mask)
+            scores = torch.matmul(q, k.mT)
+            weights = ops.softmax(scores, mask=mask, scale=self.head_dim**-0.5, is_causal=is_causal)
             weights = ops.dropout(weights, dropout, self.training)
             return torch.matmul(weights, v), weights
         if cache is not None and mask is None and not dropout:

@@ -139,7 +139,8 @@ def linear(
         bias: [N], gated [2 N]; 0 if None.
         activation: the name of a function of `ops.activation`.
         residual: [..., N]; 0 if None.
-        rows: (begin, end) of a tensor W, to multiply by these alone; `bias` is theirs.
+        rows: (begin, end) of W, to multiply by these alone; `bias` is theirs. Of a packed weight, which must
+            not be gated, `begin` is a multiple of 16.
 
     Returns:
         [..., N], contiguous, in the dtype of `input`; under torch.autocast in that of autocast, to which
@@ -164,7 +165,7 @@ def linear(
     if dtype is not None:
         input = input.to(dtype)
     if isinstance(weight, PackedWeight):
-        data, out_features, in_features, format, group_size, zero_points, gated = weight
+        data, out_features, in_features, format, group_size, zero_points, gated = _rows_of(weight, rows)
         direct = is_direct(input, data, optional=(bias, residual))
         if input.ndim == 0 or input.shape[-1] != in_features:
             raise _C.InputError(f"linear: input = {_show(input)} has not in_features = {in_features} columns")
@@ -179,6 +180,19 @@ def linear(
     trained = torch.is_grad_enabled() and weight.requires_grad
     args = (input, weight, bias, residual, activation, begin, end, dtype or weight.dtype, not trained)
     return _dense_linear(*args) if direct else dispatch("dense_linear", *args)
+
+
+def _rows_of(weight, rows):
+    if rows is None:
+        return weight
+    begin, end = rows
+    if weight.gated or begin % PANEL or not 0 <= begin <= end <= weight.out_features:
+        raise _C.InputError(
+            f"linear: rows = {rows} are no panels of a packed weight of {weight.out_features} rows, gated = "
+            f"{weight.gated}: they begin at a multiple of {PANEL}"
+        )
+    panels = weight.data[begin // PANEL : -(-end // PANEL)]
+    return weight._replace(data=panels, out_features=end - begin)
 
 
 def _show(t):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn import Linear, PackedLinear
+from warpformer.nn import Linear, MultiheadAttention, PackedLinear
 from warpformer.nn.quantized_linear import QuantizedLinear, quantized_linear
 from warpformer.ops._quantized import FORMATS, check_format, dequantize, resolve_group_size
 from warpformer.quantization.quantize import BLOCK, quantize
@@ -97,7 +97,7 @@ class Plan:
             raise InputError(f"clip = {clip!r} is neither None nor 'mse'")
         self.mode = mode
         self.options = dict(group_size=group_size, clip=clip, zero_points=zero_points)
-        self.layers = {name: module for name, module in model.named_modules() if _is_linear(module)}
+        self.layers = dict(_linears(model))
         for name, layer in self.layers.items():
             if isinstance(layer, nn.LazyLinear):
                 raise InputError(f"{name}: a LazyLinear has no weight before its first call")
@@ -129,6 +129,18 @@ def _naming(name):
         raise InputError(f"{name}: {error}") from error
 
 
+def _linears(model):
+    """(name, linear layer) of all there are. That of the in_proj_weight of an attention is made for this."""
+    for name, module in model.named_modules():
+        if _is_linear(module):
+            yield name, module
+        elif isinstance(module, MultiheadAttention) and module.in_proj_weight is not None:
+            width = module.embed_dim
+            layer = Linear(width, 3 * width, device="meta")
+            layer.weight, layer.bias = module.in_proj_weight, module.in_proj_bias
+            yield f"{name}.in_proj" if name else "in_proj", layer.train(module.training)
+
+
 def _is_linear(module):
     return type(module) is PackedLinear or (
         isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, Linear.forward)
@@ -140,12 +152,12 @@ def _notes(model, layers, skip, tied):
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
     matches = _matcher(skip)
-    heads = {m.out_proj for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    heads = {m.out_proj for m in model.modules() if _is_torch(m, nn.MultiheadAttention)}
     owners = {} if tied else _owners_of_weights(model)
     notes = {}
     for name, layer in layers.items():
         others = owners.get(_identity(layer), [])
-        if any(matches(each, layer) for each in names[layer]):
+        if any(matches(each, layer) for each in names.get(layer, [name])):
             notes[name] = "skipped"
         elif layer in heads:
             notes[name] = "torch.nn.MultiheadAttention reads its weight"
@@ -205,7 +217,14 @@ def relative_error(weight: Tensor, quantized: ops.QuantizedWeight) -> float:
 
 def replace_layers(model: nn.Module, replacements: dict[nn.Module, QuantizedLinear]) -> None:
     """Puts each replacement wherever its layer is."""
+    projections = {
+        layer.weight: replacement
+        for layer, replacement in replacements.items()
+        if isinstance(layer, nn.Linear)
+    }
     for parent in list(model.modules()):
+        if isinstance(parent, MultiheadAttention) and parent.in_proj_weight in projections:
+            parent.set_in_proj(projections[parent.in_proj_weight])
         for name, child in parent._modules.items():
             if child in replacements:
                 parent._modules[name] = replacements[child]
@@ -217,7 +236,11 @@ def _leave_fast_path(module):
     """torch's fused inference path of these reads the weights of the linear layers inside."""
     if not any(isinstance(each, QuantizedLinear) for each in module.modules()):
         return
-    if isinstance(module, nn.TransformerEncoderLayer):
+    if _is_torch(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0
-    elif isinstance(module, nn.TransformerEncoder):
+    elif _is_torch(module, nn.TransformerEncoder):
         module.use_nested_tensor = False
+
+
+def _is_torch(module, cls):
+    return isinstance(module, cls) and type(module).forward is cls.forward
