@@ -1,6 +1,7 @@
 // Transposes in registers. Included by cpu files only.
 #pragma once
 
+#include "core/rows.h"
 #include "core/simd.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -78,6 +79,24 @@ WF_INLINE void transpose(const float* from, int64_t from_row, int64_t n, float* 
         if (i + j < n) store(to + (i + j) * to_row, square[j]);
     }
   }
+}
+
+/// Rows [r, r + count) of x, which are neighbours as in is_columns(), as rows of floats at `to`:
+/// count <= Vec::kWidth, and `to` has room for whole registers of each.
+inline Rows transpose_columns(const Rows& x, int64_t r, int64_t count, float* to) {
+  const int64_t row = (x.n + Vec::kWidth - 1) / Vec::kWidth * Vec::kWidth;
+  by_float(x.dtype, [&](auto type) {
+    using T = decltype(type);
+    const T* from = static_cast<const T*>(x.data) + row_offset(x, r);
+    for (int64_t i = 0; i < x.n; i += Vec::kWidth) {
+      Vec square[Vec::kWidth];
+      for (int64_t j = 0; j < Vec::kWidth; ++j)
+        square[j] = i + j < x.n ? load(from + (i + j) * x.step, count) : set(0.0f);
+      transpose(square);
+      for (int64_t j = 0; j < count; ++j) store(to + j * row + i, square[j]);
+    }
+  });
+  return {to, DType::f32, x.n, 1, count, 1, {count}, {row}};
 }
 
 }  // namespace warpformer::cpu::WF_ISA

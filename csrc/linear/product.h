@@ -18,6 +18,7 @@
 #include "core/activation_functions.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/transpose.h"
 #include "linear/tiles.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -144,7 +145,9 @@ class Product {
     const int64_t row_size = tiles_.size(1), panels = source_.panels();
     int64_t block = kBlockFloats / row_size / kTileRows * kTileRows;
     block = at_most(p_.rows, block < 8 * kTileRows ? 8 * kTileRows : at_most(block, kBlockRows));
-    const int64_t thread_size = kScratchWords + c_size() + tiles_.buffer_size();
+    const bool columns = p_.x.ndim == 1 && is_columns(p_.x);
+    const int64_t columns_size = columns ? kTileRows * (p_.x.n + kPanel) : 0;
+    const int64_t thread_size = kScratchWords + c_size() + tiles_.buffer_size() + columns_size;
     const int64_t shared_size = (block * row_size + kPanel - 1) / kPanel * kPanel;
     bias_ = scratch_floats(panels * kPanel + shared_size + threads * thread_size);
     for (int64_t half = 0; half < halves_; ++half) read_bias(half);
@@ -157,9 +160,15 @@ class Product {
       const int packers = worth(rows * p_.x.n >> 15, threads);
       parallel(packers, [&](int t) {
         float* buffer = own + t * thread_size;
-        for (int64_t i = tiles_.count() * t / packers; i < tiles_.count() * (t + 1) / packers; ++i)
-          for (int64_t r = 0; r < tiles_.height(i); ++r)
-            tiles_.pack(p_.x, p_.first + row + tiles_.first(i) + r, i, r, buffer);
+        for (int64_t i = tiles_.count() * t / packers; i < tiles_.count() * (t + 1) / packers;
+             ++i) {
+          const int64_t first = p_.first + row + tiles_.first(i), height = tiles_.height(i);
+          const Rows x = columns
+                             ? transpose_columns(p_.x, first, height, buffer + tiles_.buffer_size())
+                             : p_.x;
+          for (int64_t r = 0; r < height; ++r)
+            tiles_.pack(x, columns ? r : first + r, i, r, buffer);
+        }
       });
       multiply_block(row, worth(rows * p_.x.n * p_.out.n >> 18, threads), own, thread_size);
     }

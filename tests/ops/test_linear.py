@@ -5,6 +5,8 @@ import torch.nn.functional as F
 import warpformer as wf
 from tests.check import check, check_gradients, same_bits
 from warpformer import ops
+from warpformer.ops._quantized import FORMATS
+from warpformer.quantization import quantize
 
 ACTIVATIONS = {
     "none": lambda x: x,
@@ -192,3 +194,11 @@ def test_rows_outside_of_a_weight():
     for rows in ((-1, 3), (3, 2), (0, 8)):
         with pytest.raises(wf.InputError, match=r"rows = .* weight = float32\[7, 9\]"):
             ops.linear(torch.zeros(2, 9), torch.zeros(7, 9), rows=rows)
+
+
+@pytest.mark.parametrize("mode", [None, *FORMATS])
+@pytest.mark.parametrize(("rows", "depth"), [(1, 5), (13, 70), (40, 300)])
+def test_rows_that_are_columns_in_memory(device, dtype, rows, depth, mode):
+    x, weight = torch.randn(depth, rows, dtype=dtype).mT, torch.randn(20, depth)
+    packed = ops.pack_linear(weight.to(dtype) if mode is None else quantize(weight, mode, 32))
+    assert same_bits(ops.linear(x, packed), ops.linear(x.contiguous(), packed))

@@ -25,17 +25,21 @@ def check_operands(
     query: Tensor, key: Tensor, value: Tensor, widths: tuple[int, int, int], batch_first: bool
 ):
     """query [T, E], key [S, kdim], value [S, vdim], or all of them with a batch."""
+    batch = 0 if batch_first else 1
+    if query.ndim not in (2, 3):
+        problem = "query is neither unbatched (2-D) nor batched (3-D)"
+    elif not key.ndim == value.ndim == query.ndim:
+        problem = "key and value have not the dimensions of query"
+    elif (query.shape[-1], key.shape[-1], value.shape[-1]) != widths:
+        problem = f"the last dimensions are not (embed_dim, kdim, vdim) = {widths}"
+    elif key.shape[:-1] != value.shape[:-1]:
+        problem = "key and value have not the same tokens"
+    elif query.ndim == 3 and query.shape[batch] != key.shape[batch]:
+        problem = f"the batches (dim {batch}) differ"
+    else:
+        return
     shapes = f"query = {shape_of(query)}, key = {shape_of(key)}, value = {shape_of(value)}"
-    require(query.ndim in (2, 3), f"query is neither unbatched (2-D) nor batched (3-D): {shapes}")
-    require(key.ndim == value.ndim == query.ndim, f"key and value have not the dimensions of query: {shapes}")
-    require(
-        (query.shape[-1], key.shape[-1], value.shape[-1]) == widths,
-        f"the last dimensions are not (embed_dim, kdim, vdim) = {widths}: {shapes}",
-    )
-    require(key.shape[:-1] == value.shape[:-1], f"key and value have not the same tokens: {shapes}")
-    if query.ndim == 3:
-        batch = 0 if batch_first else 1
-        require(query.shape[batch] == key.shape[batch], f"the batches (dim {batch}) differ: {shapes}")
+    raise ArgumentError(f"{problem}: {shapes}")
 
 
 def check_mask(name: str, mask: Tensor | None, *allowed: tuple[int, ...]):

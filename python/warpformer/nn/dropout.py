@@ -14,6 +14,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.inplace and self.training:
-            return input.copy_(ops.dropout(input, self.p))
-        return ops.dropout(input, self.p, self.training)
+        if not self.training:
+            return input
+        out = ops.dropout(input, self.p)
+        return input.copy_(out) if self.inplace else out
