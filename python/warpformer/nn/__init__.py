@@ -2,6 +2,7 @@
 
 from warpformer.nn._repack import repack_
 from warpformer.nn.dropout import Dropout
+from warpformer.nn.embedding import Embedding, sinusoidal_positions
 from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
 from warpformer.nn.layer_norm import LayerNorm
 from warpformer.nn.linear import Linear
@@ -9,6 +10,7 @@ from warpformer.nn.multihead_attention import MultiheadAttention
 from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
 from warpformer.nn.rms_norm import RMSNorm
+from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.transformer import Transformer
 from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDecoderLayer
 from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
@@ -17,6 +19,7 @@ __all__ = [
     "DecoderCache",
     "DecoderLayerCache",
     "Dropout",
+    "Embedding",
     "Int4Linear",
     "Int8Linear",
     "KVCache",
@@ -25,10 +28,12 @@ __all__ = [
     "MultiheadAttention",
     "PackedLinear",
     "RMSNorm",
+    "RotaryEmbedding",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
     "repack_",
+    "sinusoidal_positions",
 ]

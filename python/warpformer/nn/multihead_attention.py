@@ -1,5 +1,3 @@
-from functools import wraps
-
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +13,7 @@ from warpformer.nn._attention_inputs import (
 from warpformer.nn._drop_in import drop_in, drop_in_
 from warpformer.nn._repack import Repacking
 from warpformer.nn.kv_cache import KVCache
+from warpformer.nn.rotary_embedding import RotaryEmbedding
 
 
 @drop_in
@@ -28,6 +27,9 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
     batch_first, unbatched input, kdim and vdim, bias_k and bias_v, add_zero_attn, dropout of the weights,
     need_weights. Beyond torch: `is_causal` needs no attn_mask, a query that sees no key gives 0 before the
     output layer (torch: NaN), `out_proj` is called as a layer, hooks included, and `quantize_` takes it.
+
+    Args:
+        rotary: rotates every head of queries and keys by the positions of their tokens.
 
     Args of forward:
         query: [B, T, E] with batch_first, [T, B, E] without, [T, E] unbatched.
@@ -51,10 +53,29 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
     Source: torch.nn.MultiheadAttention; "Attention Is All You Need", 3.2.2.
     """
 
-    @wraps(nn.MultiheadAttention.__init__)
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        device=None,
+        dtype=None,
+        *,
+        rotary: RotaryEmbedding | None = None,
+    ):
+        super().__init__(
+            *(embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first),
+            *(device, dtype),
+        )
         drop_in_(self)
+        if rotary is not None:
+            self.rotary = rotary
 
     def forward(
         self,
@@ -104,7 +125,7 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
     @property
     def packs(self) -> bool:
         """Whether `forward_packed` computes this layer."""
-        return self._qkv_same_embed_dim and not self._own_keys()
+        return self._qkv_same_embed_dim and "rotary" not in self._modules and not self._own_keys()
 
     def forward_packed(self, x: Tensor, cu_seqlens: Tensor, is_causal: bool = False) -> Tensor:
         """Self-attention of sequences without padding, which lie one after the other.
@@ -124,12 +145,22 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
     def _projections(self, query, key, value, cache):
         """q [B, H, T, D]; k and v [B, H, S, D], with those that the cache has."""
         if cache is not None and cache.is_full:
-            return self._heads(self._project(query, 0, 1)), *cache.heads()
+            q = self._heads(self._project(query, 0, 1))
+            return self._rotated(q), *cache.heads()
         q, k, v = (self._heads(t) for t in self._project_all(query, key, value))
+        past = 0 if cache is None else cache.length
+        q, k = self._rotated(q, past), self._rotated(k, past)
         if cache is None:
             return q, k, v
         cache.append(k, v)
         return q, *cache.heads()
+
+    def _rotated(self, x, past=0):
+        """[B, H, T, D] by positions past, past + 1, ..."""
+        if "rotary" not in self._modules:
+            return x
+        positions = torch.arange(past, past + x.shape[2], device=x.device)
+        return self.rotary(x.transpose(1, 2), positions=positions).transpose(1, 2)
 
     def _project_all(self, query, key, value):
         """Those of the same tensor in one product."""

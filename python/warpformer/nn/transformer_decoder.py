@@ -1,10 +1,12 @@
-from functools import wraps
+from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from warpformer.nn._blocks import feed_forward, norm_alone_of_sum, norm_of_sum
 from warpformer.nn._drop_in import drop_in, drop_in_
 from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache
+from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.transformer_encoder import found_causal
 
 
@@ -19,6 +21,9 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
 
     Constructor, parameters, initialization, state_dict and forward are torch's; what is fused is as in
     TransformerEncoderLayer.
+
+    Args:
+        rotary: rotates queries and keys of the attention of tokens to each other.
 
     Args of forward:
         tgt: [B, T, C] with batch_first, [T, B, C] without, [T, C] unbatched.
@@ -38,10 +43,29 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
     Source: torch.nn.TransformerDecoderLayer; "Attention Is All You Need", 3.1.
     """
 
-    @wraps(nn.TransformerDecoderLayer.__init__)
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        rotary: RotaryEmbedding | None = None,
+    ):
+        super().__init__(
+            *(d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first),
+            *(norm_first, bias, device, dtype),
+        )
         drop_in_(self)
+        if rotary is not None:
+            self.self_attn.rotary = rotary
 
     def forward(
         self,

@@ -1,11 +1,13 @@
-from functools import wraps
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from warpformer.nn._attention_inputs import check_mask, is_causal_mask
 from warpformer.nn._blocks import feed_forward, norm_alone_of_sum, norm_of_sum
 from warpformer.nn._drop_in import drop_in, drop_in_, is_plain
+from warpformer.nn.rotary_embedding import RotaryEmbedding
 
 
 @drop_in
@@ -20,6 +22,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     Constructor, parameters, initialization, state_dict and forward are torch's. Additions are fused with the
     norms, activations with linear1 where there is no gradient, whatever the mode, masks, heads, order of
     dimensions, biases or hooks; a submodule with hooks is called alone, so that they see what torch's see.
+
+    Args:
+        rotary: rotates queries and keys of the attention of tokens to each other.
 
     Args of forward:
         src: [B, T, C] with batch_first, [T, B, C] without, [T, C] unbatched.
@@ -36,10 +41,29 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     Normalization in the Transformer Architecture" (norm_first).
     """
 
-    @wraps(nn.TransformerEncoderLayer.__init__)
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        rotary: RotaryEmbedding | None = None,
+    ):
+        super().__init__(
+            *(d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first),
+            *(norm_first, bias, device, dtype),
+        )
         drop_in_(self)
+        if rotary is not None:
+            self.self_attn.rotary = rotary
 
     def forward(
         self,
