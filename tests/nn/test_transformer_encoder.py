@@ -167,3 +167,5 @@ def test_wrong_shapes():
         encoder(x, mask=torch.zeros(T, 3))
     with pytest.raises(ValueError, match="is_causal = True, but"):
         encoder(x, mask=torch.zeros(T, T), is_causal=True)
+    with pytest.raises(ValueError, match="is_causal = True, but"), torch.no_grad():
+        encoder(x, mask=torch.zeros(T, T), src_key_padding_mask=padding(), is_causal=True)

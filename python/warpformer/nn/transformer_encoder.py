@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from warpformer.nn._attention_inputs import check_mask, is_causal_mask
+from warpformer.nn._attention_inputs import check_causal_hint, check_mask, is_causal_mask
 from warpformer.nn._blocks import feed_forward, norm_alone_of_sum, norm_of_sum
 from warpformer.nn._drop_in import drop_in, drop_in_, is_plain
 from warpformer.nn.rotary_embedding import RotaryEmbedding
@@ -124,6 +124,8 @@ class TransformerEncoder(nn.TransformerEncoder):
     ) -> Tensor:
         if is_causal is None:
             is_causal = found_causal(mask)
+        elif is_causal:
+            check_causal_hint(mask)
         if self._packs(src, mask, src_key_padding_mask, is_causal):
             x = self._forward_packed(src, src_key_padding_mask, is_causal)
         else:
