@@ -118,7 +118,7 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
         out, weights = self._attend(q, k, v, mask, is_causal, past, need_weights, None if own else cache)
         out = self.out_proj(self._tokens(out, batched))
         if weights is not None:
-            weights = weights.mean(1) if average_attn_weights else weights
+            weights = _mean_of_heads(weights) if average_attn_weights else weights
             weights = weights if batched else weights.squeeze(0)
         return out, weights
 
@@ -220,8 +220,11 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
         """The output [B, H, T, D], and the weights [B, H, T, S] or None."""
         dropout = self.dropout if self.training else 0.0
         if need_weights:
-            scores = torch.matmul(q, k.mT)
-            weights = ops.softmax(scores, mask=mask, scale=self.head_dim**-0.5, is_causal=is_causal)
+            scores, place = torch.matmul(q, k.mT), None
+            if not torch.is_grad_enabled():
+                place = scores  # nobody needs them again, and fresh memory costs as much as the softmax
+            scale = self.head_dim**-0.5
+            weights = ops.softmax(scores, mask=mask, scale=scale, is_causal=is_causal, out=place)
             weights = ops.dropout(weights, dropout, self.training)
             return torch.matmul(weights, v), weights
         if cache is not None and mask is None and not dropout:
@@ -230,3 +233,9 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
             return out.transpose(1, 2), None
         alignment = "bottom-right" if past and is_causal else "top-left"
         return ops.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, alignment=alignment), None
+
+
+def _mean_of_heads(weights):
+    """[B, T, S] of [B, H, T, S]: a product, as torch's mean over a dimension amid others is slow for bfloat16."""
+    heads = weights.shape[1]
+    return torch.einsum("bhts,h->bts", weights, weights.new_ones(heads)) / heads
