@@ -5,6 +5,7 @@ import torch
 from warpformer import nn, ops, quantization
 from warpformer._C import InputError, __version__
 from warpformer.embeddings import SentenceEncoder
+from warpformer.integrations import register_with_transformers
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
 from warpformer.nn import repack_
@@ -25,6 +26,8 @@ __all__ = [
     "repack_",
     "save",
 ]
+
+register_with_transformers()
 
 
 def info() -> dict[str, object]:
