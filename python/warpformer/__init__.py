@@ -9,6 +9,7 @@ from warpformer.integrations import register_with_transformers
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
 from warpformer.nn import repack_
+from warpformer.patch import patch_, unpatch_
 from warpformer.quantization import quantize_
 from warpformer.save import save
 
@@ -21,10 +22,12 @@ __all__ = [
     "load",
     "nn",
     "ops",
+    "patch_",
     "quantization",
     "quantize_",
     "repack_",
     "save",
+    "unpatch_",
 ]
 
 register_with_transformers()

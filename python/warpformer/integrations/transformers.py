@@ -60,7 +60,7 @@ def attention(
         scaling: 1 / sqrt(D) if None.
         sliding_window: W above, unless the mask says it.
         softcap: c of c tanh(s / c).
-        position_bias: [1, H, T, S], added to the scores; or T5's table [buckets, H] itself.
+        position_bias: [1, H, T, S], added to the scores; or T5's table [buckets, H] itself, empty for none.
         s_aux: [H], the logits of attention sinks.
         output_attentions: only False: no weights are ever in memory.
 
@@ -73,6 +73,8 @@ def attention(
             'model.set_attn_implementation("eager") computes them'
         )
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if position_bias is not None and not len(position_bias):
+        position_bias = None
     keep, is_causal, window, slots = _read(attention_mask, is_causal, sliding_window, query, key)
     if slots < key.shape[2]:
         key, value = key[:, :, :slots], value[:, :, :slots]
@@ -121,12 +123,11 @@ def _add_position_bias(module, keep, bias, slots):
     if bias is None:
         return keep, {}
     if bias.ndim == 2:
-        table = {
+        return keep, {
             "position_bias": bias,
             "position_bidirectional": not module.is_decoder,
             "position_max_distance": module.relative_attention_max_distance,
         }
-        return keep, table if len(bias) else {}
     bias = bias[..., :slots]
     if keep is None:
         return bias, {}
