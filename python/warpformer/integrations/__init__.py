@@ -1,15 +1,16 @@
-"""Where other libraries call warpformer. None of them is imported until the user does."""
+"""Where other libraries call warpformer. None of them is imported until the user does it."""
 
 import sys
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 
-_HOST = "transformers.modeling_utils"  # the module that has transformers' table of attention functions
+_HOST = "transformers.modeling_utils"  # holds transformers' table of attention functions
+_GUEST = "warpformer.integrations.transformers"  # enters ours there when it is imported
 
 
-class _AfterImport(MetaPathFinder):
-    """Registers attn_implementation="warpformer" as soon as transformers can take it: after its own import
-    of `_HOST`, which this finder sees pass, once."""
+class _ImportAfterHost(MetaPathFinder):
+    """Sees the import of `_HOST` pass, once, and has that of `_GUEST` follow it."""
 
     def find_spec(self, name, path=None, target=None):
         if name != _HOST:
@@ -21,21 +22,15 @@ class _AfterImport(MetaPathFinder):
 
             def exec_module(module):
                 execute(module)
-                _register()
+                import_module(_GUEST)
 
             spec.loader.exec_module = exec_module
         return spec
 
 
-def _register():
-    from warpformer.integrations.transformers import register
-
-    register()
-
-
 def register_with_transformers():
-    """Makes attn_implementation="warpformer" known: now if transformers is loaded, else when it will be."""
+    """Makes attn_implementation="warpformer" known to transformers: as soon as that is imported."""
     if _HOST in sys.modules:
-        _register()
+        import_module(_GUEST)
     else:
-        sys.meta_path.insert(0, _AfterImport())
+        sys.meta_path.insert(0, _ImportAfterHost())

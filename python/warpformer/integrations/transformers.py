@@ -27,12 +27,6 @@ from warpformer import ops
 NAME = "warpformer"
 
 
-def register() -> None:
-    """Registers the attention function and the mask function in transformers, under "warpformer"."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask)
-
-
 def attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -158,12 +152,13 @@ def mask(
     """
     if attention_mask is not None and attention_mask.ndim == 3:
         attention_mask = attention_mask[:, 0]
-    if (allow_is_causal_skip or allow_is_bidirectional_skip) and (pattern := _pattern(mask_function)):
-        if not (is_tracing(attention_mask) or is_tracing(q_offset)):
-            past = int(q_offset)
-            spans = _Spans(*pattern, past, past + q_length, kv_offset, kv_offset + kv_length)
-            if spans.are_aligned():
-                return _compact(spans, attention_mask, options["device"])
+    may_be_short = allow_is_causal_skip or allow_is_bidirectional_skip
+    if may_be_short and not (is_tracing(attention_mask) or is_tracing(q_offset)):
+        pattern = _pattern(mask_function)
+        past = int(q_offset)
+        spans = pattern and _Spans(*pattern, past, past + q_length, kv_offset, kv_offset + kv_length)
+        if spans and spans.are_aligned():
+            return _compact(spans, attention_mask, options["device"])
     return sdpa_mask(
         *(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask),
         allow_is_causal_skip=False,
@@ -241,3 +236,7 @@ def _closure(function, factory):
     if code not in factory.__code__.co_consts:
         return {}
     return dict(zip(code.co_freevars, (cell.cell_contents for cell in function.__closure__), strict=True))
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, mask)

@@ -16,6 +16,7 @@ from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from transformers.models.t5 import modeling_t5 as t5
 from transformers.pytorch_utils import Conv1D
@@ -26,7 +27,8 @@ from warpformer.integrations import _activations
 from warpformer.integrations._activations import fusible
 from warpformer.integrations._same_code import has_code_of
 from warpformer.integrations.transformers import NAME
-from warpformer.nn import LayerNorm, Linear
+from warpformer.nn import Linear
+from warpformer.nn._blocks import norm_alone_of_sum
 from warpformer.nn._drop_in import is_plain
 from warpformer.nn._packed import PackedModule
 from warpformer.nn._repack import Repacking
@@ -95,17 +97,27 @@ class UnitOffsetRMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight.shape, 1 + self.weight.float(), self.eps)
 
 
+def _trains(weight):
+    return torch.is_grad_enabled() and weight.requires_grad
+
+
+def _packed(weight, x, of_mT=False, gated=False):
+    """The pack of a parameter, or of its transpose, for products with `x`, made once."""
+    dtype = autocast_dtype(x) or weight.dtype
+
+    def pack():
+        values = weight.detach().to(dtype)
+        return ops.pack_linear(values.mT if of_mT else values, gated=gated)
+
+    return kept(weight, (of_mT, gated, dtype), pack)
+
+
 @_instead_of(Conv1D)
 class TransposedLinear(Repacking):
     """x weight + bias with a weight [K, N], whose pack is kept as that of wf.nn.Linear is."""
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        weight = self.weight.mT
-        trained = torch.is_grad_enabled() and self.weight.requires_grad
-        if not trained and not is_tracing(x):
-            dtype = autocast_dtype(x) or weight.dtype
-            packed = kept(self.weight, ("mT", dtype), lambda: ops.pack_linear(weight.to(dtype)))
-            weight = packed
+        weight = self.weight.mT if _trains(self.weight) or is_tracing(x) else _packed(self.weight, x, of_mT=True)
         return ops.linear(x, weight, self.bias, activation=activation)
 
 
@@ -139,6 +151,27 @@ class JoinedGatedMLP(nn.Module):
             return self.down_proj(ops.activation(gate_up, kind, gated=True))
         gate, up = gate_up.chunk(2, -1)
         return self.down_proj(up * self.activation_fn(gate))
+
+
+@_instead_of(MixtralExperts)
+class Experts(Repacking):
+    """The experts of a mixture, all in two products. transformers' own where their weights train or are spread
+    over devices."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        weights = (self.gate_up_proj, self.down_proj)
+        kind = fusible(self.act_fn)
+        if not kind or any(map(_trains, weights)) or self._is_expert_parallel or is_tracing(hidden_states):
+            return super().forward(hidden_states, top_k_index, top_k_weights)
+        experts, order = top_k_index.flatten().sort(stable=True)
+        ends = experts.bincount(minlength=self.num_experts).cumsum(0)
+        rows = hidden_states[order // top_k_index.shape[1]]
+        up = _packed(self.gate_up_proj, rows, gated=True)
+        hidden = ops.grouped_linear(rows, up, ends, activation=kind)
+        out = ops.grouped_linear(hidden, _packed(self.down_proj, rows), ends)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        out = out[back].unflatten(0, top_k_index.shape) * top_k_weights[..., None]
+        return out.sum(1).to(hidden_states.dtype)
 
 
 @_instead_of(t5.T5DenseGatedActDense)
@@ -176,10 +209,7 @@ class GPT2FeedForward(nn.Module):
 @_instead_of(BertOutput)
 class DenseAddNorm(nn.Module):
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        hidden = self.dropout(self.dense(hidden_states))
-        if isinstance(self.LayerNorm, LayerNorm) and is_plain(self.LayerNorm):
-            return self.LayerNorm(hidden, residual=input_tensor)
-        return self.LayerNorm(hidden + input_tensor)
+        return norm_alone_of_sum(self.LayerNorm, self.dropout(self.dense(hidden_states)), input_tensor)
 
 
 @_instead_of(t5.T5Attention)
