@@ -10,10 +10,14 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from warpformer._C import InputError
 from warpformer.integrations import _activations
+from warpformer.nn import MultiheadAttention
 from warpformer.nn._drop_in import DROP_INS
+from warpformer.nn._packed import PackedModule
 from warpformer.nn._repack import Repacking
 from warpformer.ops._quantized import FLOATS
+from warpformer.quantization.quantize_ import leave_fast_path
 
 _ORIGINAL = "_unpatched_class"  # the attribute of a swapped module that says what it was
 _IMMATERIAL = {"__init__", "__setstate__", "extra_repr", "reset_parameters", "_reset_parameters"}
@@ -72,13 +76,31 @@ def patch_(model: nn.Module) -> Report:
 
 
 def unpatch_(model: nn.Module) -> None:
-    """Undoes `patch_`: every module is of the class it was; what its parameters learned stays."""
+    """Undoes `patch_`: every module is of the class it was; what its parameters learned stays.
+
+    Layers that were quantized in between stay so.
+
+    Raises:
+        InputError: a MultiheadAttention has quantized projections, whose weights torch's would read. Nothing
+            is undone then.
+    """
+    for name, module in model.named_modules():
+        if _ORIGINAL in vars(module) and _has_quantized_projections(module):
+            raise InputError(
+                f"{name or 'the model'}: torch.nn.MultiheadAttention has no quantized projections"
+            )
     hugging_face = _hugging_face()
     for module in model.modules():
         if original := vars(module).pop(_ORIGINAL, None):
             module.__class__ = original
+            leave_fast_path(module)
         if hugging_face:
             hugging_face.unpatch_model(module)
+
+
+def _has_quantized_projections(module):
+    layers = (getattr(module, "in_proj", None), getattr(module, "out_proj", None))
+    return isinstance(module, MultiheadAttention) and any(isinstance(layer, PackedModule) for layer in layers)
 
 
 def _replacement(module, hugging_face):

@@ -161,7 +161,9 @@ def config_of(name, **options):
     return config
 
 
-def causal(config, tokens=12, attention_mask=None, cache=None, create=masking_utils.create_causal_mask, **options):
+def causal(
+    config, tokens=12, attention_mask=None, cache=None, create=masking_utils.create_causal_mask, **options
+):
     return create(config, torch.zeros(2, tokens, 0), attention_mask, cache, **options)
 
 

@@ -1,6 +1,7 @@
 """Models of transformers give patched what they give unpatched."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -70,3 +71,85 @@ def test_greedy_tokens(decoders, cache, padding):
         for model in decoders
     )
     assert torch.equal(ours, theirs)
+
+
+def classes(model):
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+def test_unpatched_it_is_what_it_was(pair):
+    theirs, patched = pair
+    ours = copy.deepcopy(patched)
+    wf.unpatch_(ours)
+    assert classes(ours) == classes(theirs)
+    assert ours.config._attn_implementation == theirs.config._attn_implementation
+    inputs = batch("right")
+    with torch.no_grad():
+        found, expected = call(ours, inputs), call(theirs, inputs)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.loss, expected.loss)
+
+
+def test_files_are_those_of_an_unpatched_model(pair, tmp_path):
+    for name, model in zip(("theirs", "ours"), pair, strict=True):
+        model.save_pretrained(tmp_path / name)
+    files = sorted(file.name for file in (tmp_path / "theirs").iterdir())
+    assert sorted(file.name for file in (tmp_path / "ours").iterdir()) == files
+    for file in files:
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+
+
+def test_copies_stay_patched(pair):
+    ours, inputs = pair[1], batch("right")
+    with torch.no_grad():
+        expected = call(ours, inputs).logits
+        for each in copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)):
+            assert classes(each) == classes(ours)
+            assert torch.equal(call(each, inputs).logits, expected)
+
+
+def test_nothing_is_left_alone(pair):
+    report = wf.patch_(copy.deepcopy(pair[0]))
+    assert [change for change in report if change.reason] == []
+    kinds = {change.before.split()[-1] for change in report}
+    assert {"torch.nn.Linear", "attention"} <= kinds
+    assert wf.patch_(copy.deepcopy(pair[1])) == []
+
+
+def test_quantized(pair):
+    theirs, ours = copy.deepcopy(pair)
+    inputs = batch("right")
+    for model in (theirs, ours):
+        wf.quantize_(model, "int8", 16)
+    with torch.no_grad():
+        expected, found = (call(model, inputs).logits[inputs.mask == 1] for model in (theirs, ours))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_fire_where_neighbours_are_fused():
+    model, inputs, calls = make("bert"), batch("right"), []
+    wf.patch_(model)
+    layer = model.bert.encoder.layer[0]
+    parts = (layer.intermediate.dense, layer.intermediate.intermediate_act_fn, layer.output.LayerNorm)
+    with torch.no_grad():
+        expected = call(model, inputs).logits
+        for part in parts:
+            part.register_forward_hook(lambda module, *_: calls.append(module))
+        torch.testing.assert_close(call(model, inputs).logits, expected, rtol=1e-5, atol=1e-5)
+    assert calls == list(parts)
+
+
+def test_what_asks_for_attention_weights_keeps_its_attention():
+    model = make("bert", "eager")
+    model.config.output_attentions = True
+    reasons = {change.before: change.reason for change in wf.patch_(model) if change.reason}
+    assert reasons == {"eager attention": "config.output_attentions asks for its weights"}
+    assert model(batch().ids).attentions[0].shape == (3, 4, 14, 14)
+
+
+def test_a_loss_of_the_users_stays():
+    model = make("llama")
+    model.loss_function = own = lambda **_: None
+    assert [c.reason for c in wf.patch_(model) if c.reason] == ["the model has a loss_function of its own"]
+    wf.unpatch_(model)
+    assert model.loss_function is own

@@ -187,7 +187,9 @@ class _Spans(NamedTuple):
 
     def are_aligned(self):
         """Whether the last query is at the last key in use, where that matters."""
-        return self.q_end <= self.k_end if self.is_causal else not self.is_windowed() or self.q_end == self.k_end
+        return (
+            self.q_end <= self.k_end if self.is_causal else not self.is_windowed() or self.q_end == self.k_end
+        )
 
     def see_all(self):
         """Whether `attention` sees what it should without a mask."""

@@ -117,7 +117,9 @@ class TransposedLinear(Repacking):
     """x weight + bias with a weight [K, N], whose pack is kept as that of wf.nn.Linear is."""
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        weight = self.weight.mT if _trains(self.weight) or is_tracing(x) else _packed(self.weight, x, of_mT=True)
+        weight = (
+            self.weight.mT if _trains(self.weight) or is_tracing(x) else _packed(self.weight, x, of_mT=True)
+        )
         return ops.linear(x, weight, self.bias, activation=activation)
 
 
@@ -216,7 +218,9 @@ class DenseAddNorm(nn.Module):
 class T5Attention(nn.Module):
     """Hands the table of position biases to `attention`, which makes no [H, T, S] of it."""
 
-    def forward(self, hidden_states, mask=None, key_value_states=None, position_bias=None, cache=None, **kwargs):
+    def forward(
+        self, hidden_states, mask=None, key_value_states=None, position_bias=None, cache=None, **kwargs
+    ):
         if position_bias is None and self.config._attn_implementation == NAME:
             if not self.has_relative_attention_bias:
                 position_bias = hidden_states.new_empty(0, self.n_heads)

@@ -229,10 +229,10 @@ def replace_layers(model: nn.Module, replacements: dict[nn.Module, QuantizedLine
             if child in replacements:
                 parent._modules[name] = replacements[child]
     for module in model.modules():
-        _leave_fast_path(module)
+        leave_fast_path(module)
 
 
-def _leave_fast_path(module):
+def leave_fast_path(module):
     """torch's fused inference path of these reads the weights of the linear layers inside."""
     if not any(isinstance(each, QuantizedLinear) for each in module.modules()):
         return
