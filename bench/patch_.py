@@ -18,7 +18,7 @@ def bert_base():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def bench_patch_(compare, dtype):
-    """BERT-base of transformers as it is (sdpa), and patched, on a padded batch of lengths from T / 2 to T."""
+    """BERT-base of transformers as it is (sdpa), and patched, on a padded batch of lengths T / 2 to T."""
     theirs = bert_base().to(dtype)
     ours = copy.deepcopy(theirs)
     wf.patch_(ours)

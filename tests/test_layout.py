@@ -14,8 +14,8 @@ LEVELS = (
     "_C",
     "ops",
     "nn",
-    "quantization models",
-    "load save embeddings generation training compression",
+    "quantization models integrations",
+    "load save patch embeddings generation training compression",
     "cli",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

@@ -254,7 +254,7 @@ def test_patched_models_are_quantized(model, x):
         assert notes == {""}
         assert relative_error(model(x), expected.double()) < 0.05
     before = classes(model)
-    with pytest.raises(wf.InputError, match="self_attn: .*quantized projections"):
+    with pytest.raises(wf.InputError, match="no quantized projections"):
         wf.unpatch_(model)
     assert classes(model) == before
 
@@ -284,4 +284,4 @@ def test_a_torch_model_needs_no_transformers():
         model = torch.nn.Linear(3, 3)
         print(wf.patch_(model), "transformers" in sys.modules)
     """
-    assert run(script).split() == "1 x torch.nn.Linear -> warpformer.nn.Linear False".split()
+    assert run(script).split() == ["1", "x", "torch.nn.Linear", "->", "warpformer.nn.Linear", "False"]

@@ -1,4 +1,4 @@
-"""Layers of live models on our kernels: a swap of classes, which leaves everything else of a module as it is."""
+"""Layers of live models on our kernels: a swap of classes, which leaves all else of a module as it is."""
 
 import sys
 from collections import Counter

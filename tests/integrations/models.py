@@ -26,7 +26,10 @@ MODELS = {
     "t5_gated": (AutoModelForSeq2SeqLM, T5 | STARTED | dict(feed_forward_proj="gated-gelu")),
     "llama": (AutoModelForCausalLM, SIZES | TOKENS | GQA),
     "mistral": (AutoModelForCausalLM, SIZES | TOKENS | GQA | dict(sliding_window=WINDOW)),
-    "mixtral": (AutoModelForCausalLM, SIZES | TOKENS | GQA | dict(sliding_window=WINDOW, num_local_experts=4)),
+    "mixtral": (
+        AutoModelForCausalLM,
+        SIZES | TOKENS | GQA | dict(sliding_window=WINDOW, num_local_experts=4),
+    ),
     "gemma2": (
         AutoModelForCausalLM,
         SIZES | TOKENS | GQA | dict(sliding_window=WINDOW, head_dim=8, attn_logit_softcapping=2.0),

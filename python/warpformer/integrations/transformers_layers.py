@@ -11,7 +11,7 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel, activations
+from transformers import activations
 from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
@@ -157,8 +157,8 @@ class JoinedGatedMLP(nn.Module):
 
 @_instead_of(MixtralExperts)
 class Experts(Repacking):
-    """The experts of a mixture, all in two products. transformers' own where their weights train or are spread
-    over devices."""
+    """The experts of a mixture, all in two products. transformers' own where their weights train or are
+    spread over devices."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         weights = (self.gate_up_proj, self.down_proj)
