@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import warpformer as wf
-from tests.check import relative_error
 from tests.integrations.models import MODELS, batch, make
 
 DECODERS = [name for name, (auto, _) in MODELS.items() if "MaskedLM" not in auto.__name__]
@@ -111,11 +110,12 @@ def test_copies_stay_patched(pair):
 
 def test_nothing_is_left_alone_but_embeddings_with_a_forward_of_their_own(pair):
     report = wf.patch_(copy.deepcopy(pair[0]))
-    assert {c.reason for c in report if c.before.endswith("Embedding")} <= {"", "its class has its own forward"}
-    assert [c for c in report if c.reason and not c.before.endswith("Embedding")] == []
+    left = [c for c in report if c.reason]
+    assert all(c.before.endswith("Embedding") for c in left)
+    assert {c.reason for c in left} <= {"its class has its own forward"}
     attention = f"{pair[0].config._attn_implementation} attention"
     assert {"torch.nn.Linear", attention} <= {c.before for c in report}
-    assert [c for c in wf.patch_(copy.deepcopy(pair[1])) if not c.reason] == []
+    assert wf.patch_(copy.deepcopy(pair[1])) == left
 
 
 def test_quantized(pair):
@@ -158,14 +158,14 @@ def test_a_loss_of_the_users_stays():
 
 
 def test_bfloat16_is_as_exact(pair):
-    inputs = batch("right")
-    rows = ... if pair[0].config.is_encoder_decoder else inputs.mask == 1
+    """For the median token: the last bits send some to another expert."""
+    inputs, errors = batch(rows=64), []
     with torch.no_grad():
-        exact = call(pair[0], inputs).logits[rows].double()
-        theirs, ours = (
-            relative_error(call(copy.deepcopy(model).bfloat16(), inputs).logits[rows], exact) for model in pair
-        )
-    assert ours < 1.25 * theirs
+        exact = call(pair[0], inputs).logits
+        for model in pair:
+            out = call(copy.deepcopy(model).bfloat16(), inputs).logits
+            errors.append(((out - exact).norm(dim=-1) / exact.norm(dim=-1)).median())
+    assert errors[1] < 1.1 * errors[0]
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "llama"])
@@ -179,7 +179,7 @@ def test_trains_under_autocast_with_checkpointing(name):
         for each in model.modules():
             if isinstance(each, torch.nn.Dropout):
                 each.p = 0.0
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
         optimizer = torch.optim.AdamW(model.parameters(), 0.01)
         for _ in range(5):
             with torch.autocast("cpu", torch.bfloat16):
