@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 import warpformer as wf
 from tests.check import relative_error
 from tests.process import run
+from warpformer.nn._blocks import activation_name
 
 
 class Small(nn.Module):
@@ -231,6 +232,12 @@ def test_subclasses_that_compute_the_same_stay_of_their_class():
         assert each.tag == "mine"
     wf.unpatch_(model)
     assert type(model) is Named
+
+
+def test_activations_are_fused_where_they_were():
+    layer = nn.TransformerEncoderLayer(16, 4, 32, activation=nn.GELU("tanh"))
+    wf.patch_(layer)
+    assert activation_name(layer.activation) == "gelu_tanh"
 
 
 def test_activations_in_place_stay():

@@ -11,8 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from warpformer._C import InputError
-from warpformer.integrations import _activations
-from warpformer.nn import MultiheadAttention
+from warpformer.nn import MultiheadAttention, _activations
 from warpformer.nn._drop_in import DROP_INS
 from warpformer.nn._packed import PackedModule
 from warpformer.nn._repack import Repacking
@@ -52,7 +51,8 @@ def patch_(model: nn.Module) -> Report:
 
     A module keeps its parameters, buffers, attributes, hooks, name, place and training mode, and stays an
     instance of its class: only `__class__` changes, to a subclass. Optimizers, state_dicts, deep copies and
-    `save_pretrained` go on as before; `quantize_` takes patched layers. A second call changes nothing.
+    `save_pretrained` go on as before; `quantize_` takes patched layers. A second call changes nothing. While
+    they do not train, linear layers keep their weights packed, too, in as much memory again.
 
     Args:
         model: any module, one of transformers or sentence-transformers, too.

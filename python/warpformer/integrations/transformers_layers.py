@@ -23,11 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.import_utils import is_tracing
 
 from warpformer import ops
-from warpformer.integrations import _activations
-from warpformer.integrations._activations import fusible
 from warpformer.integrations._same_code import has_code_of
 from warpformer.integrations.transformers import NAME
-from warpformer.nn import Linear
+from warpformer.nn import Linear, _activations
+from warpformer.nn._activations import fusible
 from warpformer.nn._blocks import norm_alone_of_sum
 from warpformer.nn._drop_in import is_plain
 from warpformer.nn._packed import PackedModule

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from warpformer import ops
+from warpformer.nn._activations import Activation
 from warpformer.nn._drop_in import is_plain
 from warpformer.nn._packed import PackedModule
 from warpformer.nn.layer_norm import LayerNorm
@@ -32,6 +33,8 @@ def activation_name(activation) -> str | None:
         return FUNCTIONS.get(activation)
     if not is_plain(activation):
         return None
+    if isinstance(activation, Activation):
+        return activation.kind
     if type(activation) is nn.GELU:
         return "gelu" if activation.approximate == "none" else "gelu_tanh"
     return MODULES.get(type(activation))
