@@ -236,6 +236,6 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
 
 
 def _mean_of_heads(weights):
-    """[B, T, S] of [B, H, T, S]: a product, as torch's mean over a dimension amid others is slow for bfloat16."""
+    """[B, T, S] of [B, H, T, S], by a product: torch's mean over such a dimension is slow for bfloat16."""
     heads = weights.shape[1]
     return torch.einsum("bhts,h->bts", weights, weights.new_ones(heads)) / heads
