@@ -15,7 +15,7 @@ CXX_FILES := $(shell find csrc tests bench -name '*.cpp' -o -name '*.h' -o -name
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test build bench peers lint format stubs wheel clean
+.PHONY: help demo test build bench peers docs lint format stubs wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,6 +34,9 @@ bench: build  ## time one op beside torch: make bench OP=softmax
 
 peers: build  ## install what bench/ compares with besides torch; compiles llama.cpp, minutes
 	$(BIN)/python -m pip install 'warpformer[peers]'
+
+docs: build  ## the site, from docs/ and the docstrings, in build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: build  ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check . .ci/ptxas

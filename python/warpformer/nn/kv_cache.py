@@ -15,7 +15,8 @@ class KVCache:
 
     Attributes:
         length: tokens held.
-        keys, values: [B, capacity, H, D] with `length` slots in use; None before the first call.
+        keys: [B, capacity, H, D] with `length` slots in use; None before the first call.
+        values: as keys.
     """
 
     def __init__(self, growing: bool = True):

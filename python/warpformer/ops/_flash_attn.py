@@ -82,8 +82,8 @@ def flash_attn_varlen_func(
         cu_seqlens_q, cu_seqlens_k: int32 [sequences + 1], where each begins, and the total.
         max_seqlen_q, max_seqlen_k: not needed.
         block_table: only None; `cached_attention` reads paged caches.
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic,
-            return_attn_probs: as `flash_attn_func` has them.
+        dropout_p, softmax_scale, causal, window_size, softcap: as `flash_attn_func` has them.
+        alibi_slopes, deterministic, return_attn_probs: these, too.
 
     Returns:
         [Tq, H, Dv].

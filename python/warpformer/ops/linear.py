@@ -23,14 +23,15 @@ class QuantizedWeight(NamedTuple):
 
     All tensors of the experts of `grouped_linear` begin with E.
 
-    values: int8 [N, K]; of 4 bits uint8 [N, ceil(K / 2)], two codes a byte, the low half an even k, 0 past
-        an odd end.
-    scales: [N, ceil(K / group_size)] floats, [N, 1] for int8; kernels keep 11 significant bits of those of
-        4-bit formats.
-    zeros: uint8 in the shape of `scales`, 0 to 15; int4 and int4_dynamic only.
-    format: the name above. A dynamic one has the same values; its products quantize their input, too.
-    in_features: K.
-    group_size: 32, 64, 128, or K and more for one group a row.
+    Attributes:
+        values: int8 [N, K]; of 4 bits uint8 [N, ceil(K / 2)], two codes a byte, the low half an even k, 0
+            past an odd end.
+        scales: [N, ceil(K / group_size)] floats, [N, 1] for int8; kernels keep 11 significant bits of those
+            of 4-bit formats.
+        zeros: uint8 in the shape of `scales`, 0 to 15; int4 and int4_dynamic only.
+        format: the name above. A dynamic one has the same values; its products quantize their input, too.
+        in_features: K.
+        group_size: 32, 64, 128, or K and more for one group a row.
     """
 
     values: Tensor
