@@ -1,6 +1,8 @@
 // The extension module: InputError, the ISA in use, and every op of the list in CMakeLists.txt.
 #include "core/module.h"
 
+#include <omp.h>
+
 #include "core/check.h"
 #include "core/cuda/runtime.h"
 #include "core/huge_pages.h"
@@ -56,6 +58,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("best_isa", [] { return isa_name(best_isa()); });
   m.def("advise_huge_pages", &advise_huge_pages, py::arg("fresh"));
   m.def("set_isa", &set_isa, py::arg("name"));
+  // Of the calling thread alone: torch.set_num_threads sets MKL's, too, which all threads share.
+  m.def("set_own_threads", &omp_set_num_threads, py::arg("threads"));
   current_isa();  // an unknown WARPFORMER_ISA fails the import, not a call later
 
 #define WF_OP(name) bind_##name(m);

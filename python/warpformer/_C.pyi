@@ -40,6 +40,7 @@ __all__: list[str] = [
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",
     "set_isa",
+    "set_own_threads",
     "softmax",
     "softmax_backward",
     "unpack_linear",
@@ -334,6 +335,7 @@ def scaled_dot_product_attention_backward(
     executor: int,
 ) -> None: ...
 def set_isa(name: str) -> None: ...
+def set_own_threads(threads: int) -> None: ...
 def softmax(
     x: torch.Tensor | numpy.ndarray,
     mask: torch.Tensor | numpy.ndarray | None,

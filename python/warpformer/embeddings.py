@@ -1,7 +1,9 @@
 """Sentence embeddings, with the interface of sentence_transformers."""
 
 import sys
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from warpformer import _C
 from warpformer.load import find_checkpoint, load, read_json
 from warpformer.models._config import CheckpointError
 from warpformer.save import save, write_json
@@ -18,7 +21,8 @@ from warpformer.save import save, write_json
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-CPU_TOKENS = 1024  # of a step: the activations of more fall out of the caches
+CPU_TOKENS = 512  # of a step, about: the activations of more fall out of the caches
+SHARED_TEXTS = 4  # of a thread, at most: so few are embedded one step after the other, by all threads
 READ_AHEAD = 1024  # sentences that are tokenized at a time
 
 
@@ -100,7 +104,8 @@ class SentenceEncoder:
             prompt_name: which of `prompts` to put before each; the checkpoint's default if None.
             prompt: text to put before each, instead of a named one.
             batch_size: most sentences of a step. They are sorted by length and packed without padding: the
-                result does not depend on it. On the CPU a step also ends at 1024 tokens.
+                result does not depend on it. On the CPU a step also ends at some 512 tokens, and every thread
+                of torch's takes steps of its own.
             show_progress_bar: if None, where there are several batches and stderr is a terminal.
             convert_to_numpy: an array; else a list of tensors.
             convert_to_tensor: one tensor, whatever convert_to_numpy says.
@@ -128,8 +133,8 @@ class SentenceEncoder:
         if show_progress_bar is None:
             show_progress_bar = len(texts) > batch_size and sys.stderr.isatty()
         with tqdm(total=len(texts), desc="Encoding", unit="sentence", disable=not show_progress_bar) as bar:
-            for chosen, tokens in self._steps(texts, before, batch_size):
-                rows[chosen] = self._embed(tokens)
+            for chosen, embeddings in self._embed_all(texts, before, batch_size):
+                rows[chosen] = embeddings
                 bar.update(len(chosen))
         rows = rows[:, :truncate_dim]
         if normalize_embeddings:
@@ -168,23 +173,47 @@ class SentenceEncoder:
             raise ValueError(f"prompt_name = {name!r} is none of {[*self.prompts]}")
         return self.prompts[name]
 
-    def _steps(self, texts, prompt, batch_size):
-        """The sentences that are embedded together: their indices, and the token ids of each."""
+    def _embed_all(self, texts, prompt, batch_size):
+        """Indices and embeddings of the sentences of each step."""
+        threads = torch.get_num_threads() if self.model.norm.weight.is_cpu else 1
+        if len(texts) <= SHARED_TEXTS * threads:
+            threads = 1
+        steps = self._steps(texts, prompt, batch_size, threads)
+        if threads == 1:
+            for chosen, tokens in steps:
+                yield chosen, self._embed(tokens)
+            return
+        # Threads that shared a step would wait for each other at every layer.
+        with ThreadPoolExecutor(threads, initializer=run_on_one_thread) as pool:
+            started = deque()
+            for chosen, tokens in steps:
+                started.append((chosen, pool.submit(self._embed, tokens)))
+                if len(started) > 2 * threads:
+                    chosen, embeddings = started.popleft()
+                    yield chosen, embeddings.result()
+            for chosen, embeddings in started:
+                yield chosen, embeddings.result()
+
+    def _steps(self, texts, prompt, batch_size, threads):
+        """The sentences that are embedded together: their indices, and the token ids of each. On the CPU as
+        many, about, for every thread."""
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.max_seq_length)
-        most_tokens = CPU_TOKENS if self.model.norm.weight.is_cpu else sys.maxsize
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         ahead = max(READ_AHEAD, batch_size)
         for begin in range(0, len(order), ahead):
             chosen = order[begin : begin + ahead]
             tokens = self._tokenize([prompt + texts[i] for i in chosen])
-            start = total = 0
-            for i, ids in enumerate(tokens):
-                if i > start and (i == start + batch_size or total + len(ids) > most_tokens):
+            enough = sys.maxsize
+            if self.model.norm.weight.is_cpu:
+                total = sum(map(len, tokens))
+                enough = total / (threads * max(1, round(total / (threads * CPU_TOKENS))))
+            start = count = 0
+            for i, ids in enumerate(tokens, 1):
+                count += len(ids)
+                if count >= enough or i in (start + batch_size, len(tokens)):
                     yield chosen[start:i], tokens[start:i]
-                    start, total = i, 0
-                total += len(ids)
-            yield chosen[start:], tokens[start:]
+                    start, count = i, 0
 
     def _tokenize(self, texts):
         if self.lower_case:
@@ -201,6 +230,12 @@ class SentenceEncoder:
         hidden = self.model.forward_packed(*packed).float()
         pooled = torch.cat([pool(hidden, packed[1], mode) for mode in self.pooling], dim=1)
         return F.normalize(pooled, dim=1) if self.normalize else pooled
+
+
+def run_on_one_thread():
+    """Makes one thread the number of torch's and ours for calls from this one."""
+    torch.get_num_threads()  # torch sets it at its first use
+    _C.set_own_threads(1)
 
 
 def pool(hidden: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
