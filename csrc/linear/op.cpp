@@ -20,7 +20,8 @@ Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group
   int64_t end = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t at = end;
-    end += (bytes + kLine - 1) / kLine * kLine;
+    // A line even of no values: no other part begins at 0, which says that there is none.
+    end += bytes ? (bytes + kLine - 1) / kLine * kLine : kLine;
     return at;
   };
   const bool has_groups = is_4_bit(format) && group < depth;

@@ -1,10 +1,9 @@
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from warpformer import _C
 from warpformer.ops._library import dispatch, executor, is_direct, register
-from warpformer.ops.linear import PANEL, PackedWeight, _empty_product, _pad_halves, _show
+from warpformer.ops.linear import PackedWeight, _cut_halves, _empty_product, _gradient_of_product, _show
 
 
 def grouped_linear(
@@ -68,18 +67,13 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     input, data, offsets, bias = ctx.saved_tensors
-    out_features, format, group_size, zero_points, gated, activation = ctx.layout
-    width = grad.shape[-1]
-    padding = -width % PANEL if gated else 0  # where it is gated, both halves are whole panels
+    format, group_size, zero_points, gated = ctx.layout[1:5]
     layout = (format, group_size, zero_points)
-    dz = grad
-    if gated or activation != "none":
-        # Computed anew: half of the memory of a network are activations.
-        z_bias = None if bias is None else _pad_halves(bias, padding) if gated else bias
-        z_features = out_features + 2 * padding
-        z = dispatch("grouped_linear", input, data, offsets, z_bias, z_features, *layout, False, "none")
-        args = (F.pad(grad, (0, padding)), z, None, None, activation, gated, [True, False, False])
-        dz = dispatch("activation_backward", *args)[0]
+
+    def product(bias, features):
+        return dispatch("grouped_linear", input, data, offsets, bias, features, *layout, False, "none")
+
+    dz = _gradient_of_product(grad, bias, ctx.layout, product)
     dx = db = None
     if input.requires_grad:
         dx = dispatch("grouped_linear_backward", dz, data, offsets, input.shape[-1], *layout)
@@ -87,9 +81,7 @@ def _backward(ctx, grad):
     if bias is not None and bias.requires_grad:
         experts = torch.bucketize(torch.arange(len(dz), device=offsets.device), offsets, right=True)
         db = dz.new_zeros(len(offsets), dz.shape[-1]).index_add_(0, experts.to(dz.device), dz)
-        if gated:
-            db = torch.cat([half[:, :width] for half in db.chunk(2, -1)], -1)
-        db = db.to(bias.dtype)
+        db = (_cut_halves(db, grad.shape[-1]) if gated else db).to(bias.dtype)
     return dx, None, None, db, *[None] * len(ctx.layout)
 
 

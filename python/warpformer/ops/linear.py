@@ -248,34 +248,42 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     input, data, bias = ctx.saved_tensors
-    out_features, format, group_size, zero_points, gated, activation = ctx.layout
-    width = grad.shape[-1]
-    padding = -width % PANEL if gated else 0  # where it is gated, both halves are whole panels
-    dz = grad
-    if gated or activation != "none":
-        # Computed anew: half of the memory of a network are activations.
-        z_features = out_features + 2 * padding
-        z_bias = None if bias is None else _pad_halves(bias, padding) if gated else bias
-        z = dispatch(
-            "linear", input, data, z_bias, None, z_features, format, group_size, zero_points, False, "none"
-        )
-        args = (F.pad(grad, (0, padding)), z, None, None, activation, gated, [True, False, False])
-        dz = dispatch("activation_backward", *args)[0]
+    format, group_size, zero_points, gated = ctx.layout[1:5]
+    layout = (format, group_size, zero_points)
+
+    def product(bias, features):
+        return dispatch("linear", input, data, bias, None, features, *layout, False, "none")
+
+    dz = _gradient_of_product(grad, bias, ctx.layout, product)
     dx = db = None
     if input.requires_grad:
-        dx = dispatch("linear_backward", dz, data, input.shape[-1], format, group_size, zero_points).to(
-            input.dtype
-        )
+        dx = dispatch("linear_backward", dz, data, input.shape[-1], *layout).to(input.dtype)
     if bias is not None and bias.requires_grad:
         db = _as_rows(dz).sum(0)
-        if gated:
-            db = torch.cat([half[:width] for half in db.chunk(2)])
-        db = db.to(bias.dtype)
+        db = (_cut_halves(db, grad.shape[-1]) if gated else db).to(bias.dtype)
     return dx, None, db, grad if ctx.residual else None, *[None] * len(ctx.layout)
+
+
+def _gradient_of_product(grad, bias, layout, product):
+    """The gradient of z = input W^T + bias out of that of act(z) or, gated, act(gate) up, whose halves are
+    whole panels in it. `product(bias, features)` is z, computed anew: half of the memory of a network are
+    activations."""
+    out_features, *_, gated, activation = layout
+    if not gated and activation == "none":
+        return grad
+    padding = -grad.shape[-1] % PANEL if gated else 0
+    bias = _pad_halves(bias, padding) if gated and bias is not None else bias
+    z = product(bias, out_features + 2 * padding)
+    args = (F.pad(grad, (0, padding)), z, None, None, activation, gated, [True, False, False])
+    return dispatch("activation_backward", *args)[0]
 
 
 def _pad_halves(t, padding):
     return torch.cat([F.pad(half, (0, padding)) for half in t.chunk(2, -1)], -1)
+
+
+def _cut_halves(t, width):
+    return torch.cat([half[..., :width] for half in t.chunk(2, -1)], -1)
 
 
 def _linear_backward(grad, data, in_features, format, group_size, zero_points):
