@@ -78,6 +78,38 @@ def test_result_does_not_depend_on_the_batch(encoder, verses):
     assert np.array_equal(np.stack([encoder.encode(text) for text in some]), expected)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_result_does_not_depend_on_the_threads(encoder, verses, exact, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert np.array_equal(encoder.encode(verses), exact)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_many_texts_under_autocast_are_as_one(encoder, verses):
+    with torch.autocast("cpu", torch.bfloat16):
+        one, many = encoder.encode(verses[0]), encoder.encode(verses[:40])
+    assert np.array_equal(many[0], one)
+    assert not np.array_equal(one, encoder.encode(verses[0]))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_a_step_ends_all(encoder, verses, exact, monkeypatch, error):
+    def fail(tokens):
+        raise error("of a step")
+
+    threads = torch.get_num_threads()
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "_embed", fail)
+        with pytest.raises(error, match="of a step"):
+            encoder.encode(verses[:40])
+    assert torch.get_num_threads() == threads
+    assert np.array_equal(encoder.encode(verses[:40]), exact[:40])
+
+
 def test_containers(encoder, theirs):
     one = encoder.encode(THREE[0])
     assert one.shape == (384,)

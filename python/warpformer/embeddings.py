@@ -16,6 +16,7 @@ from tqdm import tqdm
 from warpformer import _C
 from warpformer.load import find_checkpoint, load, read_json
 from warpformer.models._config import CheckpointError
+from warpformer.ops._library import autocast_dtype, is_direct
 from warpformer.save import save, write_json
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -175,9 +176,7 @@ class SentenceEncoder:
 
     def _embed_all(self, texts, prompt, batch_size):
         """Indices and embeddings of the sentences of each step."""
-        threads = torch.get_num_threads() if self.model.norm.weight.is_cpu else 1
-        if len(texts) <= SHARED_TEXTS * threads:
-            threads = 1
+        threads = self._threads(len(texts))
         steps = self._steps(texts, prompt, batch_size, threads)
         if threads == 1:
             for chosen, tokens in steps:
@@ -193,6 +192,16 @@ class SentenceEncoder:
                     yield chosen, embeddings.result()
             for chosen, embeddings in started:
                 yield chosen, embeddings.result()
+
+    @torch.inference_mode()
+    def _threads(self, count):
+        """How many threads take steps of their own; 1 where what torch keeps for each thread is in use:
+        autocast, modes, profilers."""
+        weight = self.model.norm.weight
+        threads = torch.get_num_threads()
+        if count <= SHARED_TEXTS * threads or not weight.is_cpu:
+            return 1
+        return threads if is_direct(weight) and autocast_dtype(weight) is None else 1
 
     def _steps(self, texts, prompt, batch_size, threads):
         """The sentences that are embedded together: their indices, and the token ids of each. On the CPU as

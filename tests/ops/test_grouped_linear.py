@@ -69,6 +69,14 @@ def test_gradients(device, dtype, gated):
     )
 
 
+def test_autocast():
+    x, packed = torch.randn(ROWS, 16), ops.pack_linear(torch.randn(EXPERTS, 8, 16))
+    offsets = torch.tensor(ENDS[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.grouped_linear(x, packed, offsets)
+    assert same_bits(out, ops.grouped_linear(x.bfloat16(), packed, offsets))
+
+
 @pytest.mark.parametrize(
     "offsets",
     [

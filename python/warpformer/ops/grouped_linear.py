@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import dispatch, executor, is_direct, register
+from warpformer.ops._library import autocast_dtype, dispatch, executor, is_direct, register
 from warpformer.ops.linear import PackedWeight, _cut_halves, _empty_product, _gradient_of_product, _show
 
 
@@ -29,7 +29,8 @@ def grouped_linear(
         activation: the name of a function of `ops.activation`.
 
     Returns:
-        [M, N], contiguous, in the dtype of `input`: the bits that `linear` gives each expert's rows.
+        [M, N], contiguous, in the dtype of `input`, under torch.autocast in that of autocast, to which `input`
+        is rounded: the bits that `linear` gives each expert's rows.
 
     Raises:
         InputError: a shape, dtype or format does not fit, the offsets do not ascend to M, or the activation
@@ -41,6 +42,9 @@ def grouped_linear(
     """
     if not isinstance(weight, PackedWeight):
         raise TypeError(f"grouped_linear: weight is a PackedWeight, not a {type(weight).__name__}")
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        input = input.to(dtype)
     data, out_features, in_features, format, group_size, zero_points, gated = weight
     direct = is_direct(input, data, offsets, optional=(bias,))
     if input.ndim != 2 or input.shape[1] != in_features:
