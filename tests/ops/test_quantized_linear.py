@@ -23,13 +23,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 5e-4}
 
 
 def random_weight(n, k, format, group_size=None, zero_points=False):
-    group_size = group_size or k
+    group_size = group_size or max(k, 1)
     if format.startswith("int8"):
         values = torch.randint(-127, 128, (n, k), dtype=torch.int8)
     else:
         codes = F.pad(torch.randint(0, 16, (n, k), dtype=torch.uint8), (0, k % 2))
         values = codes[:, ::2] | codes[:, 1::2] << 4
-    scales = (torch.rand(n, -(-k // group_size)) - 0.3).bfloat16() / k**0.5
+    scales = (torch.rand(n, max(1, -(-k // group_size))) - 0.3).bfloat16() / max(k, 1) ** 0.5
     zeros = torch.randint(0, 16, scales.shape, dtype=torch.uint8) if zero_points else None
     return QuantizedWeight(values, scales, zeros, format, k, group_size)
 
@@ -75,7 +75,7 @@ def test_products(device, dtype, n, k, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize(("n", "k"), [(0, 5), (1, 1), (17, 257), (33, 64)])
+@pytest.mark.parametrize(("n", "k"), [(0, 5), (9, 0), (1, 1), (17, 257), (33, 64)])
 def test_pack_and_unpack(device, n, k, layout):
     weight = random_weight(n, k, *layout)
     unpacked = ops.unpack_linear(ops.pack_linear(weight))
@@ -83,6 +83,16 @@ def test_pack_and_unpack(device, n, k, layout):
     assert torch.equal(unpacked.scales, weight.scales.float())
     assert weight.zeros is None or torch.equal(unpacked.zeros, weight.zeros)
     assert unpacked[3:] == weight[3:]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_of_no_columns_the_bias_is_left(device, layout):
+    packed = ops.pack_linear(random_weight(20, 0, *layout))
+    x, bias = torch.randn(3, 0, requires_grad=True), torch.randn(20)
+    out = ops.linear(x, packed, bias)
+    assert torch.equal(out, bias.expand(3, 20))
+    out.sum().backward()
+    assert x.grad.shape == (3, 0)
 
 
 @pytest.mark.parametrize(("format", "group_size"), FORMATS)
