@@ -5,6 +5,7 @@ python -m warpformer.bench.linear_sweep [--json FILE] [--plot FILE.png] [--isa a
 
 import itertools
 import json
+import random
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -68,7 +69,8 @@ def pack(format, group_size, dtype):
 
 
 def measure(rounds):
-    """{mode: [seconds per call, by ROWS]}, medians of rounds, each of which goes through all."""
+    """{mode: [seconds per call, by ROWS]}, medians of rounds, each of which goes through all, the numbers of
+    rows in another order: neighbours in time, which share the memory's state, are not always the same."""
     modes = {name: make(*layout) for name, layout in MODES.items()}
     calls = {
         (name, rows): max(1, round(LAP_SECONDS / mode.seconds(rows, 1)))
@@ -77,8 +79,9 @@ def measure(rounds):
     }
     laps = {key: [] for key in calls}
     for _ in range(rounds):
-        for name, rows in calls:
-            laps[name, rows].append(modes[name].seconds(rows, calls[name, rows]))
+        for name, mode in modes.items():
+            for rows in random.sample(ROWS, len(ROWS)):
+                laps[name, rows].append(mode.seconds(rows, calls[name, rows]))
     return {name: [median(laps[name, rows]) for rows in ROWS] for name in modes}
 
 
@@ -122,7 +125,7 @@ def main(
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Draw t(M) here (matplotlib).")] = None,
     isa: Annotated[str | None, typer.Option(help="Cap the instruction set.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, show_default="torch's")] = None,
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
 ):
     torch.set_num_threads(threads or torch.get_num_threads())
     console = Console()
