@@ -29,8 +29,8 @@ def grouped_linear(
         activation: the name of a function of `ops.activation`.
 
     Returns:
-        [M, N], contiguous, in the dtype of `input`, under torch.autocast in that of autocast, to which `input`
-        is rounded: the bits that `linear` gives each expert's rows.
+        [M, N], contiguous, in the dtype of `input`; under torch.autocast in that of autocast, to which it is
+        rounded: the bits that `linear` gives each expert's rows.
 
     Raises:
         InputError: a shape, dtype or format does not fit, the offsets do not ascend to M, or the activation
