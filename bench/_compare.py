@@ -169,6 +169,7 @@ def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, comp
 
     def run_others():
         sleep(rest)
+        roofline.rate(limit, threads)  # wakes the threads
         times = {"limit": work / roofline.rate(limit, threads)}
         for name, peer in peers.items():
             peer.rest(rest, calls)
