@@ -140,7 +140,7 @@ def executor(t):
 
 def autocast_dtype(t):
     """What torch.autocast would have products on the device of `t` computed in; None outside of it."""
-    if not isinstance(t, Tensor):  # is_direct tells
+    if not isinstance(t, Tensor) or not (t.is_cpu or t.is_cuda):  # is_direct or the kernel tells
         return None
     device = t.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
