@@ -170,9 +170,9 @@ def test_quantize_then_embed(run, tmp_path):
         for cells in (line.replace("│", " ").split() for line in text.splitlines())
         if cells
     }
-    assert rows["layers.0.qkv"][:4] == ["1152", "x", "384", "1728"]
-    assert 5 < float(rows["layers.0.qkv"][-1].removesuffix("%")) < 10
-    assert rows["layers.5.down"][-1] == "skipped"
+    assert rows["layers.0.attention.qkv"][:4] == ["1152", "x", "384", "1728"]
+    assert 5 < float(rows["layers.0.attention.qkv"][-1].removesuffix("%")) < 10
+    assert rows["layers.5.feed_forward.down"][-1] == "skipped"
     assert "MiB before" in text.splitlines()[-1]
 
     status, text, _ = run("embed", "--model", out, stdin="\n".join(LINES).encode())
@@ -181,7 +181,7 @@ def test_quantize_then_embed(run, tmp_path):
     options = {"group_size": 32, "clip": "mse", "zero_points": True, "skip": ["*.down", "pooler"]}
     encoder = wf.SentenceEncoder(get_model_path(), quantization={"mode": "int4", **options})
     assert np.array_equal(found, encoder.encode(LINES))
-    assert type(wf.load(out).layers[0].down) is wf.nn.PackedLinear
+    assert type(wf.load(out).layers[0].feed_forward.down) is wf.nn.PackedLinear
 
 
 def test_quantize_a_model_without_tokenizer(run, tmp_path):

@@ -56,7 +56,7 @@ def test_damaged_config(folder, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "perceiver"}, r"'perceiver' is none of \['bert'\]"),
+        ({"model_type": "perceiver"}, r"'perceiver' is none of \['bert', "),
         ({"model_type": "../bert"}, "is none of"),
         ({"model_type": ["bert"]}, "is none of"),
         ({"hidden_size": 50}, "hidden_size = 50 is no multiple of num_attention_heads = 4"),
@@ -66,11 +66,11 @@ def test_damaged_config(folder, text, message):
         ({"hidden_size": "48"}, "hidden_size = '48' is not of type int"),
         ({"hidden_size": True}, "hidden_size = True is not of type int"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000 is over 1024"),
-        ({"num_hidden_layers": 3}, "tensors are missing, the first is 'layers.2"),
+        ({"num_hidden_layers": 3}, r"'layers\.2\.attention\.qkv\.query\.weight' is missing; .* and 8 more"),
         ({"vocab_size": 10**7}, r"shape \[97, 48\], but config.json makes it \[10000000, 48\]"),
         ({"intermediate_size": 81}, r"shape \[80, 48\], but config.json makes it \[81, 48\]"),
-        ({"hidden_act": "swish"}, "hidden_act = 'swish' is none of"),
-        ({"layer_norm_eps": float("nan")}, "layer_norm_eps = nan"),
+        ({"hidden_act": "swoosh"}, "hidden_act = 'swoosh' is none of"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps = nan is not finite"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
         ({"is_decoder": True}, "is_decoder"),
     ],
@@ -135,7 +135,7 @@ def test_tensor_of_another_dtype(folder):
     state = load_file(path)
     state["pooler.dense.weight"] = state["pooler.dense.weight"].double()
     save_file(state, path)
-    with pytest.raises(wf.CheckpointError, match=r"'pooler\.dense\.weight' has dtype F64"):
+    with pytest.raises(wf.CheckpointError, match=r"'pooler\.dense\.weight' has dtype F64, not float32 or"):
         wf.load(folder)
 
 
@@ -215,7 +215,7 @@ def test_quantization_reads_the_weights_as_they_are_stored(folder):
     ("quantization", "message"),
     [
         ("int7", "mode = 'int7' is none of"),
-        ({"mode": "int4", "group_size": 31}, r"layers\.0\.qkv: group_size = 31"),
+        ({"mode": "int4", "group_size": 31}, r"layers\.0\.attention\.qkv: group_size = 31"),
         ({"mode": "int4", "clip": 3}, "clip = 3"),
     ],
 )
@@ -231,5 +231,5 @@ def test_quantization_of_a_damaged_weight(folder):
     state = load_file(path)
     state["encoder.layer.1.output.dense.weight"][0, 0] = torch.nan
     save_file(state, path)
-    with pytest.raises(wf.CheckpointError, match=r"layers\.1\.down: .* has NaN or Inf"):
+    with pytest.raises(wf.CheckpointError, match=r"layers\.1\.feed_forward\.down: .* has NaN or Inf"):
         wf.load(folder, quantization="int8")

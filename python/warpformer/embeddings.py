@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from warpformer import _C
-from warpformer.load import find_checkpoint, load, read_json
+from warpformer.checkpoint import find_checkpoint, read_json
+from warpformer.load import load
 from warpformer.models._config import CheckpointError
+from warpformer.nn import Sequences
 from warpformer.ops._library import autocast_dtype, is_direct
 from warpformer.save import save, write_json
 
@@ -37,7 +39,7 @@ class SentenceEncoder:
         quantization: as in `warpformer.load`.
 
     Attributes:
-        model: the encoder, as `warpformer.load` returns it.
+        model: as `warpformer.load` returns it.
         max_seq_length: tokens of a sentence that are read, special tokens included; the rest is cut off.
         prompts: name -> text that `encode(..., prompt_name=name)` puts before every sentence.
         similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
@@ -54,6 +56,11 @@ class SentenceEncoder:
         self.tokenizer, self.max_seq_length, self.lower_case = read_tokenizer(transformer, self.model)
         self.prompts, self.default_prompt_name, self.similarity_fn_name = read_settings(folder)
 
+    @property
+    def encoder(self):
+        """`model` without a head."""
+        return getattr(self.model, "backbone", self.model)
+
     def save(self, folder) -> None:
         """Writes a checkpoint that SentenceEncoder reads; `warpformer.save` writes the model of it.
 
@@ -65,7 +72,7 @@ class SentenceEncoder:
         self.tokenizer.save(str(folder / "tokenizer.json"))
         settings = {"max_seq_length": self.max_seq_length, "do_lower_case": self.lower_case}
         write_json(folder / "sentence_bert_config.json", settings)
-        width = self.model.config.hidden_size
+        width = self.encoder.config.hidden_size
         pooling = {"word_embedding_dimension": width, "pooling_mode": self.pooling}
         write_json(folder / "1_Pooling/config.json", pooling)
         settings = {key: getattr(self, key) for key in SETTINGS}
@@ -83,7 +90,7 @@ class SentenceEncoder:
         write_json(folder / "modules.json", modules)
 
     def get_embedding_dimension(self) -> int:
-        return self.model.config.hidden_size * len(self.pooling)
+        return self.encoder.config.hidden_size * len(self.pooling)
 
     def encode(
         self,
@@ -197,7 +204,7 @@ class SentenceEncoder:
     def _threads(self, count):
         """How many threads take steps of their own; 1 where what torch keeps for each thread is in use:
         autocast, modes, profilers."""
-        weight = self.model.norm.weight
+        weight = self.encoder.norm.weight
         threads = torch.get_num_threads()
         if count <= SHARED_TEXTS * threads or not weight.is_cpu:
             return 1
@@ -234,10 +241,13 @@ class SentenceEncoder:
         lengths = [len(ids) for ids in tokens]
         ends = np.cumsum([0, *lengths], dtype=np.int32)
         positions = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends[:-1], lengths)
-        device = self.model.norm.weight.device
-        packed = [torch.from_numpy(a).to(device) for a in (np.concatenate(tokens), ends, positions)]
-        hidden = self.model.forward_packed(*packed).float()
-        pooled = torch.cat([pool(hidden, packed[1], mode) for mode in self.pooling], dim=1)
+        device = self.encoder.norm.weight.device
+        ids, cu_seqlens, positions = (
+            torch.from_numpy(a).to(device) for a in (np.concatenate(tokens), ends, positions)
+        )
+        sequences = Sequences.of_lengths(cu_seqlens, positions, max(lengths))
+        hidden = self.encoder.forward_packed(ids, sequences).float()
+        pooled = torch.cat([pool(hidden, cu_seqlens, mode) for mode in self.pooling], dim=1)
         return F.normalize(pooled, dim=1) if self.normalize else pooled
 
 
@@ -329,7 +339,7 @@ def read_tokenizer(folder: Path, model):
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{path} is no tokenizer: {error}") from error
-    positions = model.config.max_position_embeddings
+    positions = model.config.max_length
     path = folder / "sentence_bert_config.json"
     settings = read_json(path) if path.is_file() else {}
     longest = settings.get("max_seq_length") or positions

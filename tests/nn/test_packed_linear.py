@@ -8,7 +8,7 @@ from torch import nn
 import warpformer as wf
 from tests.check import same_bits
 
-PARTS = ("query", "key", "value")
+PARTS = {"query": 5, "key": 4, "value": 3}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -68,7 +68,7 @@ def test_meta_device():
 
 
 def test_errors_of_a_state_dict():
-    layer = wf.nn.PackedLinear(4, 6, parts=("a", "b"))
+    layer = wf.nn.PackedLinear(4, 6, parts={"a": 3, "b": 3})
     before = layer.weight
     state = {
         "a.weight": torch.zeros(3, 5),

@@ -18,7 +18,7 @@ FORMATS = [
     ("int4_dynamic", {"group_size": -1}),
     ("nf4", {"group_size": 32}),
 ]
-PARTS = ("query", "key", "value")
+PARTS = {"query": 10, "key": 8, "value": 6}
 
 
 def empty(format, options, n=24, k=75, **more):
@@ -26,7 +26,7 @@ def empty(format, options, n=24, k=75, **more):
     return cls(k, n, format=format, **options, **more)
 
 
-def filled(format, options, n=24, k=75, parts=("",)):
+def filled(format, options, n=24, k=75, parts=None):
     """A layer, its quantized weight and its bias."""
     layer = empty(format, options, n, k, parts=parts)
     quantized, bias = quantize(torch.randn(n, k), format, **options), torch.randn(n)

@@ -34,8 +34,8 @@ def network():
     with torch.device("meta"):
         return nn.ModuleDict(
             {
-                "first": wf.nn.PackedLinear(48, 6, parts=("a", "b")),
-                "block": nn.Sequential(wf.nn.PackedLinear(40, 5, bias=False)),
+                "first": wf.nn.FusedLinear(48, {"a": 2, "b": 4}),
+                "block": nn.Sequential(wf.nn.Linear(40, 5, bias=False)),
             }
             | {"norm": wf.nn.LayerNorm(5)}
         )

@@ -1,26 +1,32 @@
 """BERT: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers" (2019).
 
-Shapes: B batch, T tokens of the longest sequence, N tokens of all sequences together, C = hidden_size,
-H = num_attention_heads, D = C / H. Inside, the sequences lie packed one after the other, [N, C]: padding
-is never computed.
+    x = layer_norm(tokens[input_ids] + positions[position_ids] + token_types[token_type_ids])
+    x = layer_norm(x + out(attention(qkv(x))))        for each layer, every token seeing every other
+    x = layer_norm(x + down(gelu(up(x))))
 """
 
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from warpformer import ops
-from warpformer.models._config import require
-from warpformer.nn import LayerNorm, PackedLinear
+from warpformer.models._config import Labels, activation_of, require, require_layers, require_multiple
+from warpformer.models._encoder import Encoder, MaskedLM, PooledClassifier
+from warpformer.models._heads import Head, QuestionAnswering, TokenClassifier
+from warpformer.models._keys import KeyMap
+from warpformer.nn import (
+    Embedding,
+    FeedForward,
+    FusedLinear,
+    LayerNorm,
+    Linear,
+    PostNormLayer,
+    SelfAttention,
+)
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
-
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(Labels):
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
@@ -30,170 +36,140 @@ class Config:
     type_vocab_size: int = 2
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
     position_embedding_type: str = "absolute"
     is_decoder: bool = False
+    tie_word_embeddings: bool = True
 
     def __post_init__(self):
-        require(self.num_hidden_layers <= 1024, f"num_hidden_layers = {self.num_hidden_layers} is over 1024")
-        require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"hidden_size = {self.hidden_size} is no multiple of num_attention_heads = "
-            f"{self.num_attention_heads}",
-        )
-        require(
-            self.hidden_act in ACTIVATIONS, f"hidden_act = {self.hidden_act!r} is none of {[*ACTIVATIONS]}"
-        )
+        super().__post_init__()
+        require_layers(num_hidden_layers=self.num_hidden_layers)
+        require_multiple(hidden_size=self.hidden_size, num_attention_heads=self.num_attention_heads)
+        self.activation = activation_of("hidden_act", self.hidden_act)
         require(self.layer_norm_eps >= 0, f"layer_norm_eps = {self.layer_norm_eps} is negative")
         require(
             self.position_embedding_type == "absolute",
             f"position_embedding_type = {self.position_embedding_type!r} is not 'absolute'",
         )
         require(not self.is_decoder, "is_decoder = true: this is the encoder")
+        if self.classifier_dropout is None:
+            self.classifier_dropout = self.hidden_dropout_prob
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a sequence that there are positions for."""
+        return self.max_position_embeddings
 
 
-class Output(NamedTuple):
-    last_hidden_state: Tensor  # [B, T, C], 0 where attention_mask is
-    pooler_output: Tensor | None  # [B, C]; None for a checkpoint without pooler
-
-
-class Layer(nn.Module):
+class Model(Encoder):
     def __init__(self, config: Config):
-        super().__init__()
         width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.activation = ACTIVATIONS[config.hidden_act]
-        self.qkv = PackedLinear(width, 3 * width, parts=("query", "key", "value"))
-        self.attention_out = PackedLinear(width, width)
-        self.attention_norm = LayerNorm(width, eps=config.layer_norm_eps)
-        self.up = PackedLinear(width, config.intermediate_size)
-        self.down = PackedLinear(config.intermediate_size, width)
-        self.norm = LayerNorm(width, eps=config.layer_norm_eps)
-
-    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)  # [N, H, D] each
-        seen = ops.scaled_dot_product_attention(q, k, v, cu_seqlens_q=cu_seqlens, cu_seqlens_k=cu_seqlens)
-        x = self.attention_norm(self.attention_out(seen.flatten(1), residual=x))
-        return self.norm(self.down(self.up(x, activation=self.activation), residual=x))
+        super().__init__(
+            config,
+            Embedding(config.vocab_size, width),
+            Embedding(config.max_position_embeddings, width),
+            Embedding(config.type_vocab_size, width),
+            norm(config),
+            [encoder_layer(config) for _ in range(config.num_hidden_layers)],
+            Linear(width, width),
+            dropout=config.hidden_dropout_prob,
+        )
 
 
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        width = config.hidden_size
-        self.tokens = nn.Embedding(config.vocab_size, width)
-        self.positions = nn.Embedding(config.max_position_embeddings, width)
-        self.token_types = nn.Embedding(config.type_vocab_size, width)
-        self.norm = LayerNorm(width, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = PackedLinear(width, width)
-
-    def drop_missing(self, keys: set[str]):
-        """Drops the pooler where the checkpoint (`keys`: its tensors' names here) has none."""
-        if not any(key.startswith("pooler.") for key in keys):
-            self.pooler = None
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Output:
-        """Hidden states of a padded batch.
-
-        Args:
-            input_ids: [B, T] int64 or int32.
-            attention_mask: [B, T], nonzero = a token, 0 = padding, anywhere in the row; all tokens if None.
-            token_type_ids: [B, T]; 0 if None.
-            position_ids: [B, T] or [1, T]; 0, 1, ... if None.
-
-        Raises:
-            InputError: an id is outside its table, a shape does not fit.
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        kept = attention_mask != 0  # [B, T]
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        positions = position_ids.expand_as(input_ids)[kept]
-        cu_seqlens = nn.functional.pad(kept.sum(1).cumsum(0), (1, 0)).int()
-        packed = self.forward_packed(input_ids[kept], cu_seqlens, positions, token_type_ids[kept])
-        hidden = packed.new_zeros(*input_ids.shape, packed.shape[-1])
-        hidden[kept] = packed
-        pooled = self.pooler(hidden[:, 0], activation="tanh") if self.pooler is not None else None
-        return Output(hidden, pooled)
-
-    def forward_packed(
-        self,
-        input_ids: Tensor,
-        cu_seqlens: Tensor,
-        position_ids: Tensor,
-        token_type_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states [N, C] of packed sequences.
-
-        Args:
-            input_ids, position_ids, token_type_ids: [N] int64 or int32, the sequences one after the other.
-            cu_seqlens: [sequences + 1] int32, where each begins, and N.
-        """
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        tables = [self.tokens.weight, self.positions.weight, self.token_types.weight]
-        x = self.norm(ops.embedding_sum([input_ids, position_ids, token_type_ids], tables))
-        for layer in self.layers:
-            x = layer(x, cu_seqlens)
-        return x
+def norm(config: Config) -> LayerNorm:
+    return LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
-RENAMES = [
-    (r"^bert\.", ""),
-    (r"^embeddings\.word_embeddings\.", "tokens."),
-    (r"^embeddings\.position_embeddings\.", "positions."),
-    (r"^embeddings\.token_type_embeddings\.", "token_types."),
-    (r"^embeddings\.LayerNorm\.", "norm."),
-    (r"^encoder\.layer\.", "layers."),
-    (r"\.attention\.self\.", ".qkv."),
-    (r"\.attention\.output\.dense\.", ".attention_out."),
-    (r"\.attention\.output\.LayerNorm\.", ".attention_norm."),
-    (r"\.intermediate\.dense\.", ".up."),
-    (r"\.output\.dense\.", ".down."),
-    (r"\.output\.LayerNorm\.", ".norm."),
-    (r"^pooler\.dense\.", "pooler."),
-    (r"\bgamma$", "weight"),  # the names of the first TensorFlow checkpoints
-    (r"\bbeta$", "bias"),
-]
+def encoder_layer(config: Config) -> PostNormLayer:
+    width, inner, dropout = config.hidden_size, config.intermediate_size, config.hidden_dropout_prob
+    attention = SelfAttention(
+        FusedLinear(width, {"query": width, "key": width, "value": width}),
+        Linear(width, width),
+        config.num_attention_heads,
+        config.num_attention_heads,
+        is_causal=False,
+        dropout=dropout,
+        attention_dropout=config.attention_probs_dropout_prob,
+    )
+    feed_forward = FeedForward(Linear(width, inner), Linear(inner, width), config.activation, dropout)
+    return PostNormLayer(norm(config), attention, norm(config), feed_forward)
 
 
-ORIGINALS = [
-    (r"^tokens\.", "embeddings.word_embeddings."),
-    (r"^positions\.", "embeddings.position_embeddings."),
-    (r"^token_types\.", "embeddings.token_type_embeddings."),
-    (r"^norm\.", "embeddings.LayerNorm."),
-    (r"^layers\.", "encoder.layer."),
-    (r"\.qkv\.", ".attention.self."),
-    (r"\.attention_out\.", ".attention.output.dense."),
-    (r"\.attention_norm\.", ".attention.output.LayerNorm."),
-    (r"\.up\.", ".intermediate.dense."),
-    (r"\.down\.", ".output.dense."),
-    (r"\.norm\.", ".output.LayerNorm."),
-    (r"^pooler\.", "pooler.dense."),
-]
+class NextSentence(Head):
+    """Logits [B, 2] of each pair of sentences: that the second follows the first, and that it does not."""
+
+    needed = ("pooler",)
+
+    def __init__(self, backbone, config):
+        super().__init__(backbone, config)
+        self.next_sentence = Linear(config.hidden_size, 2)
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        """Arguments are those of Model."""
+        rows, sequences = self.backbone.forward_rows(*args, **kwargs)
+        return self.next_sentence(self.backbone.pool(rows, sequences))
 
 
-def rename(key: str) -> str | None:
-    if key.startswith("cls.") or key.endswith("position_ids"):
-        return None
-    return _replace(key, RENAMES)
+class PreTrainingOutput(NamedTuple):
+    prediction_logits: Tensor  # [B, T, V] of the token at every place, 0 at padding
+    seq_relationship_logits: Tensor  # [B, 2], as NextSentence has them
 
 
-def original(name: str) -> str:
-    return _replace(name, ORIGINALS)
+class PreTraining(MaskedLM):
+    """Both objectives of the paper: MaskedLM and NextSentence."""
+
+    needed = ("pooler",)
+
+    def __init__(self, backbone, config):
+        super().__init__(backbone, config)
+        self.next_sentence = Linear(config.hidden_size, 2)
+
+    def forward(self, *args, **kwargs) -> PreTrainingOutput:
+        """Arguments are those of Model."""
+        rows, sequences = self.backbone.forward_rows(*args, **kwargs)
+        follows = self.next_sentence(self.backbone.pool(rows, sequences))
+        return PreTrainingOutput(sequences.pad(self.lm(rows)), follows)
 
 
-def _replace(name, pairs):
-    for pattern, other in pairs:
-        name = re.sub(pattern, other, name)
-    return name
+BACKBONE = {
+    "tokens": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+    "layers.*.attention.qkv.query": "encoder.layer.*.attention.self.query",
+    "layers.*.attention.qkv.key": "encoder.layer.*.attention.self.key",
+    "layers.*.attention.qkv.value": "encoder.layer.*.attention.self.value",
+    "layers.*.attention.out": "encoder.layer.*.attention.output.dense",
+    "layers.*.attention_norm": "encoder.layer.*.attention.output.LayerNorm",
+    "layers.*.feed_forward.up": "encoder.layer.*.intermediate.dense",
+    "layers.*.feed_forward.down": "encoder.layer.*.output.dense",
+    "layers.*.feed_forward_norm": "encoder.layer.*.output.LayerNorm",
+    "pooler": "pooler.dense",
+}
+IGNORED = ("embeddings.position_ids", "cls.predictions.decoder.bias")
+
+HEADS = {
+    "BertModel": None,
+    "BertForPreTraining": PreTraining,
+    "BertForMaskedLM": MaskedLM,
+    "BertForNextSentencePrediction": NextSentence,
+    "BertForSequenceClassification": PooledClassifier,
+    "BertForTokenClassification": TokenClassifier,
+    "BertForQuestionAnswering": QuestionAnswering,
+}
+KEYS = KeyMap(
+    BACKBONE,
+    {
+        "lm.dense": "cls.predictions.transform.dense",
+        "lm.norm": "cls.predictions.transform.LayerNorm",
+        "lm.decoder.bias": "cls.predictions.bias",
+        "lm.decoder": "cls.predictions.decoder",
+        "next_sentence": "cls.seq_relationship",
+        "classifier": "classifier",
+        "qa": "qa_outputs",
+    },
+    prefix="bert",
+    ignored=IGNORED,
+)

@@ -11,11 +11,27 @@ from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
 from warpformer.nn.rms_norm import RMSNorm
 from warpformer.nn.rotary_embedding import RotaryEmbedding
+from warpformer.nn.blocks import PostNormLayer, PreNormLayer, SandwichNormLayer
+from warpformer.nn.feed_forward import FeedForward
+from warpformer.nn.fused_linear import FusedLinear
+from warpformer.nn.ragged_cache import RaggedCache, RaggedLayerCache
+from warpformer.nn.self_attention import SelfAttention
+from warpformer.nn.sequences import Sequences
+from warpformer.nn.packed_embedding import PackedEmbedding
 from warpformer.nn.transformer import Transformer
 from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDecoderLayer
 from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "FeedForward",
+    "FusedLinear",
+    "PostNormLayer",
+    "PreNormLayer",
+    "RaggedCache",
+    "RaggedLayerCache",
+    "SandwichNormLayer",
+    "SelfAttention",
+    "Sequences",
     "DecoderCache",
     "DecoderLayerCache",
     "Dropout",
@@ -26,6 +42,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "MultiheadAttention",
+    "PackedEmbedding",
     "PackedLinear",
     "RMSNorm",
     "RotaryEmbedding",

@@ -1,8 +1,11 @@
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer._C import InputError
+from warpformer.nn._parts import WHOLE, part_keys, split_parts
 from warpformer.ops._quantized import FLOATS
 from warpformer.ops.linear import PANEL
 
@@ -14,19 +17,26 @@ class PackedModule(nn.Module):
     """
 
     def __init__(
-        self, weight: Tensor | ops.QuantizedWeight, bias: nn.Parameter | None, parts: tuple[str, ...]
+        self,
+        weight: Tensor | ops.QuantizedWeight,
+        bias: nn.Parameter | None,
+        parts: Mapping[str, int] | None,
+        gated: bool,
     ):
         super().__init__()
         self.register_buffer("packed", None, persistent=False)
+        self.gated = gated
         self.pack(weight)
         self.in_features = self._layout.in_features
         self.out_features = self._layout.out_features
         self.bias = bias
-        self.parts = tuple(parts)
+        self.parts = {WHOLE: self.out_features} if parts is None else dict(parts)
+        if sum(self.parts.values()) != self.out_features:
+            raise InputError(f"parts = {self.parts} are not the {self.out_features} rows of the weight")
 
     def pack(self, weight: Tensor | ops.QuantizedWeight):
         """Holds `weight` from now on."""
-        packed = ops.pack_linear(weight)
+        packed = ops.pack_linear(weight, gated=self.gated)
         self.packed = packed.data
         self._layout = packed._replace(data=None)
 
@@ -63,27 +73,22 @@ class PackedModule(nn.Module):
 
     def state_layout(self):
         """Key of the state_dict -> (shape, the dtypes it may have)."""
-        rows = self.out_features // len(self.parts)
         return {
             key: ((rows, *columns), dtypes)
             for kind, (columns, dtypes) in self._layout_of_all().items()
-            for key in self._keys(kind)
+            for key, rows in zip(part_keys(self.parts, kind), self.parts.values(), strict=True)
         }
 
     def _layout_of_all(self):
         bias = {} if self.bias is None else {"bias": ((), FLOATS)}
         return self.weight_layout() | bias
 
-    def _keys(self, kind):
-        return [f"{part}.{kind}" if part else kind for part in self.parts]
-
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         tensors = self.weight_state()
         if self.bias is not None:
             tensors["bias"] = self.bias if keep_vars else self.bias.detach()
         for kind, value in tensors.items():
-            keys = self._keys(kind)
-            for key, rows in zip(keys, value.chunk(len(keys)) if len(keys) > 1 else [value], strict=True):
+            for key, rows in split_parts(self.parts, kind, value).items():
                 destination[prefix + key] = rows
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
@@ -113,9 +118,10 @@ class PackedModule(nn.Module):
 
     def _gather(self, kinds, given, assign):
         """The tensors of these kinds, their parts below each other; None if a part is not given."""
-        if not all(key in given for kind in kinds for key in self._keys(kind)):
+        keys = {kind: part_keys(self.parts, kind) for kind in kinds}
+        if not all(key in given for each in keys.values() for key in each):
             return None
-        tensors = {kind: torch.cat([given[key] for key in self._keys(kind)]) for kind in kinds}
+        tensors = {kind: torch.cat([given[key] for key in each]) for kind, each in keys.items()}
         return tensors if assign else {kind: value.to(self.packed.device) for kind, value in tensors.items()}
 
     def _load_bias(self, value, assign):

@@ -4,6 +4,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from warpformer import ops
 from warpformer.nn._drop_in import DROP_INS, drop_in
 from warpformer.nn._repack import Repacking
+from warpformer.nn.packed_linear import PackedLinear
 
 
 @drop_in
@@ -19,6 +20,10 @@ class Linear(Repacking, nn.Linear):
 
     def forward(self, input: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
         return ops.linear(input, self.weight, self.bias, activation=activation, residual=residual)
+
+    def to_packed(self) -> PackedLinear:
+        """This layer for inference."""
+        return PackedLinear.of(self.weight, self.bias)
 
 
 DROP_INS[NonDynamicallyQuantizableLinear] = Linear  # the output of torch.nn.MultiheadAttention

@@ -16,18 +16,31 @@ class PackedLinear(PackedModule):
     are those of `warpformer.ops.linear`.
 
     Args:
-        parts: names of layers whose weights lie one below the other in this one, each of out_features /
-            len(parts) rows; the state_dict then has `<name>.weight` and `<name>.bias` for each, so that a
-            fused query-key-value layer loads from a checkpoint that holds three.
+        parts: name -> rows of layers whose weights lie one below the other in this one; the state_dict then
+            has `<name>.weight` and `<name>.bias` for each, so that a fused query-key-value layer loads from
+            a checkpoint that holds three.
+        gated: whether the first half of the rows is the gate of the second: as in FusedLinear.
     """
 
-    def __init__(self, in_features, out_features, bias=True, device=None, dtype=None, *, parts=("",)):
+    def __init__(
+        self, in_features, out_features, bias=True, device=None, dtype=None, *, parts=None, gated=False
+    ):
         weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
         if not weight.is_meta:
             nn.init.kaiming_uniform_(weight, a=5**0.5)
-        super().__init__(
-            weight, initial_bias(in_features, out_features, device, dtype) if bias else None, parts
-        )
+        bias = initial_bias(in_features, out_features, device, dtype) if bias else None
+        super().__init__(weight, bias, parts, gated)
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: nn.Parameter | None, *, parts=None, gated=False):
+        """The layer that holds `weight` [N, K], packed, and `bias` as it is.
+
+        Raises:
+            InputError: `weight` is no floating matrix, or `parts` are not its rows.
+        """
+        layer = cls.__new__(cls)
+        PackedModule.__init__(layer, weight.detach(), bias, parts, gated)
+        return layer
 
     @property
     def weight(self) -> Tensor:

@@ -23,19 +23,19 @@ class QuantizedLinear(PackedModule):
 
     formats = ()
 
-    def __init__(self, weight: ops.QuantizedWeight, bias, parts):
+    def __init__(self, weight: ops.QuantizedWeight, bias, parts, gated):
         self._check(weight)
-        super().__init__(weight, bias, parts)
+        super().__init__(weight, bias, parts, gated)
 
     @classmethod
-    def from_quantized(cls, weight: ops.QuantizedWeight, bias: nn.Parameter | None = None, *, parts=("",)):
+    def from_quantized(cls, weight: ops.QuantizedWeight, bias: nn.Parameter | None = None, *, parts=None, gated=False):
         """The layer of a weight that `warpformer.quantization.quantize` made.
 
         Raises:
             InputError: its tensors do not fit each other, or its format is that of another class.
         """
         layer = cls.__new__(cls)
-        QuantizedLinear.__init__(layer, weight, bias, parts)
+        QuantizedLinear.__init__(layer, weight, bias, parts, gated)
         return layer
 
     def pack(self, weight):
@@ -121,7 +121,7 @@ class Int8Linear(QuantizedLinear):
     Args:
         format: "int8" computes with the activations as they are, "int8_dynamic" rounds them to 8 bits,
             with one scale for each token.
-        parts: as in `PackedLinear`.
+        parts, gated: as in `PackedLinear`.
 
     Attributes:
         weight: [N, K] float32, the numbers that the integers stand for, made anew on every access.
@@ -141,12 +141,14 @@ class Int8Linear(QuantizedLinear):
         dtype=None,
         *,
         format="int8",
-        parts=("",),
+        parts=None,
+        gated=False,
     ):
         super().__init__(
             _zero_weight(in_features, out_features, device, format, in_features, False),
             initial_bias(in_features, out_features, device, dtype) if bias else None,
             parts,
+            gated,
         )
 
 
@@ -165,7 +167,7 @@ class Int4Linear(QuantizedLinear):
             bits, with one scale for each 32 of a token.
         group_size: 32, 64, 128, or in_features or -1 for one group a row.
         zero_points: whether groups have an integer zero (not nf4).
-        parts: as in `PackedLinear`.
+        parts, gated: as in `PackedLinear`.
 
     Attributes:
         weight: [N, K] float32, the numbers that the codes stand for, made anew on every access.
@@ -188,16 +190,18 @@ class Int4Linear(QuantizedLinear):
         format="int4",
         group_size=128,
         zero_points=False,
-        parts=("",),
+        parts=None,
+        gated=False,
     ):
         super().__init__(
             _zero_weight(in_features, out_features, device, format, group_size, zero_points),
             initial_bias(in_features, out_features, device, dtype) if bias else None,
             parts,
+            gated,
         )
 
 
-def quantized_linear(weight: ops.QuantizedWeight, bias, parts=("",)) -> QuantizedLinear:
+def quantized_linear(weight: ops.QuantizedWeight, bias, parts=None, gated=False) -> QuantizedLinear:
     """The layer of the class that holds weights of that format."""
     cls = Int8Linear if weight.format in INT8_FORMATS else Int4Linear
-    return cls.from_quantized(weight, bias, parts=parts)
+    return cls.from_quantized(weight, bias, parts=parts, gated=gated)

@@ -1,8 +1,11 @@
 from collections.abc import Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from warpformer import ops
+from warpformer.nn.sequences import Sequences
 
 
 class RotaryEmbedding(nn.Module):
@@ -19,6 +22,7 @@ class RotaryEmbedding(nn.Module):
         theta: the base of the frequencies.
         scaling: rope_scaling of a Hugging Face config, as `ops.rope_frequencies` takes it.
         partial_rotary_factor: the part of a head that rotates.
+        max_position_embeddings: of the config, which some scalings are relative to.
         interleaved: pairs are neighbours (GPT-J, the paper), not halves of a head (GPT-NeoX, Llama).
 
     Args of forward:
@@ -43,17 +47,47 @@ class RotaryEmbedding(nn.Module):
         theta: float = 10000.0,
         scaling: Mapping | None = None,
         partial_rotary_factor: float = 1.0,
+        max_position_embeddings: int | None = None,
         interleaved: bool = False,
         device=None,
     ):
         super().__init__()
-        inv_freq, factor = ops.rope_frequencies(
-            head_dim, scaling, theta=theta, partial_rotary_factor=partial_rotary_factor
-        )
-        cos, sin = ops.rope_tables(inv_freq, max_length, factor, device=device)
         self.interleaved = interleaved
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.max_length = max_length
+        self._frequencies = dict(
+            head_dim=head_dim,
+            scaling=scaling,
+            theta=theta,
+            partial_rotary_factor=partial_rotary_factor,
+            max_position_embeddings=max_position_embeddings,
+        )
+        self._longer_than = _trained_length(scaling, max_position_embeddings)
+        self.init_buffers(device)
+
+    def init_buffers(self, device=None):
+        """Computes the angles: at first, and where a model is built on the meta device, once it leaves that."""
+        lengths = [None] if self._longer_than is None else [None, self._longer_than + 1]
+        tables = []
+        for length in lengths:
+            inv_freq, factor = ops.rope_frequencies(**self._frequencies, sequence_length=length)
+            tables.append(ops.rope_tables(inv_freq, self.max_length, factor, device=device))
+        for name, parts in zip(("cos", "sin"), zip(*tables, strict=True), strict=True):
+            self.register_buffer(name, torch.cat(parts), persistent=False)
+
+    def prepare(self, sequences: Sequences) -> Sequences:
+        """`sequences` with the positions that `forward` takes, once there are angles for all of them.
+
+        With "longrope" a sequence of more tokens than the model was trained for has angles of its own.
+        """
+        if sequences.longest > self.max_length:
+            self.max_length = max(sequences.longest, 2 * self.max_length)
+            self.init_buffers(self.cos.device)
+        if self._longer_than is None:
+            return sequences
+        lengths = sequences.cu_seqlens.diff()
+        is_long = (lengths if sequences.totals is None else sequences.totals) > self._longer_than
+        shift = is_long.repeat_interleave(lengths) * self.max_length
+        return replace(sequences, positions=sequences.positions + shift)
 
     def forward(
         self, query: Tensor, key: Tensor | None = None, positions: Tensor | None = None
@@ -68,4 +102,13 @@ class RotaryEmbedding(nn.Module):
         return self
 
     def extra_repr(self):
-        return f"max_length={len(self.cos)}, rotated={2 * self.cos.shape[1]}, interleaved={self.interleaved}"
+        return f"max_length={self.max_length}, rotated={2 * self.cos.shape[1]}, interleaved={self.interleaved}"
+
+
+def _trained_length(scaling, max_position_embeddings):
+    """Beyond how many tokens "longrope" has other frequencies; None for others."""
+    scaling = scaling if isinstance(scaling, Mapping) else {}
+    if scaling.get("rope_type", scaling.get("type")) != "longrope":
+        return None
+    length = scaling.get("original_max_position_embeddings") or max_position_embeddings
+    return length if isinstance(length, int) else None

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn import Linear, MultiheadAttention, PackedLinear
+from warpformer.nn import FusedLinear, Linear, MultiheadAttention, PackedLinear
 from warpformer.nn.quantized_linear import QuantizedLinear, quantized_linear
 from warpformer.ops._quantized import FORMATS, check_format, dequantize, resolve_group_size
 from warpformer.quantization.quantize import BLOCK, quantize
@@ -114,7 +114,8 @@ class Plan:
         weight = layer.weight
         with _naming(name):
             quantized = quantize(weight, self.mode, **self.options)
-            replacement = quantized_linear(quantized, layer.bias, getattr(layer, "parts", ("",)))
+            options = {key: getattr(layer, key) for key in ("parts", "gated") if hasattr(layer, key)}
+            replacement = quantized_linear(quantized, layer.bias, **options)
         replacement.train(layer.training)
         error = relative_error(weight, quantized)
         row = LayerReport(name, tuple(weight.shape), weight.nbytes, replacement.packed.nbytes, error, "")
@@ -143,7 +144,8 @@ def _linears(model):
 
 def _is_linear(module):
     return type(module) is PackedLinear or (
-        isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, Linear.forward)
+        isinstance(module, nn.Linear)
+        and type(module).forward in (nn.Linear.forward, Linear.forward, FusedLinear.forward)
     )
 
 

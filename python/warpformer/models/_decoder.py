@@ -1,0 +1,182 @@
+"""What decoder-only models share: tokens in, layers one after the other, hidden states or logits out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from warpformer import ops
+from warpformer._C import InputError
+from warpformer.nn import Embedding, Linear, RaggedCache, RotaryEmbedding, Sequences
+
+
+class Decoder(nn.Module):
+    """A stack of layers over the packed tokens of sequences.
+
+        x = embedding_scale tokens[input_ids] + positions[position_ids]
+        x = layer(x) for each layer
+        forward(...) = norm(x)
+
+    Args:
+        config: the fields of config.json.
+        tokens: Embedding [V, C].
+        layers: modules (x [N, C], sequences, cache of the layer) -> [N, C], each with an `attention`.
+        norm: the last one.
+        rotary: what the layers rotate by.
+        positions: Embedding of learned positions.
+        embedding_scale: rounded to the dtype of the embeddings.
+    """
+
+    def __init__(
+        self,
+        config,
+        tokens: Embedding,
+        layers: Sequence[nn.Module],
+        norm: nn.Module,
+        *,
+        rotary: RotaryEmbedding | None = None,
+        positions: Embedding | None = None,
+        embedding_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.config = config
+        self.tokens = tokens
+        self.positions = positions
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+        self.rotary = rotary
+        self.embedding_scale = embedding_scale
+
+    def make_cache(self) -> RaggedCache:
+        """For decoding: `model(new_tokens, cache=cache)`."""
+        return RaggedCache([layer.attention.make_cache() for layer in self.layers])
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        cache: RaggedCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            input_ids: [B, T] int64 or int32.
+            attention_mask: [B, T] or, with a cache, [B, T' >= T] of which the last T columns count: nonzero = a
+                token, 0 = padding, anywhere in a row; all tokens if None.
+            position_ids: [B, T] or [1, T]; if None those of a row's tokens count from 0, or from the tokens
+                that `cache` holds, whatever the padding.
+            inputs_embeds: [B, T, C], in the place of input_ids.
+            cache: from `make_cache`.
+
+        Returns:
+            [B, T, C], 0 where attention_mask is.
+
+        Raises:
+            InputError: an id is outside its table, a shape does not fit, not one of input_ids and
+                inputs_embeds is given.
+        """
+        rows, sequences = self.forward_rows(
+            input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, cache=cache
+        )
+        return sequences.pad(rows)
+
+    def forward_rows(
+        self, input_ids=None, attention_mask=None, position_ids=None, *, inputs_embeds=None, cache=None
+    ) -> tuple[Tensor, Sequences]:
+        """`forward` without padding: [N, C], and whose rows these are."""
+        given = tokens_of(input_ids, inputs_embeds)
+        sequences = Sequences.of_batch(given, attention_mask, position_ids, cache)
+        rows = self.forward_packed(sequences.pack(given), sequences, cache)
+        if cache is not None:
+            cache.advance(sequences)
+        return rows, sequences
+
+    def forward_packed(self, tokens: Tensor, sequences: Sequences, cache: RaggedCache | None = None) -> Tensor:
+        """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences."""
+        x = self.embed(tokens, sequences.positions)
+        if self.rotary is not None:
+            sequences = self.rotary.prepare(sequences)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, sequences, None if cache is None else cache.layers[i])
+        return self.norm(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """[N, C] of ids [N] or embeddings [N, C]."""
+        x = tokens if tokens.ndim == 2 else self.tokens(tokens)
+        if self.embedding_scale != 1.0:
+            x = x * torch.tensor(self.embedding_scale, dtype=x.dtype)
+        return x if self.positions is None else x + self.positions(positions)
+
+
+def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """The one that is given, [B, T] or [B, T, C]."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise InputError("a model takes one of input_ids and inputs_embeds")
+    name, tokens, ndim = ("input_ids", input_ids, 2) if inputs_embeds is None else ("inputs_embeds", inputs_embeds, 3)
+    if tokens.ndim != ndim or (ndim == 2 and tokens.is_floating_point()):
+        raise InputError(f"{name} = {tokens.dtype} {list(tokens.shape)} is not [B, T{', C' * (ndim - 2)}]")
+    return tokens
+
+
+class CausalLM(nn.Module):
+    """Logits of the next token.
+
+        forward(...) = logit_scale lm_head(backbone(...)), with a softcap c: c tanh(logits / c)
+
+    Args:
+        backbone: a Decoder.
+        config: with vocab_size, hidden_size, tie_word_embeddings.
+    """
+
+    def __init__(self, backbone: Decoder, config, *, bias: bool = False, logit_scale=1.0, softcap=0.0):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=bias)
+        self.tied = {"lm_head": "backbone.tokens"} if config.tie_word_embeddings else {}
+        if self.tied:
+            self.lm_head.weight = backbone.tokens.weight
+        self.logit_scale = logit_scale
+        self.softcap = softcap
+
+    def make_cache(self) -> RaggedCache:
+        return self.backbone.make_cache()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        cache: RaggedCache | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
+        """Logits.
+
+        Args:
+            logits_to_keep: only those of the last so many tokens of each sequence (not: columns); of all if 0.
+            others: as the backbone has them.
+
+        Returns:
+            [B, T, V], 0 where attention_mask is; with logits_to_keep [B, logits_to_keep, V], 0 before the
+            first token of a shorter sequence.
+        """
+        rows, sequences = self.backbone.forward_rows(
+            input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, cache=cache
+        )
+        if not logits_to_keep:
+            return sequences.pad(self.logits(rows))
+        last, there = sequences.last(logits_to_keep)
+        logits = self.logits(rows[last.flatten()]).unflatten(0, last.shape)
+        return logits if there is None else logits.masked_fill(~there[..., None], 0)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """[..., V] of hidden states [..., C]."""
+        logits = self.lm_head(rows)
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        return self.softcap * ops.activation(logits / self.softcap, "tanh") if self.softcap else logits

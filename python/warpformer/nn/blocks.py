@@ -1,0 +1,70 @@
+"""Layers of Transformers: how attention and feed-forward blocks, norms and residual additions follow."""
+
+from torch import Tensor, nn
+
+from warpformer.nn.ragged_cache import RaggedLayerCache
+from warpformer.nn.sequences import Sequences
+
+
+class PreNormLayer(nn.Module):
+    """
+        x = x + attention(attention_norm(x))
+        x = x + feed_forward(feed_forward_norm(x))
+
+    on rows [N, C] of packed sequences. Source: Xiong et al., "On Layer Normalization in the Transformer
+    Architecture".
+    """
+
+    def __init__(
+        self, attention_norm: nn.Module, attention: nn.Module, feed_forward_norm: nn.Module, feed_forward
+    ):
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.feed_forward_norm = feed_forward_norm
+        self.feed_forward = feed_forward
+
+    def forward(self, x: Tensor, sequences: Sequences, cache: RaggedLayerCache | None = None) -> Tensor:
+        x = self.attention(self.attention_norm(x), sequences, cache, residual=x)
+        return self.feed_forward(self.feed_forward_norm(x), residual=x)
+
+
+class PostNormLayer(PreNormLayer):
+    """
+        x = attention_norm(x + attention(x))
+        x = feed_forward_norm(x + feed_forward(x))
+
+    on rows [N, C] of packed sequences. Source: "Attention Is All You Need", 3.1.
+    """
+
+    def forward(self, x: Tensor, sequences: Sequences, cache: RaggedLayerCache | None = None) -> Tensor:
+        x = self.attention_norm(self.attention(x, sequences, cache, residual=x))
+        return self.feed_forward_norm(self.feed_forward(x, residual=x))
+
+
+class SandwichNormLayer(PreNormLayer):
+    """
+        x = x + attention_post_norm(attention(attention_norm(x)))
+        x = x + feed_forward_post_norm(feed_forward(feed_forward_norm(x)))
+
+    on rows [N, C] of packed sequences. Source: Gemma Team, "Gemma 2"; xai-org, grok-1.
+    """
+
+    def __init__(
+        self,
+        attention_norm: nn.Module,
+        attention: nn.Module,
+        attention_post_norm: nn.Module,
+        feed_forward_norm: nn.Module,
+        feed_forward: nn.Module,
+        feed_forward_post_norm: nn.Module,
+    ):
+        super().__init__(attention_norm, attention, feed_forward_norm, feed_forward)
+        self.attention_post_norm = attention_post_norm
+        self.feed_forward_post_norm = feed_forward_post_norm
+
+    def forward(self, x: Tensor, sequences: Sequences, cache: RaggedLayerCache | None = None) -> Tensor:
+        x = x + self.attention_post_norm(
+            self.attention(self.attention_norm(x), sequences, cache)
+        )
+        return x + self.feed_forward_post_norm(self.feed_forward(self.feed_forward_norm(x)))
