@@ -190,14 +190,14 @@ def test_quantize_a_model_without_tokenizer(run, tmp_path):
         (tmp_path / "model" / name).symlink_to(get_model_path() / name)
     assert run("quantize", tmp_path / "model", tmp_path / "out")[0] == 0
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
-    assert wf.load(tmp_path / "out").layers[0].qkv.format == "int8"
+    assert wf.load(tmp_path / "out").layers[0].attention.qkv.format == "int8"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--to", "int5"], "mode = 'int5' is none of"),
-        (["--to", "int4", "--group-size", 48], "layers.0.qkv: group_size = 48 of int4"),
+        (["--to", "int4", "--group-size", 48], "layers.0.attention.qkv: group_size = 48 of int4"),
         (["--to", "nf4", "--zero-points"], "zero_points: nf4 is symmetric"),
         (["--clip", "max"], "clip = 'max'"),
     ],

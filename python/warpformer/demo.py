@@ -35,13 +35,13 @@ class TorchEncoder:
         )
         self.layers = nn.TransformerEncoder(layer, config.num_hidden_layers).eval()
         for theirs, ours in zip(self.layers.layers, model.layers, strict=True):
-            theirs.self_attn.in_proj_weight.data = ours.qkv.weight
-            theirs.self_attn.in_proj_bias.data = ours.qkv.bias.data
-            theirs.self_attn.out_proj.load_state_dict(ours.attention_out.state_dict())
+            theirs.self_attn.in_proj_weight.data = ours.attention.qkv.weight
+            theirs.self_attn.in_proj_bias.data = ours.attention.qkv.bias.data
+            theirs.self_attn.out_proj.load_state_dict(ours.attention.out.state_dict())
             theirs.norm1.load_state_dict(ours.attention_norm.state_dict())
-            theirs.linear1.load_state_dict(ours.up.state_dict())
-            theirs.linear2.load_state_dict(ours.down.state_dict())
-            theirs.norm2.load_state_dict(ours.norm.state_dict())
+            theirs.linear1.load_state_dict(ours.feed_forward.up.state_dict())
+            theirs.linear2.load_state_dict(ours.feed_forward.down.state_dict())
+            theirs.norm2.load_state_dict(ours.feed_forward_norm.state_dict())
 
     @torch.inference_mode()
     def encode(self, sentences: list[str], batch_size: int = 32):

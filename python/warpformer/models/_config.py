@@ -6,6 +6,7 @@ from typing import get_args
 
 LARGEST = 2**24  # of any size in a config: beyond every model, below every overflow
 LAYERS = 1024
+OR_ZERO = {"zero": "allowed"}
 
 
 class CheckpointError(ValueError):
@@ -26,21 +27,23 @@ class Labels:
 
 def read_config(cls, values):
     """A `cls` of the `values` it has fields for; others are ignored. Integers must be in 1..LARGEST, or in
-    0..LARGEST where a field's default is 0; a null is a field that is not there."""
+    0..LARGEST where a field's default is 0 or its metadata is OR_ZERO; a null, where a field cannot be None, is one that is not there."""
     chosen = {}
     for field in fields(cls):
+        kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
         value = values.get(field.name)
         if value is None:
             if field.default is MISSING:
                 raise CheckpointError(f"config.json has no {field.name}")
+            if field.name in values and type(None) in kinds:
+                chosen[field.name] = None
             continue
-        kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
         if float in kinds and type(value) is int:
             value = float(value)
         if type(value) not in kinds:
             names = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
             raise CheckpointError(f"config.json: {field.name} = {value!r:.80} is not of type {names}")
-        least = 0 if field.default == 0 else 1
+        least = 0 if field.default == 0 or field.metadata == OR_ZERO else 1
         if type(value) is int and not least <= value <= LARGEST:
             raise CheckpointError(f"config.json: {field.name} = {value} is not in {least}..{LARGEST}")
         if type(value) is float and not abs(value) < float("inf"):
@@ -69,6 +72,7 @@ ACTIVATIONS = {  # as config.json names them -> as ops.activation does
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
     "silu": "silu",

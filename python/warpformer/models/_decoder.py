@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn import Embedding, Linear, RaggedCache, RotaryEmbedding, Sequences
+from warpformer.nn import Dropout, Embedding, Linear, RaggedCache, RotaryEmbedding, Sequences
 
 
 class Decoder(nn.Module):
@@ -25,6 +25,7 @@ class Decoder(nn.Module):
         rotary: what the layers rotate by.
         positions: Embedding of learned positions.
         embedding_scale: rounded to the dtype of the embeddings.
+        dropout: probability of a 0 in x before the layers, in training.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Decoder(nn.Module):
         rotary: RotaryEmbedding | None = None,
         positions: Embedding | None = None,
         embedding_scale: float = 1.0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.config = config
@@ -46,6 +48,7 @@ class Decoder(nn.Module):
         self.norm = norm
         self.rotary = rotary
         self.embedding_scale = embedding_scale
+        self.dropout = Dropout(dropout)
 
     def make_cache(self) -> RaggedCache:
         """For decoding: `model(new_tokens, cache=cache)`."""
@@ -96,7 +99,7 @@ class Decoder(nn.Module):
 
     def forward_packed(self, tokens: Tensor, sequences: Sequences, cache: RaggedCache | None = None) -> Tensor:
         """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences."""
-        x = self.embed(tokens, sequences.positions)
+        x = self.dropout(self.embed(tokens, sequences.positions))
         if self.rotary is not None:
             sequences = self.rotary.prepare(sequences)
         for i, layer in enumerate(self.layers):

@@ -199,5 +199,5 @@ class FirstTokenClassifier(Head):
     def forward(self, *args, **kwargs) -> Tensor:
         """Arguments are those of the backbone."""
         rows, sequences = self.backbone.forward_rows(*args, **kwargs)
-        hidden = self.dense(self.dropout(first_tokens(rows, sequences)), activation=self.activation)
+        hidden = self.dense(first_tokens(rows, sequences), activation=self.activation)
         return self.classifier(self.dropout(hidden))

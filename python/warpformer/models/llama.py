@@ -97,20 +97,22 @@ class Config(Labels):
 
 
 class Model(Decoder):
-    def __init__(self, config: Config):
+    """A relative gives `layer` that makes its layers and `norm` for its norms."""
+
+    def __init__(self, config: Config, layer=None, norm=None, **options):
         rotary = rotary_embedding(config)
-        layers = [decoder_layer(config, i, rotary) for i in range(config.num_hidden_layers)]
+        layers = [(layer or decoder_layer)(config, i, rotary) for i in range(config.num_hidden_layers)]
         tokens = Embedding(config.vocab_size, config.hidden_size)
-        super().__init__(config, tokens, layers, norm(config), rotary=rotary)
+        super().__init__(config, tokens, layers, (norm or rms_norm)(config), rotary=rotary, **options)
 
 
 def decoder_layer(config: Config, layer: int, rotary: RotaryEmbedding) -> PreNormLayer:
     return PreNormLayer(
-        norm(config), attention(config, layer, rotary), norm(config), feed_forward(config)
+        rms_norm(config), attention(config, layer, rotary), rms_norm(config), feed_forward(config)
     )
 
 
-def norm(config: Config) -> RMSNorm:
+def rms_norm(config: Config) -> RMSNorm:
     return RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
@@ -123,9 +125,11 @@ def rotary_embedding(config: Config) -> RotaryEmbedding:
     )
 
 
-def attention(config: Config, layer: int, rotary: RotaryEmbedding, **options) -> SelfAttention:
+def attention(
+    config: Config, layer: int, rotary: RotaryEmbedding, qkv: nn.Module | None = None, **options
+) -> SelfAttention:
     return SelfAttention(
-        qkv_projection(config, config.attention_bias),
+        qkv or qkv_projection(config, config.attention_bias),
         Linear(
             config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_bias
         ),

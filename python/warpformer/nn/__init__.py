@@ -4,12 +4,12 @@ from warpformer.nn._repack import repack_
 from warpformer.nn.dropout import Dropout
 from warpformer.nn.embedding import Embedding, sinusoidal_positions
 from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
-from warpformer.nn.layer_norm import LayerNorm
+from warpformer.nn.layer_norm import LayerNorm, OffsetLayerNorm
 from warpformer.nn.linear import Linear
 from warpformer.nn.multihead_attention import MultiheadAttention
 from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
-from warpformer.nn.rms_norm import RMSNorm
+from warpformer.nn.rms_norm import OffsetRMSNorm, RMSNorm
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.blocks import PostNormLayer, PreNormLayer, SandwichNormLayer
 from warpformer.nn.feed_forward import FeedForward
@@ -23,6 +23,8 @@ from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDec
 from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "OffsetLayerNorm",
+    "OffsetRMSNorm",
     "FeedForward",
     "FusedLinear",
     "PostNormLayer",

@@ -17,3 +17,22 @@ class LayerNorm(nn.LayerNorm):
         return ops.layer_norm(
             input, self.normalized_shape, self.weight, self.bias, self.eps, residual=residual
         )
+
+
+class OffsetLayerNorm(LayerNorm):
+    """LayerNorm whose weight is 1 more than its parameter: Nemotron's layernorm1p.
+
+        forward(input, residual=None) = normalize(input + residual) * (1 + weight) + bias
+
+    1 + weight is float32, whatever the dtype of the parameter, which is 0 at first.
+    """
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        weight = self.weight.float() + 1
+        return ops.layer_norm(
+            input, self.normalized_shape, weight, self.bias, self.eps, residual=residual
+        )

@@ -1,0 +1,111 @@
+"""Random tiny checkpoints of every architecture, as transformers writes them."""
+
+import torch
+import transformers as hf
+
+SIZES = dict(
+    vocab_size=97,
+    hidden_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=80,
+    max_position_embeddings=64,
+    initializer_range=0.1,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+GROUPED = SIZES | dict(num_key_value_heads=2)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=500.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=10000.0,
+    short_factor=[1.0, 1.1, 1.2, 1.3, 1.5, 2.0],
+    long_factor=[1.0, 2.0, 3.0, 5.0, 8.0, 13.0],
+    original_max_position_embeddings=16,
+)
+GPT2 = dict(
+    vocab_size=97,
+    n_embd=48,
+    n_layer=3,
+    n_head=4,
+    n_positions=64,
+    initializer_range=0.1,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+DECODERS = {  # name -> (architecture, config)
+    "llama": ("Llama", hf.LlamaConfig(**GROUPED)),
+    "llama-2, tied, biases": (
+        "Llama",
+        hf.LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    ),
+    "llama-3.1": ("Llama", hf.LlamaConfig(**GROUPED, head_dim=16, rope_parameters=LLAMA3)),
+    "mistral": ("Mistral", hf.MistralConfig(**GROUPED, sliding_window=7)),
+    "qwen2": ("Qwen2", hf.Qwen2Config(**GROUPED)),
+    "qwen2, windows": (
+        "Qwen2",
+        hf.Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    ),
+    "qwen3": ("Qwen3", hf.Qwen3Config(**GROUPED, head_dim=16)),
+    "gemma2": (
+        "Gemma2",
+        hf.Gemma2Config(
+            **GROUPED,
+            head_dim=16,
+            sliding_window=6,
+            query_pre_attn_scalar=24,
+            attn_logit_softcapping=1.0,
+            final_logit_softcapping=2.0,
+        ),
+    ),
+    "phi3": ("Phi3", hf.Phi3Config(**GROUPED, sliding_window=9)),
+    "phi3, long": ("Phi3", hf.Phi3Config(**GROUPED, rope_parameters=LONGROPE)),
+    "nemotron": ("Nemotron", hf.NemotronConfig(**GROUPED)),
+    "gpt2": ("GPT2", hf.GPT2Config(**GPT2)),
+    "gpt2, scaled": ("GPT2", hf.GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True, n_inner=72)),
+}
+
+
+def random_model(cls, config, seed=0):
+    """A model of transformers whose biases, norms and embeddings of padding matter."""
+    torch.manual_seed(seed)
+    config._attn_implementation = "eager"
+    model = cls(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            elif config.pad_token_id is not None and parameter.shape[0] == config.vocab_size:
+                parameter[config.pad_token_id].normal_(std=0.2)
+    return model
+
+
+def padded_batch(length=21, vocabulary=97):
+    """Ids and mask: a full row, one padded on the right, one on the left."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, vocabulary, (3, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, -8:] = 0
+    mask[2, :5] = 0
+    return ids, mask
+
+
+def positions(mask):
+    """Of the tokens, wherever the padding is: what ours count by themselves."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def same(found, expected, tolerance):
+    """Within `tolerance` of the largest."""
+    assert found.shape == expected.shape
+    error = (found.double() - expected.double()).abs().max()
+    assert error <= tolerance * expected.abs().max(), f"{error} of {expected.abs().max()}"
