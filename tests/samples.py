@@ -166,6 +166,7 @@ def cached_attention(dtype):
     lengths, table = torch.tensor([230, 0, 91]).int(), torch.arange(12).flip(0).int().view(3, 4)
     slopes, sinks = torch.rand(2, 4)
     options = {"block_table": table, "scale": 0.3, "alibi_slopes": slopes, "sinks": sinks}
+    options["position_bias"] = torch.randn(32, 4, dtype=dtype)
     args = (torch.randn(3, 3, 4, 24, dtype=dtype), key_cache, value_cache, lengths)
     return Sample(ops.cached_attention, args, options, fixed=(key_cache, value_cache, slopes, sinks))
 

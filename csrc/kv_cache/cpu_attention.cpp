@@ -97,10 +97,12 @@ class Unit {
     return lines * (query + kStride) + query + (1 + 2 * p.cache.kv_heads) * kChunk;
   }
 
-  Unit(const CachedAttentionParams& p, const Items& items, int64_t lines, float* scratch)
+  Unit(const CachedAttentionParams& p, const Items& items, const Distances& distances,
+       int64_t lines, float* scratch)
       : p_(p),
         c_(p.cache),
         items_(items),
+        distances_(distances),
         query_size_(P::query_size(p.cache.width)),
         q_(scratch),
         scores_(q_ + lines * query_size_),
@@ -252,6 +254,9 @@ class Unit {
       if (p_.slopes) v = v + load(bias_ + j, k);
       store(s + j, v, k);
     });
+    if (distances_.bias)
+      add_position_bias(distances_.bias + head_of(item, head, row) * distances_.count,
+                        distances_.reach, -own, n, s);
     for (int64_t j = 0; j < smaller(n, seen.begin - first); ++j) s[j] = -INFINITY;
     for (int64_t j = larger(0, seen.end - first); j < n; ++j) s[j] = -INFINITY;
     for_lanes(n, [&](int64_t j, auto k) { high.add(pad(load(s + j, k), k, -INFINITY)); });
@@ -318,6 +323,7 @@ class Unit {
   const CachedAttentionParams& p_;
   const Cache& c_;
   const Items& items_;
+  const Distances& distances_;
   int64_t query_size_;
   float *q_, *scores_, *row_, *bias_, *k_scales_, *v_scales_;
   Fetcher ahead_;
@@ -393,7 +399,11 @@ void run(const CachedAttentionParams& p, int available) {
   const int64_t of_item = larger(1, chunks * lines * (width + 2));
   const int64_t at_a_time = smaller(items.count, larger(1, kPartialFloats / of_item));
   const int64_t own = round_up(Unit<P>::scratch_size(p, lines), 16);
-  float* scratch = scratch_floats(threads * own + at_a_time * of_item + 16);
+  const int64_t farthest = longest + p.queries;
+  const int64_t shared = round_up(Distances::size(p.position_bias, farthest), 16);
+  float* scratch = scratch_floats(shared + threads * own + at_a_time * of_item + 16);
+  const Distances by_distance = distances(p.position_bias, farthest, scratch);
+  scratch += shared;
   float* o = scratch + threads * own;
   const Partials partials{o, reinterpret_cast<State*>(o + at_a_time * chunks * lines * width),
                           chunks, lines, width};
@@ -401,7 +411,7 @@ void run(const CachedAttentionParams& p, int available) {
     const int64_t count = smaller(at_a_time, items.count - first);
     int64_t taken = 0;
     parallel(threads, [&](int t) {
-      Unit<P> unit(p, items, lines, scratch + t * own);
+      Unit<P> unit(p, items, by_distance, lines, scratch + t * own);
       const auto take = [&] { return __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED); };
       const int64_t end = count * chunks;
       int64_t i = take();

@@ -91,11 +91,12 @@ void check_slots(const char* op, const Cache& cache, int64_t more, const Tensor&
 void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
                       const Tensor& lengths, const Optional& block_table,
                       const Optional& key_scales, const Optional& value_scales,
-                      const Optional& alibi_slopes, const Optional& sinks, const Tensor& out,
-                      const Optional& lse, double scale, double softcap, int64_t left,
-                      int64_t right, int64_t executor) {
+                      const Optional& alibi_slopes, const Optional& sinks,
+                      const Optional& position_bias, const Tensor& out, const Optional& lse,
+                      double scale, double softcap, int64_t left, int64_t right, bool bidirectional,
+                      int64_t max_distance, int64_t executor) {
   CHECK_TENSORS(query, key_cache, value_cache, lengths, block_table, key_scales, value_scales,
-                alibi_slopes, sinks, out, lse);
+                alibi_slopes, sinks, position_bias, out, lse);
   const Cache cache =
       cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
   CHECK(query.floating() && query.ndim == 4, query);
@@ -115,6 +116,13 @@ void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor
   if (sinks) CHECK(is_per_head(*sinks, query), sinks, query);
   CHECK(softcap >= 0.0, softcap);
   CHECK(left >= 0 && right >= 0, left, right);
+  if (position_bias) {
+    CHECK(position_bias->floating() && position_bias->ndim == 2 &&
+              position_bias->dim(1) == query.dim(2),
+          position_bias, query);
+    const int64_t buckets = position_bias->dim(0) / (bidirectional ? 2 : 1);
+    CHECK(buckets >= 2 && max_distance > buckets / 2, position_bias, bidirectional, max_distance);
+  }
   CHECK_CPU(query);
   check_slots(__func__, cache, 0, key_cache, lengths, block_table);
   if (query.dim(0) * query.dim(1) * query.dim(2) == 0) return;
@@ -123,6 +131,7 @@ void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor
   if (lse) p.lse = lse->ptr<float>();
   if (alibi_slopes) p.slopes = alibi_slopes->ptr<float>();
   if (sinks) p.sinks = sinks->ptr<float>();
+  if (position_bias) p.position_bias = {rows(*position_bias), bidirectional, max_distance};
   p.queries = query.dim(1);
   p.heads = query.dim(2);
   p.scale = static_cast<float>(scale);
@@ -155,9 +164,10 @@ void append_to_cache_(const Tensor& key, const Tensor& value, const Tensor& key_
 void bind_kv_cache(py::module_& m) {
   m.def("cached_attention", &cached_attention, py::arg("query"), py::arg("key_cache"),
         py::arg("value_cache"), py::arg("lengths"), py::arg("block_table"), py::arg("key_scales"),
-        py::arg("value_scales"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("out"),
-        py::arg("lse"), py::arg("scale"), py::arg("softcap"), py::arg("left"), py::arg("right"),
-        py::arg("executor"), nogil());
+        py::arg("value_scales"), py::arg("alibi_slopes"), py::arg("sinks"),
+        py::arg("position_bias"), py::arg("out"), py::arg("lse"), py::arg("scale"),
+        py::arg("softcap"), py::arg("left"), py::arg("right"), py::arg("position_bidirectional"),
+        py::arg("position_max_distance"), py::arg("executor"), nogil());
   m.def("append_to_cache_", &append_to_cache_, py::arg("key"), py::arg("value"),
         py::arg("key_cache"), py::arg("value_cache"), py::arg("lengths"), py::arg("block_table"),
         py::arg("key_scales"), py::arg("value_scales"), py::arg("executor"), nogil());

@@ -10,12 +10,14 @@
 //
 //   s[t, j] = scale q[t] k[j]                     (softcap: cap tanh(s / cap))
 //             - slope |t + n - T - j|              (slope of ALiBi)
+//             + position_bias[bucket(j - t - n + T)]    (buckets of T5: core/position_bias.h)
 //   out = softmax(s) v          lse = log sum exp s          (a sink adds exp(sink) to the sum)
 //
 //   q, out [B, T, H, D], [B, T, H, Dv] f32 f16 bf16, the dtype of caches that are not int8; any
 //   strides; G divides H, head h reads head h / (H / G) of the cache
 //   query t sees slots t + n - T - left .. t + n - T + right of [0, n)
 //   lse    [B, H, T] f32, contiguous     slopes, sinks [H] f32
+//   position_bias [buckets, H] floats
 //
 // append_to_cache_ writes key and value [B, T, G, D] into slots lengths[b] .. lengths[b] + T - 1;
 // where the cache is int8 as round(x / scale), scale = max |x| / 127 of each slot and head.
@@ -29,6 +31,7 @@
 
 #include "core/heads.h"
 #include "core/isa_list.h"
+#include "core/position_bias.h"
 
 namespace warpformer {
 
@@ -47,6 +50,7 @@ struct CachedAttentionParams {
   float* lse = nullptr;
   const float* slopes = nullptr;
   const float* sinks = nullptr;
+  PositionBias position_bias;
   int64_t queries, heads;
   float scale;
   float softcap;        // 0: none

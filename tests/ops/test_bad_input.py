@@ -199,6 +199,12 @@ SHAPES = {
         q[:, :, :4], cache.half(), cache.half()
     ),
     "cached_attention: sinks = f32[3], query = f32[2,4,4,8]": lambda: cached(q[:, :, :4], sinks=x[0]),
+    "cached_attention: position_bias = f32[2,3], query = f32[2,4,4,8]": lambda: cached(
+        q[:, :, :4], position_bias=x
+    ),
+    "cached_attention: position_bias = f32[5,4], bidirectional = true, max_distance = 1": lambda: cached(
+        q[:, :, :4], position_bias=q[0, 0, :, :4], position_max_distance=1
+    ),
     "cached_attention: softcap = -1": lambda: cached(q[:, :, :4], softcap=-1.0),
     "append_to_cache_: key = f32[2,6,2], ": lambda: append(cache[..., 0]),
     "append_to_cache_: key = f32[2,1,2,7], key_cache = f32[2,6,2,8]": lambda: append(cache[:, :1, :, 1:]),
@@ -273,6 +279,7 @@ CALLS = {  # every tensor operand by its name in the error message
     "cached_attention: query": lambda t: cached(t(q[:, :, :4])),
     "cached_attention: key_cache": lambda t: cached(q[:, :, :4], t(cache)),
     "cached_attention: value_cache": lambda t: cached(q[:, :, :4], v=t(cache)),
+    "cached_attention: position_bias": lambda t: cached(q[:, :, :4], position_bias=t(q[0, 0, :, :4])),
     "append_to_cache_: key": lambda t: ops.append_to_cache_(t(cache), cache, cache, cache, lengths),
     "append_to_cache_: value": lambda t: ops.append_to_cache_(cache, t(cache), cache, cache, lengths),
 }

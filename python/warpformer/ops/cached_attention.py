@@ -21,12 +21,15 @@ def cached_attention(
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    position_bidirectional: bool = True,
+    position_max_distance: int = 128,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of the last T tokens of each sequence to a key/value cache: a step of decoding.
 
         s[t, j] = scale query[t] key[j], with a softcap c: c tanh(s / c)
-        s[t, j] = s[t, j] - alibi_slopes |t + n - T - j|
+        s[t, j] = s[t, j] - alibi_slopes |t + n - T - j| + position_bias[bucket(j - t - n + T)]
         out = softmax(s) value          lse = log sum exp s
 
     over the first n = lengths[b] slots of sequence b, the T of the queries included.
@@ -47,6 +50,11 @@ def cached_attention(
         softcap: c; 0 for none.
         alibi_slopes: [H] float32, contiguous.
         sinks: [H] float32, contiguous: logits of a key of value 0 that every query of the head sees.
+        position_bias: [buckets, H], a float: T5's table of biases by relative position. A bucket is one
+            distance for the nearer half of the buckets; the others become logarithmically wider, up to
+            `position_max_distance` and all beyond.
+        position_bidirectional: half of the buckets are for slots before the query's, half for those after
+            it; if False (T5's decoder) all are for those before, and those after share bucket 0.
         return_lse: also return lse.
 
     Returns:
@@ -62,27 +70,26 @@ def cached_attention(
     paged or not. Forward only.
 
     Source: Dao et al., "Flash-Decoding for long-context inference"; Kwon et al., "Efficient Memory
-    Management for Large Language Model Serving with PagedAttention".
+    Management for Large Language Model Serving with PagedAttention"; Raffel et al., "Exploring the Limits of
+    Transfer Learning with a Unified Text-to-Text Transformer".
     """
     tensors = (query, key_cache, value_cache, lengths, block_table, key_scales, value_scales)
-    optional = (*tensors[4:], alibi_slopes, sinks)
-    direct = is_direct(*tensors[:4], optional=optional)
+    per_head = (alibi_slopes, sinks, position_bias)
+    direct = is_direct(*tensors[:4], optional=(*tensors[4:], *per_head))
     scale = default_scale(query) if scale is None else scale
-    options = (scale, softcap, *sides(window, is_causal))
+    options = (scale, softcap, *sides(window, is_causal), position_bidirectional, position_max_distance)
     if direct:
-        out, lse = _forward(*tensors, alibi_slopes, sinks, *options, return_lse)
+        out, lse = _forward(*tensors, *per_head, *options, return_lse)
     else:
-        out, lse = dispatch("cached_attention", *tensors, alibi_slopes, sinks, *options, True)
+        out, lse = dispatch("cached_attention", *tensors, *per_head, *options, True)
     return (out, lse) if return_lse else out
 
 
 def _forward(query, key_cache, value_cache, *rest):
-    *operands, scale, softcap, left, right, return_lse = rest
+    *options, return_lse = rest
+    operands, options = options[:-6], options[-6:]
     out, lse = _empty_results(query, value_cache, return_lse)
-    _C.cached_attention(
-        *(query, key_cache, value_cache, *operands, out, lse),
-        *(scale, softcap, left, right, executor(query)),
-    )
+    _C.cached_attention(*(query, key_cache, value_cache, *operands, out, lse), *options, executor(query))
     return out, lse
 
 
@@ -97,7 +104,8 @@ def _empty_results(query, value_cache, return_lse=True):
 register(
     "cached_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor lengths, "
     "Tensor? block_table, Tensor? key_scales, Tensor? value_scales, Tensor? alibi_slopes, Tensor? sinks, "
-    "float scale, float softcap, int left, int right, bool return_lse) -> (Tensor, Tensor)",
+    "Tensor? position_bias, float scale, float softcap, int left, int right, bool position_bidirectional, "
+    "int position_max_distance, bool return_lse) -> (Tensor, Tensor)",
     _forward,
     lambda query, key_cache, value_cache, *rest: _empty_results(query, value_cache),
 )
