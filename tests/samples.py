@@ -1,4 +1,4 @@
-"""One valid call per op (two of attention), with every operand given: what the tests that hold for all
+"""One valid call per op (two of each attention), with every operand given: what the tests that hold for all
 ops run on. Sizes have tails and are large enough for three threads.
 """
 
@@ -171,6 +171,14 @@ def cached_attention(dtype):
     return Sample(ops.cached_attention, args, options, fixed=(key_cache, value_cache, slopes, sinks))
 
 
+def packed_cached_attention(dtype):
+    call = cached_attention(dtype)
+    query, *caches = call.args
+    starts = torch.tensor([0, 2, 2, 9], dtype=torch.int32)
+    options = {**call.kwargs, "cu_seqlens_q": starts}
+    return replace(call, args=(query.flatten(0, 1), *caches), kwargs=options)
+
+
 SAMPLES = (
     softmax,
     log_softmax,
@@ -188,6 +196,7 @@ SAMPLES = (
     attention,
     packed_attention,
     cached_attention,
+    packed_cached_attention,
 )
-FORWARD_ONLY = (cached_attention,)
+FORWARD_ONLY = (cached_attention, packed_cached_attention)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in (*FORWARD_ONLY, pack_linear))

@@ -3,6 +3,7 @@ import torch
 
 from tests.check import relative_error, same_bits, threads
 from tests.ops.test_position_bias import biases, buckets_of
+from tests.ops.test_scaled_dot_product_attention import starts
 from warpformer import InputError, ops
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 5e-4}
@@ -129,7 +130,7 @@ OPTIONS = {
     ("options", "queries", "int8"),
     [(name, 5, False) for name in OPTIONS]
     + [("position bias", 1, False), ("all", 1, False), ("all", 1, True)]
-    + [("cross-attention", 5, True), ("both sides", 5, True)],
+    + [("all", 5, True), ("both sides", 5, True)],
 )
 def test_options(device, dtype, options, queries, int8):
     options = OPTIONS[options]
@@ -191,6 +192,53 @@ def test_paged(device, dtype, block_size, int8):
     for b, n in enumerate(lengths.tolist()):
         table[b, -(-n // block_size) :] = 1 << 30
     assert same_bits(ops.cached_attention(q, k, v, lengths, block_table=table, **scales), expected)
+
+
+RAGGED = {
+    "decode": ([1, 1, 1, 1], [613, 18, 256, 1]),
+    "mixed": ([1, 70, 0, 5, 1, 300], [613, 70, 20, 258, 0, 299]),
+    "nothing new": ([0, 0], [5, 0]),
+}
+
+
+@pytest.mark.parametrize("name", RAGGED)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("is_paged", [False, True])
+def test_packed(device, dtype, name, int8, is_paged):
+    """Bit by bit what each sequence gives alone, with queries of its own number."""
+    counts, lengths = RAGGED[name]
+    q, k, v, sizes = operands(lengths, 620, max(counts), dtype=dtype)
+    (k, v), scales, _ = as_int8(k, v, sizes) if int8 else ((k, v), {}, None)
+    options = {"alibi_slopes": torch.rand(8), "sinks": torch.randn(8), "position_bias": torch.randn(32, 8)}
+    options |= {"window": (200, None), "return_lse": True}
+    queries = [q[b, :count] for b, count in enumerate(counts)]
+    alone = [
+        ops.cached_attention(
+            *(queries[b][None], k[b : b + 1], v[b : b + 1], sizes[b : b + 1]),
+            **{name: t[b : b + 1] for name, t in scales.items()},
+            **options,
+        )
+        for b in range(len(counts))
+    ]
+    if is_paged:
+        (k, options["block_table"]), (v, _) = paged(k, 16), paged(v, 16)
+        scales = {name: paged(t, 16)[0] for name, t in scales.items()}
+    out, lse = ops.cached_attention(
+        *(torch.cat(queries), k, v, sizes), cu_seqlens_q=starts(counts), **scales, **options
+    )
+    assert same_bits(out, torch.cat([o[0] for o, _ in alone]))
+    assert same_bits(lse, torch.cat([sums[0] for _, sums in alone], -1))
+
+
+def test_packed_for_any_threads(device):
+    counts, lengths = RAGGED["mixed"]
+    q, k, v, sizes = operands(lengths, 620, 300)
+    q = torch.cat([q[b, :count] for b, count in enumerate(counts)])
+    found = []
+    for count in (1, 2, 5):
+        with threads(count):
+            found.append(ops.cached_attention(q, k, v, sizes, cu_seqlens_q=starts(counts)))
+    assert all(same_bits(out, found[0]) for out in found)
 
 
 @pytest.mark.parametrize(("queries", "width"), SHAPES)
@@ -318,3 +366,13 @@ def test_lengths_and_blocks_outside(device):
         table = torch.tensor([[0], [wrong]], dtype=torch.int32)
         with pytest.raises(InputError, match=rf"^cached_attention: .* block = {wrong}, block_table = i32"):
             ops.cached_attention(q, k, v, lengths, block_table=table)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_registration(packed):
+    q, k, v, lengths = operands([30, 8], 40, 5)
+    cu_seqlens = starts([4, 1]) if packed else None
+    q = q[0] if packed else q
+    options = (0.3, 0.0, 1 << 40, 0, True, 128, True)
+    args = (q, k, v, lengths, cu_seqlens, None, None, None, None, None, torch.randn(32, 8), *options)
+    torch.library.opcheck(torch.ops.warpformer.cached_attention.default, args)
