@@ -1,4 +1,4 @@
-"""One valid call per op (two of attention), with every operand given: what the tests that hold for all
+"""One valid call per op (two of each attention), with every operand given: what the tests that hold for all
 ops run on. Sizes have tails and are large enough for three threads.
 """
 
@@ -166,8 +166,17 @@ def cached_attention(dtype):
     lengths, table = torch.tensor([230, 0, 91]).int(), torch.arange(12).flip(0).int().view(3, 4)
     slopes, sinks = torch.rand(2, 4)
     options = {"block_table": table, "scale": 0.3, "alibi_slopes": slopes, "sinks": sinks}
+    options["position_bias"] = torch.randn(32, 4, dtype=dtype)
     args = (torch.randn(3, 3, 4, 24, dtype=dtype), key_cache, value_cache, lengths)
     return Sample(ops.cached_attention, args, options, fixed=(key_cache, value_cache, slopes, sinks))
+
+
+def packed_cached_attention(dtype):
+    call = cached_attention(dtype)
+    query, *caches = call.args
+    starts = torch.tensor([0, 2, 2, 9], dtype=torch.int32)
+    options = {**call.kwargs, "cu_seqlens_q": starts}
+    return replace(call, args=(query.flatten(0, 1), *caches), kwargs=options)
 
 
 SAMPLES = (
@@ -187,6 +196,7 @@ SAMPLES = (
     attention,
     packed_attention,
     cached_attention,
+    packed_cached_attention,
 )
-FORWARD_ONLY = (cached_attention,)
+FORWARD_ONLY = (cached_attention, packed_cached_attention)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in (*FORWARD_ONLY, pack_linear))

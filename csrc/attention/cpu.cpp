@@ -427,9 +427,10 @@ template <class Word>
 void run(const AttentionParams& p, int available) {
   const int threads = p.sequences * p.heads * p.queries > 16 ? available : 1;
   const int64_t size = Sizes<Word>(p).total;
-  float* scratch = scratch_floats(Distances::size(p) + threads * size);
-  const Distances by_distance = distances(p, scratch);
-  scratch += Distances::size(p);
+  const int64_t shared = Distances::size(p.position_bias, farthest(p));
+  float* scratch = scratch_floats(shared + threads * size);
+  const Distances by_distance = distances(p.position_bias, farthest(p), scratch);
+  scratch += shared;
   // Few units are cut smaller, so that every thread gets some. Where the cuts lie changes no bit.
   const int64_t all_tiles = p.sequences * p.heads * tiles(p.queries);
   const int64_t most = at_most(kUnitTiles, 1 + all_tiles / (4 * threads));

@@ -41,6 +41,21 @@ struct Unit {
   int64_t number;  // of the first one, of all blocks there are
 };
 
+/// sums += ds[0, n) by distance: the transpose of add_position_bias.
+void sum_by_distance(const float* ds, int64_t reach, int64_t distance, int64_t n, double* sums) {
+  const auto total = [&](int64_t begin, int64_t end) {
+    Sum sum;
+    for_lanes(end - begin, [&](int64_t j, auto k) { sum.add(load(ds + begin + j, k)); });
+    return sum.total();
+  };
+  by_reach(
+      reach, distance, n, [&](int64_t end) { sums[0] += total(0, end); },
+      [&](int64_t index, int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; ++j) sums[index + j] += ds[j];
+      },
+      [&](int64_t begin) { sums[2 * reach] += total(begin, n); });
+}
+
 template <class Word>
 class AttentionBackward {
  public:
@@ -63,7 +78,9 @@ class AttentionBackward {
       return taken;
     };
     sums_ = reinterpret_cast<double*>(
-        take(p.dposition_bias ? 2 * group_ * (2 * Distances::reach_of(f_) + 1) : 0));
+        take(p.dposition_bias
+                 ? 2 * group_ * (2 * Distances::reach_of(f_.position_bias, farthest(f_)) + 1)
+                 : 0));
     keys_ = take(kBlock * width_);
     values_ = take(kBlock * value_words_);
     key_panels_ = take(words<Word>(kBlock) * padded_);
@@ -402,13 +419,15 @@ void run(const AttentionBackwardParams& p, int threads) {
   for_units(f, INT64_MAX, [&](const Unit& unit) { all_blocks += unit.blocks; });
   const int64_t buckets = p.dposition_bias ? f.position_bias.table.count : 0;
   const int64_t size_of_parts = f.heads / f.kv_heads * buckets;  // of a block
-  const int64_t shared = padded(all_blocks * (2 + size_of_parts) + Distances::size(f));
+  const int64_t shared =
+      padded(all_blocks * (2 + size_of_parts) + Distances::size(f.position_bias, farthest(f)));
   const int64_t size = AttentionBackward<Word>(p, {}, nullptr, nullptr, nullptr).size();
   float* scratch = scratch_floats(shared + threads * size);
   int64_t* turns = reinterpret_cast<int64_t*>(scratch);
   for (int64_t i = 0; i < all_blocks; ++i) turns[i] = 0;
   float* parts = scratch + 2 * all_blocks;
-  const Distances by_distance = distances(f, parts + all_blocks * size_of_parts);
+  const Distances by_distance =
+      distances(f.position_bias, farthest(f), parts + all_blocks * size_of_parts);
   scratch += shared;
 
   // Where the cuts lie changes no bit.

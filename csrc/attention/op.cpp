@@ -6,17 +6,6 @@
 namespace warpformer {
 namespace {
 
-/// Beginnings of packed sequences: i32, from 0 to `total`, never falling.
-bool is_partition(const Tensor& cu_seqlens, int64_t total) {
-  if (cu_seqlens.dtype != DType::i32 || cu_seqlens.ndim != 1 || !cu_seqlens.contiguous())
-    return false;
-  const int64_t n = cu_seqlens.dim(0);
-  const auto* at = cu_seqlens.ptr<int32_t>();
-  bool ok = n >= 1 && at[0] == 0 && at[n - 1] == total;
-  for (int64_t i = 1; ok && i < n; ++i) ok = at[i] >= at[i - 1];
-  return ok;
-}
-
 bool is_per_head(const Tensor& t, const Tensor& query) {
   return t.dtype == DType::f32 && t.ndim == 1 && t.dim(0) == query.dim(1) && t.contiguous();
 }

@@ -2,7 +2,7 @@
 //
 //   s[i, j] = scale q[i] k[j]                              (softcap: cap tanh(s / cap))
 //             + mask[i, j] - slope |i + shift - j|          (mask additive; slope of ALiBi)
-//             + position_bias[bucket(j - i - shift)]        (buckets of T5: position_bias.h)
+//             + position_bias[bucket(j - i - shift)]        (buckets of T5: core/position_bias.h)
 //   p = softmax(s) over the keys that i sees (a sink adds exp(sink) to the sum)
 //   out = (drop p) v       lse = log sum exp s
 //
@@ -32,16 +32,9 @@
 #include "core/heads.h"
 #include "core/isa_list.h"
 #include "core/philox.h"
-#include "core/rows.h"
+#include "core/position_bias.h"
 
 namespace warpformer {
-
-/// A table [buckets, H] of biases by relative position; data is null where it is not given.
-struct PositionBias {
-  Rows table;
-  bool bidirectional;  // half of the buckets for keys after the query
-  int64_t max_distance;
-};
 
 struct AttentionParams {
   // [batch, head, row, column]

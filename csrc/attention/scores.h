@@ -2,7 +2,7 @@
 // products q k becomes scores. Included by cpu files only.
 #pragma once
 
-#include "attention/position_bias.h"
+#include "attention/op.h"
 #include "core/philox.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -41,6 +41,9 @@ inline Rows rows_of(const Heads& t, int64_t batch, int64_t head, int64_t first, 
 struct Range {
   int64_t begin, end;
 };
+
+/// No key is farther from a query than this.
+inline int64_t farthest(const AttentionParams& p) { return p.queries + p.keys; }
 
 /// The keys that a query of the sequence sees, mask aside.
 inline Range visible(const AttentionParams& p, const Sequence& s, int64_t query) {

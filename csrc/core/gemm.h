@@ -36,7 +36,6 @@ constexpr int kTileRows = 6, kVecRegisters = 16;
 constexpr int kTileRows = 2, kVecRegisters = 16;
 #endif
 
-WF_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 /// Stretches of kDepth that [0, depth) has; one even where it is empty, so that C is written as 0.
 WF_INLINE int64_t stretches(int64_t depth) { return depth ? (depth + kDepth - 1) / kDepth : 1; }
 

@@ -18,4 +18,7 @@ struct Heads {
 /// Of a tensor of at most four dimensions.
 Heads heads(const Tensor& t);
 
+/// Whether these are the beginnings of packed sequences: i32, from 0 to `total`, never falling.
+bool is_partition(const Tensor& cu_seqlens, int64_t total);
+
 }  // namespace warpformer

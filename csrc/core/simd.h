@@ -24,6 +24,8 @@
 
 namespace warpformer::cpu::WF_ISA {
 
+WF_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+
 #if defined(__AVX512F__)
 
 struct Vec {

@@ -39,12 +39,12 @@ void quantize(const From* x, int64_t step, int64_t n, int8_t* out, float* scale)
     out[i] = finite ? static_cast<int8_t>(rintf(to_float(x[i * step]) * inverse)) : 0;
 }
 
-void append_token(const Heads& x, int64_t batch, int64_t token, const Heads& cache,
-                  const Heads& scales, Slot slot, int64_t heads, int64_t width) {
+void append_token(const Heads& x, Slot token, const Heads& cache, const Heads& scales, Slot slot,
+                  int64_t heads, int64_t width) {
   by_float(x.dtype, [&](auto type) {
     using From = decltype(type);
     for (int64_t h = 0; h < heads; ++h) {
-      const From* row = at<From>(x, {batch, token}, h);
+      const From* row = at<From>(x, token, h);
       if (cache.dtype == DType::i8)
         quantize(row, x.stride[3], width, at<int8_t>(cache, slot, h), at<float>(scales, slot, h));
       by_float(cache.dtype,
@@ -58,12 +58,17 @@ void append_token(const Heads& x, int64_t batch, int64_t token, const Heads& cac
 void append_to_cache_(const AppendParams& p, int threads) {
   const Cache& c = p.cache;
   const int64_t grain = 1 + kGrain / (c.kv_heads * (c.width + c.value_width) + 1);
-  parallel_for(c.batch * p.tokens, grain, threads, [&](int, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t batch = i / p.tokens, token = i % p.tokens;
-      const Slot slot = slot_of(c, batch, c.lengths[batch] + token);
-      append_token(p.k, batch, token, c.k, c.k_scales, slot, c.kv_heads, c.width);
-      append_token(p.v, batch, token, c.v, c.v_scales, slot, c.kv_heads, c.value_width);
+  const int64_t all = p.tokens.count * (p.tokens.cu_seqlens ? 1 : c.batch);
+  parallel_for(all, grain, threads, [&](int, int64_t begin, int64_t end) {
+    int64_t before = 0;  // tokens of the sequences before
+    for (int64_t b = 0; b < c.batch && before < end; ++b) {
+      const Part part = part_of(p.tokens, b);
+      for (int64_t i = larger(0, begin - before); i < smaller(part.count, end - before); ++i) {
+        const Slot token{part.batch, part.first + i}, slot = slot_of(c, b, c.lengths[b] + i);
+        append_token(p.k, token, c.k, c.k_scales, slot, c.kv_heads, c.width);
+        append_token(p.v, token, c.v, c.v_scales, slot, c.kv_heads, c.value_width);
+      }
+      before += part.count;
     }
   });
 }

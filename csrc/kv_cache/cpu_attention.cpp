@@ -18,6 +18,7 @@
 #include "core/scratch.h"
 #include "kv_cache/digits.h"
 #include "kv_cache/floats.h"
+#include "kv_cache/items.h"
 
 namespace warpformer::cpu::WF_ISA {
 namespace {
@@ -26,48 +27,8 @@ constexpr int64_t kChunk = 256;
 constexpr int64_t kAhead = 16 << 10;      // bytes from what is worked on to what is fetched
 constexpr int64_t kStride = kChunk + 16;  // of scores: lines do not share a set
 constexpr int kLineTile = 4;
-constexpr int64_t kMaxLines = 64;            // of an item
 constexpr int64_t kPartialFloats = 4 << 20;  // of the items that are worked on at a time
 constexpr int64_t kGrain = 1 << 18;          // multiplications worth a thread
-
-/// The slots that query t of a sequence of `length` sees.
-Range visible(const CachedAttentionParams& p, int64_t length, int64_t t) {
-  const int64_t own = t + length - p.queries;
-  const int64_t begin = larger(own - p.left, 0);
-  const int64_t end = own >= length - 1 - p.right ? length : own + p.right + 1;
-  return {begin, larger(begin, end)};
-}
-
-struct Item {
-  int64_t batch, head, heads, row, rows;
-  int64_t lines() const { return heads * rows; }
-};
-
-/// How the work of a call is cut into items; it changes no bit.
-struct Items {
-  int64_t group, rows_of_head, rows, heads, row_blocks, head_blocks, count;
-
-  Items(const CachedAttentionParams& p, int64_t chunks, int threads) {
-    group = p.heads / p.cache.kv_heads;
-    rows_of_head = group * p.queries;
-    rows = smaller(rows_of_head, kMaxLines);
-    row_blocks = (rows_of_head + rows - 1) / rows;
-    heads = smaller(p.cache.kv_heads, kMaxLines / rows);
-    // Few units are cut smaller, so that every thread gets some.
-    while (heads > 1 && p.cache.batch * row_blocks * blocks(p) * chunks < 4 * threads)
-      heads = (heads + 1) / 2;
-    head_blocks = blocks(p);
-    count = p.cache.batch * head_blocks * row_blocks;
-  }
-  int64_t blocks(const CachedAttentionParams& p) const {
-    return (p.cache.kv_heads + heads - 1) / heads;
-  }
-  Item item(const CachedAttentionParams& p, int64_t i) const {
-    const int64_t row = i % row_blocks * rows, head = i / row_blocks % head_blocks * heads;
-    return {i / row_blocks / head_blocks, head, smaller(heads, p.cache.kv_heads - head), row,
-            smaller(rows, rows_of_head - row)};
-  }
-};
 
 /// What a chunk has come to for a line: the sum is of e^(s - high).
 struct State {
@@ -97,10 +58,12 @@ class Unit {
     return lines * (query + kStride) + query + (1 + 2 * p.cache.kv_heads) * kChunk;
   }
 
-  Unit(const CachedAttentionParams& p, const Items& items, int64_t lines, float* scratch)
+  Unit(const CachedAttentionParams& p, const Items& items, const Distances& distances,
+       int64_t lines, float* scratch)
       : p_(p),
         c_(p.cache),
         items_(items),
+        distances_(distances),
         query_size_(P::query_size(p.cache.width)),
         q_(scratch),
         scores_(q_ + lines * query_size_),
@@ -112,7 +75,7 @@ class Unit {
 
   /// What `attend` will be called with first: its keys are fetched.
   void expect(int64_t index, int64_t chunk) {
-    const Item item = items_.item(p_, index);
+    const Item item = items_[index];
     ahead_.append(keys(item, seen_by(item, chunk)));
     ahead_.fetch(kAhead);
   }
@@ -120,14 +83,14 @@ class Unit {
   /// Ends with some keys of unit (next, next_chunk) fetched; next < 0 for none.
   void attend(int64_t index, int64_t chunk, int64_t next, int64_t next_chunk,
               const Partials& partials, int64_t place) {
-    const Item item = items_.item(p_, index);
-    const int64_t length = c_.lengths[item.batch], first = chunk * kChunk;
+    const Item item = items_[index];
+    const int64_t first = chunk * kChunk;
     const Range seen = seen_by(item, chunk);
-    seen_by_all_ = {visible(p_, length, query_of(item, item.rows - 1)).begin - first,
-                    visible(p_, length, query_of(item, 0)).end - first};
+    seen_by_all_ = {visible(p_, item, query_of(item, item.rows - 1)).begin - first,
+                    visible(p_, item, query_of(item, 0)).end - first};
     ahead_.append(values(item, seen));
     if (next >= 0) {
-      const Item other = items_.item(p_, next);
+      const Item other = items_[next];
       ahead_.append(keys(other, seen_by(other, next_chunk)));
     }
     for (int64_t i = 0; i < item.lines(); ++i) partials.state(place, chunk, i) = {-INFINITY, 0.0f};
@@ -138,11 +101,11 @@ class Unit {
     });
     if (c_.k_scales.data) read_scales(item, first, seen.end - first);
     for (int64_t i = 0; i < item.lines(); ++i)
-      partials.state(place, chunk, i) = weigh(item, i, length, first, seen.end);
+      partials.state(place, chunk, i) = weigh(item, i, first, seen.end);
     float* o = partials.row(place, chunk, 0);
     for (int64_t i = 0; i < item.lines() * partials.width; ++i) o[i] = 0.0f;
     for_tiles(values(item, seen), first, [&](const Tile& tile, int64_t head, int64_t slot) {
-      add_tile(tile, item, head, length, first, slot, o, partials.width);
+      add_tile(tile, item, head, first, slot, o, partials.width);
     });
     if constexpr (P::kDigits)
       for (int64_t i = 0; i < item.lines(); ++i)
@@ -157,15 +120,16 @@ class Unit {
     const int64_t begin = larger(seen.begin, first);
     return {begin, larger(begin, smaller(seen.end, first + kChunk))};
   }
-  int64_t query_of(const Item& item, int64_t row) const { return (item.row + row) / items_.group; }
+  int64_t query_of(const Item& item, int64_t row) const {
+    return (item.row + row) / items_.group();
+  }
   int64_t head_of(const Item& item, int64_t head, int64_t row) const {
-    return (item.head + head) * items_.group + (item.row + row) % items_.group;
+    return (item.head + head) * items_.group() + (item.row + row) % items_.group();
   }
   /// The slots of a chunk that any line of the item sees.
   Range seen_by(const Item& item, int64_t chunk) const {
-    const int64_t length = c_.lengths[item.batch];
-    return clip({visible(p_, length, query_of(item, 0)).begin,
-                 visible(p_, length, query_of(item, item.rows - 1)).end},
+    return clip({visible(p_, item, query_of(item, 0)).begin,
+                 visible(p_, item, query_of(item, item.rows - 1)).end},
                 chunk * kChunk);
   }
   Span keys(const Item& item, Range slots) const {
@@ -180,7 +144,8 @@ class Unit {
       const int64_t head = line / item.rows, r = line % item.rows;
       by_float(p_.q.dtype, [&](auto type) {
         using From = decltype(type);
-        const From* from = at<From>(p_.q, {item.batch, query_of(item, r)}, head_of(item, head, r));
+        const Slot token{item.queries.batch, item.queries.first + query_of(item, r)};
+        const From* from = at<From>(p_.q, token, head_of(item, head, r));
         if (p_.q.stride[3] == 1) {
           for_lanes(c_.width, [&](int64_t d, auto k) { store(row_ + d, load(from + d, k), k); });
         } else {
@@ -229,16 +194,16 @@ class Unit {
   }
 
   /// The products of a line become weights, 0 where not seen; those of int8 take the scales of v.
-  State weigh(const Item& item, int64_t line, int64_t length, int64_t first, int64_t end) {
+  State weigh(const Item& item, int64_t line, int64_t first, int64_t end) {
     const int64_t row = line % item.rows, head = line / item.rows, n = end - first;
     const bool quantized = c_.k_scales.data;
     const float* k_scales = k_scales_ + head * kChunk;
     const float* v_scales = v_scales_ + head * kChunk;
     const int64_t t = query_of(item, row);
-    const Range seen = clip(visible(p_, length, t), first);
+    const Range seen = clip(visible(p_, item, t), first);
     float* s = scores_ + line * kStride;
     const float slope = p_.slopes ? p_.slopes[head_of(item, head, row)] : 0.0f;
-    const int64_t own = t + length - p_.queries - first;
+    const int64_t own = own_slot(item, t) - first;
     for (int64_t j = 0; j < n; ++j) {
       if (!p_.slopes) break;
       const int64_t distance = own - j;
@@ -252,6 +217,9 @@ class Unit {
       if (p_.slopes) v = v + load(bias_ + j, k);
       store(s + j, v, k);
     });
+    if (distances_.bias)
+      add_position_bias(distances_.bias + head_of(item, head, row) * distances_.count,
+                        distances_.reach, -own, n, s);
     for (int64_t j = 0; j < smaller(n, seen.begin - first); ++j) s[j] = -INFINITY;
     for (int64_t j = larger(0, seen.end - first); j < n; ++j) s[j] = -INFINITY;
     for_lanes(n, [&](int64_t j, auto k) { high.add(pad(load(s + j, k), k, -INFINITY)); });
@@ -287,8 +255,8 @@ class Unit {
     }
   }
 
-  void add_tile(const Tile& tile, const Item& item, int64_t head, int64_t length, int64_t first,
-                int64_t slot, float* o, int64_t o_width) {
+  void add_tile(const Tile& tile, const Item& item, int64_t head, int64_t first, int64_t slot,
+                float* o, int64_t o_width) {
     by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
       float* to = o + line * o_width;
       const float* w = scores_ + line * kStride + slot;
@@ -303,14 +271,13 @@ class Unit {
         // The same sums, without what a line does not see: 0 times NaN is NaN.
         for (int r = 0; r < kRows; ++r)
           P::template add_values<1>(w + r * kStride, kStride, tile,
-                                    seen_in(tile, item, line + r, length, first + slot),
-                                    c_.value_width, to + r * o_width, o_width);
+                                    seen_in(tile, item, line + r, first + slot), c_.value_width,
+                                    to + r * o_width, o_width);
       }
     });
   }
-  Range seen_in(const Tile& tile, const Item& item, int64_t line, int64_t length,
-                int64_t slot) const {
-    const Range seen = visible(p_, length, query_of(item, line % item.rows));
+  Range seen_in(const Tile& tile, const Item& item, int64_t line, int64_t slot) const {
+    const Range seen = visible(p_, item, query_of(item, line % item.rows));
     const int64_t begin = smaller(tile.count, larger(0, seen.begin - slot));
     return {begin, larger(begin, smaller(tile.count, seen.end - slot))};
   }
@@ -318,6 +285,7 @@ class Unit {
   const CachedAttentionParams& p_;
   const Cache& c_;
   const Items& items_;
+  const Distances& distances_;
   int64_t query_size_;
   float *q_, *scores_, *row_, *bias_, *k_scales_, *v_scales_;
   Fetcher ahead_;
@@ -331,13 +299,12 @@ float exp_of(float x) {
 }
 
 /// Ends a line: the chunks in their order, and the sink.
-void merge(const CachedAttentionParams& p, const Items& items, int64_t index, int64_t line,
+void merge(const CachedAttentionParams& p, const Item& item, int64_t group, int64_t line,
            const Partials& partials, int64_t place) {
-  const Item item = items.item(p, index);
   const int64_t row = item.row + line % item.rows;
-  const int64_t t = row / items.group;
-  const int64_t h = (item.head + line / item.rows) * items.group + row % items.group;
-  const int64_t chunks = (p.cache.lengths[item.batch] + kChunk - 1) / kChunk;
+  const int64_t t = item.queries.first + row / group;
+  const int64_t h = (item.head + line / item.rows) * group + row % group;
+  const int64_t chunks = (item.length + kChunk - 1) / kChunk;
   float high = -INFINITY, total = 0.0f;
   for (int64_t c = 0; c < chunks; ++c) high = fmaxf(high, partials.state(place, c, line).high);
   for (int64_t c = 0; c < chunks; ++c) {
@@ -357,7 +324,7 @@ void merge(const CachedAttentionParams& p, const Items& items, int64_t index, in
   }
   by_float(p.out.dtype, [&](auto type) {
     using To = decltype(type);
-    To* out = at<To>(p.out, {item.batch, t}, h);
+    To* out = at<To>(p.out, {item.queries.batch, t}, h);
     for_lanes(p.cache.value_width, [&](int64_t d, auto k) {
       Vec sum = set(0.0f);
       for (int64_t c = 0; c < chunks && seen; ++c)
@@ -374,34 +341,42 @@ void merge(const CachedAttentionParams& p, const Items& items, int64_t index, in
     });
   });
   if (p.lse)
-    p.lse[(item.batch * p.heads + h) * p.queries + t] = seen ? above + logf(all) : -INFINITY;
+    p.lse[(item.queries.batch * p.heads + h) * p.tokens.count + t] =
+        seen ? above + logf(all) : -INFINITY;
 }
 
 template <class P>
 void run(const CachedAttentionParams& p, int available) {
-  int64_t longest = 0, slots = 0;
+  int64_t longest = 0, scores = 0;
   for (int64_t b = 0; b < p.cache.batch; ++b) {
     longest = larger(longest, p.cache.lengths[b]);
-    slots += p.cache.lengths[b];
+    scores += p.cache.lengths[b] * part_of(p.tokens, b).count * p.heads;
   }
-  const int64_t work = slots * p.heads * p.queries * (p.cache.width + p.cache.value_width);
+  const int64_t work = scores * (p.cache.width + p.cache.value_width);
   const int threads = static_cast<int>(smaller(available, 1 + work / kGrain));
   const int64_t chunks = (longest + kChunk - 1) / kChunk;
-  const Items items(p, chunks, threads);
-  const int64_t lines = items.heads * items.rows;
+  Items items(p, chunks, threads);
+  const int64_t lines = items.lines();
   const int64_t width = round_up(p.cache.value_width, P::kColumns);
   const int64_t of_item = larger(1, chunks * lines * (width + 2));
-  const int64_t at_a_time = smaller(items.count, larger(1, kPartialFloats / of_item));
+  const int64_t at_a_time = smaller(items.count(), larger(1, kPartialFloats / of_item));
   const int64_t own = round_up(Unit<P>::scratch_size(p, lines), 16);
-  float* scratch = scratch_floats(threads * own + at_a_time * of_item + 16);
+  const int64_t farthest = longest + p.tokens.count;
+  const int64_t biases = Distances::size(p.position_bias, farthest);
+  const int64_t shared = round_up(2 * (p.cache.batch + 1) + biases, 16);
+  float* scratch = scratch_floats(shared + threads * own + at_a_time * of_item + 16);
+  items.number(reinterpret_cast<int64_t*>(scratch));
+  const Distances by_distance =
+      distances(p.position_bias, farthest, scratch + 2 * (p.cache.batch + 1));
+  scratch += shared;
   float* o = scratch + threads * own;
   const Partials partials{o, reinterpret_cast<State*>(o + at_a_time * chunks * lines * width),
                           chunks, lines, width};
-  for (int64_t first = 0; first < items.count; first += at_a_time) {
-    const int64_t count = smaller(at_a_time, items.count - first);
+  for (int64_t first = 0; first < items.count(); first += at_a_time) {
+    const int64_t count = smaller(at_a_time, items.count() - first);
     int64_t taken = 0;
     parallel(threads, [&](int t) {
-      Unit<P> unit(p, items, lines, scratch + t * own);
+      Unit<P> unit(p, items, by_distance, lines, scratch + t * own);
       const auto take = [&] { return __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED); };
       const int64_t end = count * chunks;
       int64_t i = take();
@@ -414,9 +389,12 @@ void run(const CachedAttentionParams& p, int available) {
       }
     });
     parallel_for(count * lines, 16, threads, [&](int, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        if (i % lines < items.item(p, first + i / lines).lines())
-          merge(p, items, first + i / lines, i % lines, partials, i / lines);
+      for (int64_t i = begin; i < end;) {
+        const int64_t place = i / lines;
+        const Item item = items[first + place];
+        for (; i < smaller(end, (place + 1) * lines); ++i)
+          if (i % lines < item.lines()) merge(p, item, items.group(), i % lines, partials, place);
+      }
     });
   }
 }

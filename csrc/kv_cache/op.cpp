@@ -17,7 +17,27 @@ bool are_scales(const Tensor& t, const Tensor& cache) {
          t.dim(1) == cache.dim(1) && t.dim(2) == cache.dim(2);
 }
 bool is_per_head(const Tensor& t, const Tensor& query) {
-  return t.dtype == DType::f32 && t.ndim == 1 && t.dim(0) == query.dim(2) && t.contiguous();
+  return t.dtype == DType::f32 && t.ndim == 1 && t.dim(0) == query.dim(-2) && t.contiguous();
+}
+
+/// Of [B, T, heads, width], or packed tokens, one batch of [N, heads, width].
+Heads heads_of(const Tensor& t) {
+  Heads h = heads(t);
+  for (int i = 3; t.ndim == 3 && i >= 0; --i) h.stride[i] = i ? h.stride[i - 1] : 0;
+  return h;
+}
+/// [B, T, heads, width], or where they are packed [N, heads, width].
+bool are_tokens(const Tensor& t, const Optional& cu_seqlens) {
+  return t.floating() && t.ndim == (cu_seqlens ? 3 : 4);
+}
+/// Whether x has the tokens of as many sequences as there are lengths.
+bool are_split(const Tensor& x, const Optional& cu_seqlens, const Tensor& lengths) {
+  if (!cu_seqlens) return x.dim(0) == lengths.dim(0);
+  return cu_seqlens->dim(0) == lengths.dim(0) + 1 && is_partition(*cu_seqlens, x.dim(0));
+}
+Tokens tokens_of(const Tensor& x, const Optional& cu_seqlens) {
+  if (!cu_seqlens) return {x.dim(1)};
+  return {x.dim(0), cu_seqlens->ptr<int32_t>()};
 }
 
 /// The cache, checked under the name of the op but for the values of lengths and block_table.
@@ -65,12 +85,13 @@ Cache cache_of(const char* op, const Tensor& key_cache, const Tensor& value_cach
   return cache;
 }
 
-/// Refuses lengths beyond the slots there are with `more` of them, and blocks that are not there.
-void check_slots(const char* op, const Cache& cache, int64_t more, const Tensor& key_cache,
+/// Refuses lengths beyond the slots there are with the new tokens, and blocks that are not there.
+void check_slots(const char* op, const Cache& cache, const Tokens& tokens, const Tensor& key_cache,
                  const Tensor& lengths, const Optional& block_table) {
   const int64_t slots = cache.max_blocks * cache.block_size;
   for (int64_t b = 0; b < cache.batch; ++b) {
-    const int64_t length = cache.lengths[b];
+    const int32_t* at = tokens.cu_seqlens;
+    const int64_t length = cache.lengths[b], more = at ? at[b + 1] - at[b] : tokens.count;
     if (length < 0 || length + more > slots)
       fail(op, "0 <= length, length + tokens <= slots of a sequence",
            "length, tokens, lengths, key_cache, block_table", length, more, lengths, key_cache,
@@ -89,42 +110,51 @@ void check_slots(const char* op, const Cache& cache, int64_t more, const Tensor&
 }  // namespace
 
 void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache,
-                      const Tensor& lengths, const Optional& block_table,
-                      const Optional& key_scales, const Optional& value_scales,
-                      const Optional& alibi_slopes, const Optional& sinks, const Tensor& out,
+                      const Tensor& lengths, const Optional& cu_seqlens_q,
+                      const Optional& block_table, const Optional& key_scales,
+                      const Optional& value_scales, const Optional& alibi_slopes,
+                      const Optional& sinks, const Optional& position_bias, const Tensor& out,
                       const Optional& lse, double scale, double softcap, int64_t left,
-                      int64_t right, int64_t executor) {
-  CHECK_TENSORS(query, key_cache, value_cache, lengths, block_table, key_scales, value_scales,
-                alibi_slopes, sinks, out, lse);
+                      int64_t right, bool bidirectional, int64_t max_distance, int64_t executor) {
+  CHECK_TENSORS(query, key_cache, value_cache, lengths, cu_seqlens_q, block_table, key_scales,
+                value_scales, alibi_slopes, sinks, position_bias, out, lse);
   const Cache cache =
       cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
-  CHECK(query.floating() && query.ndim == 4, query);
+  CHECK(are_tokens(query, cu_seqlens_q), query);
   CHECK(key_cache.dtype == DType::i8 || key_cache.dtype == query.dtype, key_cache, query);
-  CHECK(query.dim(0) == lengths.dim(0), query, lengths);
-  CHECK(query.dim(3) == key_cache.dim(3), query, key_cache);
-  CHECK(key_cache.dim(2) > 0 && query.dim(2) % key_cache.dim(2) == 0, query, key_cache);
-  CHECK(out.dtype == query.dtype && out.ndim == 4 && out.dim(0) == query.dim(0) &&
-            out.dim(1) == query.dim(1) && out.dim(2) == query.dim(2) &&
-            out.dim(3) == value_cache.dim(3),
+  CHECK(query.dim(-1) == key_cache.dim(3), query, key_cache);
+  CHECK(key_cache.dim(2) > 0 && query.dim(-2) % key_cache.dim(2) == 0, query, key_cache);
+  CHECK_CPU(query);
+  CHECK(are_split(query, cu_seqlens_q, lengths), query, cu_seqlens_q, lengths);
+  CHECK(out.dtype == query.dtype && out.ndim == query.ndim && out.dim(0) == query.dim(0) &&
+            out.dim(1) == query.dim(1) && out.dim(-2) == query.dim(-2) &&
+            out.dim(-1) == value_cache.dim(3),
         out, query, value_cache);
   if (lse)
-    CHECK(lse->dtype == DType::f32 && lse->ndim == 3 && lse->dim(0) == query.dim(0) &&
-              lse->dim(1) == query.dim(2) && lse->dim(2) == query.dim(1) && lse->contiguous(),
+    CHECK(lse->dtype == DType::f32 && lse->ndim == query.ndim - 1 &&
+              lse->dim(-1) == query.dim(-3) && lse->dim(-2) == query.dim(-2) &&
+              (cu_seqlens_q || lse->dim(0) == query.dim(0)) && lse->contiguous(),
           lse, query);
   if (alibi_slopes) CHECK(is_per_head(*alibi_slopes, query), alibi_slopes, query);
   if (sinks) CHECK(is_per_head(*sinks, query), sinks, query);
   CHECK(softcap >= 0.0, softcap);
   CHECK(left >= 0 && right >= 0, left, right);
-  CHECK_CPU(query);
-  check_slots(__func__, cache, 0, key_cache, lengths, block_table);
-  if (query.dim(0) * query.dim(1) * query.dim(2) == 0) return;
+  if (position_bias) {
+    CHECK(position_bias->floating() && position_bias->ndim == 2 &&
+              position_bias->dim(1) == query.dim(-2),
+          position_bias, query);
+    const int64_t buckets = position_bias->dim(0) / (bidirectional ? 2 : 1);
+    CHECK(buckets >= 2 && max_distance > buckets / 2, position_bias, bidirectional, max_distance);
+  }
+  check_slots(__func__, cache, {0}, key_cache, lengths, block_table);
+  if (query.dim(0) * query.dim(-3) * query.dim(-2) == 0) return;
 
-  CachedAttentionParams p{cache, heads(query), heads(out)};
+  CachedAttentionParams p{cache, tokens_of(query, cu_seqlens_q), heads_of(query), heads_of(out)};
   if (lse) p.lse = lse->ptr<float>();
   if (alibi_slopes) p.slopes = alibi_slopes->ptr<float>();
   if (sinks) p.sinks = sinks->ptr<float>();
-  p.queries = query.dim(1);
-  p.heads = query.dim(2);
+  if (position_bias) p.position_bias = {rows(*position_bias), bidirectional, max_distance};
+  p.heads = query.dim(-2);
   p.scale = static_cast<float>(scale);
   p.softcap = static_cast<float>(softcap);
   p.left = left;
@@ -133,34 +163,61 @@ void cached_attention(const Tensor& query, const Tensor& key_cache, const Tensor
 }
 
 void append_to_cache_(const Tensor& key, const Tensor& value, const Tensor& key_cache,
-                      const Tensor& value_cache, const Tensor& lengths, const Optional& block_table,
-                      const Optional& key_scales, const Optional& value_scales, int64_t executor) {
-  CHECK_TENSORS(key, value, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
+                      const Tensor& value_cache, const Tensor& lengths, const Optional& cu_seqlens,
+                      const Optional& block_table, const Optional& key_scales,
+                      const Optional& value_scales, int64_t executor) {
+  CHECK_TENSORS(key, value, key_cache, value_cache, lengths, cu_seqlens, block_table, key_scales,
+                value_scales);
   const Cache cache =
       cache_of(__func__, key_cache, value_cache, lengths, block_table, key_scales, value_scales);
-  CHECK(key.floating() && key.ndim == 4, key);
-  CHECK(value.floating() && value.ndim == 4, value);
-  CHECK(key.dim(0) == lengths.dim(0) && value.dim(0) == lengths.dim(0), key, value, lengths);
-  CHECK(key.dim(1) == value.dim(1), key, value);
-  CHECK(key.dim(2) == key_cache.dim(2) && key.dim(3) == key_cache.dim(3), key, key_cache);
-  CHECK(value.dim(2) == value_cache.dim(2) && value.dim(3) == value_cache.dim(3), value,
+  CHECK(are_tokens(key, cu_seqlens), key);
+  CHECK(are_tokens(value, cu_seqlens), value);
+  CHECK(key.dim(0) == value.dim(0) && key.dim(-3) == value.dim(-3), key, value);
+  CHECK(key.dim(-2) == key_cache.dim(2) && key.dim(-1) == key_cache.dim(3), key, key_cache);
+  CHECK(value.dim(-2) == value_cache.dim(2) && value.dim(-1) == value_cache.dim(3), value,
         value_cache);
   CHECK_CPU(key);
-  if (key.dim(0) * key.dim(1) == 0) return;
-  check_slots(__func__, cache, key.dim(1), key_cache, lengths, block_table);
-  const AppendParams p{cache, heads(key), heads(value), key.dim(1)};
+  CHECK(are_split(key, cu_seqlens, lengths), key, cu_seqlens, lengths);
+  if (key.dim(0) * key.dim(-3) == 0) return;
+  const Tokens tokens = tokens_of(key, cu_seqlens);
+  check_slots(__func__, cache, tokens, key_cache, lengths, block_table);
+  const AppendParams p{cache, tokens, heads_of(key), heads_of(value)};
   RUN_CPU_KERNEL(append_to_cache_, p, key, executor);
+}
+
+/// positions, [B, T] or packed [N]: the slots that append_to_cache_ writes to.
+void append_positions(const Tensor& lengths, const Optional& cu_seqlens, const Tensor& positions) {
+  constexpr const char* op = "append_to_cache_";
+  CHECK_TENSORS(lengths, cu_seqlens, positions);
+  CHECK_FOR(op, lengths.dtype == DType::i32 && lengths.ndim == 1 && lengths.contiguous(), lengths);
+  CHECK_FOR(op,
+            positions.dtype == DType::i32 && positions.ndim == (cu_seqlens ? 1 : 2) &&
+                positions.contiguous(),
+            positions);
+  CHECK_CPU(lengths);
+  CHECK_FOR(op, are_split(positions, cu_seqlens, lengths), positions, cu_seqlens, lengths);
+  const Tokens tokens = tokens_of(positions, cu_seqlens);
+  auto* to = positions.ptr<int32_t>();
+  for (int64_t b = 0; b < lengths.dim(0); ++b) {
+    const int32_t* at = tokens.cu_seqlens;
+    const int64_t count = at ? at[b + 1] - at[b] : tokens.count;
+    for (int64_t i = 0; i < count; ++i) *to++ = static_cast<int32_t>(lengths.ptr<int32_t>()[b] + i);
+  }
 }
 
 void bind_kv_cache(py::module_& m) {
   m.def("cached_attention", &cached_attention, py::arg("query"), py::arg("key_cache"),
-        py::arg("value_cache"), py::arg("lengths"), py::arg("block_table"), py::arg("key_scales"),
-        py::arg("value_scales"), py::arg("alibi_slopes"), py::arg("sinks"), py::arg("out"),
-        py::arg("lse"), py::arg("scale"), py::arg("softcap"), py::arg("left"), py::arg("right"),
-        py::arg("executor"), nogil());
+        py::arg("value_cache"), py::arg("lengths"), py::arg("cu_seqlens_q"), py::arg("block_table"),
+        py::arg("key_scales"), py::arg("value_scales"), py::arg("alibi_slopes"), py::arg("sinks"),
+        py::arg("position_bias"), py::arg("out"), py::arg("lse"), py::arg("scale"),
+        py::arg("softcap"), py::arg("left"), py::arg("right"), py::arg("position_bidirectional"),
+        py::arg("position_max_distance"), py::arg("executor"), nogil());
   m.def("append_to_cache_", &append_to_cache_, py::arg("key"), py::arg("value"),
-        py::arg("key_cache"), py::arg("value_cache"), py::arg("lengths"), py::arg("block_table"),
-        py::arg("key_scales"), py::arg("value_scales"), py::arg("executor"), nogil());
+        py::arg("key_cache"), py::arg("value_cache"), py::arg("lengths"), py::arg("cu_seqlens"),
+        py::arg("block_table"), py::arg("key_scales"), py::arg("value_scales"), py::arg("executor"),
+        nogil());
+  m.def("append_positions", &append_positions, py::arg("lengths"), py::arg("cu_seqlens"),
+        py::arg("positions"), nogil());
 }
 
 }  // namespace warpformer

@@ -10,15 +10,20 @@
 //
 //   s[t, j] = scale q[t] k[j]                     (softcap: cap tanh(s / cap))
 //             - slope |t + n - T - j|              (slope of ALiBi)
+//             + position_bias[bucket(j - t - n + T)]    (buckets of T5: core/position_bias.h)
 //   out = softmax(s) v          lse = log sum exp s          (a sink adds exp(sink) to the sum)
 //
 //   q, out [B, T, H, D], [B, T, H, Dv] f32 f16 bf16, the dtype of caches that are not int8; any
 //   strides; G divides H, head h reads head h / (H / G) of the cache
 //   query t sees slots t + n - T - left .. t + n - T + right of [0, n)
 //   lse    [B, H, T] f32, contiguous     slopes, sinks [H] f32
+//   position_bias [buckets, H] floats
 //
 // append_to_cache_ writes key and value [B, T, G, D] into slots lengths[b] .. lengths[b] + T - 1;
 // where the cache is int8 as round(x / scale), scale = max |x| / 127 of each slot and head.
+//
+// Packed: the tokens of all sequences one after the other, [N, ...] in place of [B, T, ...] and lse
+// [H, N]; cu_seqlens [B + 1] i32 are where each begins, and N. T is then a sequence's own.
 //
 // A query that sees no slot gives 0, and lse -inf. What it does not see never reaches it, be it
 // NaN. Slots are split every 256 whatever B, T and the threads are: a sequence gives the same bits
@@ -29,6 +34,7 @@
 
 #include "core/heads.h"
 #include "core/isa_list.h"
+#include "core/position_bias.h"
 
 namespace warpformer {
 
@@ -41,13 +47,21 @@ struct Cache {
   int64_t batch, kv_heads, width, value_width;
 };
 
+/// The tokens of each sequence that a call brings.
+struct Tokens {
+  int64_t count;                        // T of every sequence; N where they are packed
+  const int32_t* cu_seqlens = nullptr;  // [B + 1]; null where they are not
+};
+
 struct CachedAttentionParams {
   Cache cache;
-  Heads q, out;
+  Tokens tokens;
+  Heads q, out;  // [batch, token, head, column]; packed: of one batch
   float* lse = nullptr;
   const float* slopes = nullptr;
   const float* sinks = nullptr;
-  int64_t queries, heads;
+  PositionBias position_bias;
+  int64_t heads;
   float scale;
   float softcap;        // 0: none
   int64_t left, right;  // slots seen before and after the query's own
@@ -56,8 +70,8 @@ DECLARE_CPU_KERNEL(cached_attention, CachedAttentionParams)
 
 struct AppendParams {
   Cache cache;
+  Tokens tokens;
   Heads k, v;
-  int64_t tokens;  // T
 };
 DECLARE_CPU_KERNEL(append_to_cache_, AppendParams)
 

@@ -1,4 +1,5 @@
-// Where a slot of a sequence lies in the cache. Included by cpu files only.
+// Where the slots of a sequence lie in the cache, and its tokens among those of a call. Included by
+// cpu files only.
 #pragma once
 
 #include "kv_cache/op.h"
@@ -13,6 +14,17 @@ inline Slot slot_of(const Cache& cache, int64_t batch, int64_t slot) {
   if (!cache.block_table) return {batch, slot};
   return {cache.block_table[batch * cache.max_blocks + slot / cache.block_size],
           slot % cache.block_size};
+}
+
+/// The tokens of a sequence: `count` from token `first` of batch `batch` on.
+struct Part {
+  int64_t batch, first, count;
+};
+
+inline Part part_of(const Tokens& tokens, int64_t sequence) {
+  const int32_t* at = tokens.cu_seqlens;
+  if (!at) return {sequence, 0, tokens.count};
+  return {0, at[sequence], at[sequence + 1] - at[sequence]};
 }
 
 /// Head `head` of a slot, from there so many elements.

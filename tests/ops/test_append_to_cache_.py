@@ -3,6 +3,7 @@ import torch
 
 from tests.check import same_bits, threads
 from tests.ops.test_cached_attention import paged
+from tests.ops.test_scaled_dot_product_attention import starts
 from warpformer import InputError, ops
 
 
@@ -103,6 +104,60 @@ def test_rope(device, dtype, interleaved, queries):
         assert rotated is None
 
 
+COUNTS = [5, 0, 9]
+
+
+def packed(t):
+    return torch.cat([t[b, :count] for b, count in enumerate(COUNTS)])
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("is_paged", [False, True])
+@pytest.mark.parametrize("rope", [False, True])
+def test_packed(device, dtype, cache_dtype, is_paged, rope):
+    """What each sequence's own call gives; no other slot changes."""
+    key, value = tokens(9, dtype)
+    query = torch.randn(3, 9, 6, 36, dtype=dtype) if rope else None
+    cos, sin = ops.rope_tables(ops.rope_frequencies(20)[0], 60) if rope else (None, None)
+    names, expected, table = ("key_scales", "value_scales"), caches(cache_dtype), None
+    queries = []
+    for b, count in enumerate(COUNTS):
+        own = [None if t is None else t[b : b + 1] for t in expected]
+        new = [t if t is None else t[b : b + 1, :count] for t in (key, value, query)]
+        scales = dict(zip(names, own[2:], strict=True))
+        queries.append(
+            ops.append_to_cache_(
+                *new[:2], *own[:2], LENGTHS[b : b + 1], query=new[2], cos=cos, sin=sin, **scales
+            )
+        )
+    found = caches(cache_dtype)
+    if is_paged:
+        found, table = [t if t is None else paged(t, 7)[0] for t in found], paged(found[0], 7)[1]
+        expected = [t if t is None else paged(t, 7)[0] for t in expected]
+    rotated = ops.append_to_cache_(
+        *(packed(key), packed(value), *found[:2], LENGTHS),
+        cu_seqlens=starts(COUNTS),
+        block_table=table,
+        **dict(zip(names, found[2:], strict=True)),
+        **{"query": packed(query) if rope else None, "cos": cos, "sin": sin},
+    )
+    assert all(a is b is None or same_bits(a, b) for a, b in zip(found, expected, strict=True))
+    if rope:
+        assert same_bits(rotated, torch.cat([t[0] for t in queries]))
+
+
+def test_packed_for_any_threads(device):
+    counts = [300, 0, 1, 40]
+    key, value = torch.randn(2, sum(counts), 2, 36)
+    lengths, found = torch.tensor([1, 2, 3, 4]).int(), []
+    for count in (1, 2, 5):
+        with threads(count):
+            cache = torch.zeros(2, 4, 400, 2, 36)
+            ops.append_to_cache_(key, value, *cache, lengths, cu_seqlens=starts(counts))
+            found.append(cache)
+    assert all(torch.equal(cache, found[0]) for cache in found)
+
+
 def test_any_number_of_threads_and_strides(device, dtype):
     key, value = tokens(17, dtype, batch=3, heads=40, width=128)
     expected = caches(torch.int8, heads=40, width=128)
@@ -133,6 +188,11 @@ def test_refused_without_a_write(device):
     cos, sin = ops.rope_tables(ops.rope_frequencies(20)[0], 34)
     with pytest.raises(InputError, match=r"^rope: .* position = 34"):
         ops.append_to_cache_(key[:, :5], value[:, :5], k, v, LENGTHS, cos=cos, sin=sin)
+    with pytest.raises(InputError, match=r"^append_to_cache_: .* length = 33, tokens = 18"):
+        ops.append_to_cache_(key[0], value[0], k, v, LENGTHS, cu_seqlens=starts([0, 0, 18]))
+    for counts, rope in (([9, 9], {}), ([9, -1, 10], {}), ([9, 0, 8], {"cos": cos, "sin": sin})):
+        with pytest.raises(InputError, match=r"^append_to_cache_: .*cu_seqlens = i32"):
+            ops.append_to_cache_(key[0], value[0], k, v, LENGTHS, cu_seqlens=starts(counts), **rope)
     for wrong in ({"cos": cos}, {"query": key}):
         with pytest.raises(InputError, match=r"^append_to_cache_: cos and sin"):
             ops.append_to_cache_(key[:, :5], value[:, :5], k, v, LENGTHS, **wrong)
@@ -143,11 +203,16 @@ def test_refused_without_a_write(device):
 
 @pytest.mark.parametrize("rope", [False, True])
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8])
-def test_registration(rope, cache_dtype):
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_registration(rope, cache_dtype, is_packed):
     k, v, *scales = caches(cache_dtype)
     tables = ops.rope_tables(ops.rope_frequencies(20)[0], 60) if rope else (None, None)
     query = torch.randn(3, 4, 6, 36) if rope else None
-    args = (*tokens(4), k, v, LENGTHS, None, *scales, query, *tables, False)
+    key, value = tokens(4)
+    if is_packed:
+        key, value, query = (t if t is None else t.flatten(0, 1) for t in (key, value, query))
+    cu_seqlens = starts([5, 0, 7]) if is_packed else None
+    args = (key, value, k, v, LENGTHS, cu_seqlens, None, *scales, query, *tables, False)
     torch.library.opcheck(torch.ops.warpformer.append_to_cache_.default, args)
 
 

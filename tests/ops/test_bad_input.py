@@ -199,8 +199,28 @@ SHAPES = {
         q[:, :, :4], cache.half(), cache.half()
     ),
     "cached_attention: sinks = f32[3], query = f32[2,4,4,8]": lambda: cached(q[:, :, :4], sinks=x[0]),
+    "cached_attention: position_bias = f32[2,3], query = f32[2,4,4,8]": lambda: cached(
+        q[:, :, :4], position_bias=x
+    ),
+    "cached_attention: position_bias = f32[5,4], bidirectional = true, max_distance = 1": lambda: cached(
+        q[:, :, :4], position_bias=q[0, 0, :, :4], position_max_distance=1
+    ),
+    "cached_attention: [2, 4, 5, 8]": lambda: cached(cu_seqlens_q=starts(0, 1, 2)),
+    "cached_attention: query = f32[4,4,8], cu_seqlens_q = i32[2], lengths = i32[2]": lambda: cached(
+        q[0, :, :4], cu_seqlens_q=starts(0, 4)
+    ),
+    "cached_attention: query = f32[4,4,8], cu_seqlens_q = i32[3]": lambda: cached(
+        q[0, :, :4], cu_seqlens_q=starts(0, 3, 2)
+    ),
+    "cached_attention: cu_seqlens_q = i64[3]": lambda: cached(
+        q[0, :, :4], cu_seqlens_q=starts(0, 1, 4, dtype=torch.int64)
+    ),
     "cached_attention: softcap = -1": lambda: cached(q[:, :, :4], softcap=-1.0),
     "append_to_cache_: key = f32[2,6,2], ": lambda: append(cache[..., 0]),
+    "append_to_cache_: key = f32[2,1,2,8]": lambda: append(cu_seqlens=starts(0, 1, 2)),
+    "append_to_cache_: key = f32[6,2,8], cu_seqlens = i32[3], lengths = i32[2]": lambda: append(
+        cache[0], cache[0], cu_seqlens=starts(0, 7, 6)
+    ),
     "append_to_cache_: key = f32[2,1,2,7], key_cache = f32[2,6,2,8]": lambda: append(cache[:, :1, :, 1:]),
     "append_to_cache_: value = f32[2,1,1,8], value_cache = f32[2,6,2,8]": lambda: append(
         value=cache[:, :1, :1]
@@ -273,6 +293,7 @@ CALLS = {  # every tensor operand by its name in the error message
     "cached_attention: query": lambda t: cached(t(q[:, :, :4])),
     "cached_attention: key_cache": lambda t: cached(q[:, :, :4], t(cache)),
     "cached_attention: value_cache": lambda t: cached(q[:, :, :4], v=t(cache)),
+    "cached_attention: position_bias": lambda t: cached(q[:, :, :4], position_bias=t(q[0, 0, :, :4])),
     "append_to_cache_: key": lambda t: ops.append_to_cache_(t(cache), cache, cache, cache, lengths),
     "append_to_cache_: value": lambda t: ops.append_to_cache_(cache, t(cache), cache, cache, lengths),
 }

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from tests.check import relative_error, same_bits, threads
+from tests.ops.test_position_bias import biases, buckets_of
+from tests.ops.test_scaled_dot_product_attention import starts
 from warpformer import InputError, ops
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 5e-4}
@@ -19,9 +21,8 @@ def operands(lengths, slots, queries=1, heads=8, kv_heads=2, width=64, value_wid
     return q, k, v, torch.tensor(lengths, dtype=torch.int32)
 
 
-def reference(
-    q, k, v, lengths, is_causal=True, scale=None, window=(None, None), softcap=0.0, slopes=None, sinks=None
-):
+def reference(q, k, v, lengths, is_causal=True, scale=None, window=(None, None), softcap=0.0, slopes=None,
+              sinks=None, position_bias=None, **position):  # fmt: skip
     """The definition, in float64: out and lse."""
     outs, sums = [], []
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -33,6 +34,8 @@ def reference(
         away = torch.arange(n) - (torch.arange(q.shape[1])[:, None] + n - q.shape[1])
         if slopes is not None:
             s = s - slopes.double()[:, None, None] * away.abs()
+        if position_bias is not None:
+            s = s + biases(position_bias.double(), *away.shape, alignment="bottom-right", **position)
         left, right = (1 << 40 if side is None else side for side in window)
         s = s.masked_fill((away < -left) | (away > (min(0, right) if is_causal else right)), -torch.inf)
         lse = torch.logsumexp(s, -1) if n else torch.full(s.shape[:-1], -torch.inf).double()
@@ -106,13 +109,28 @@ OPTIONS = {
     "softcap": {"softcap": 2.0},
     "slopes": {"slopes": torch.rand(8)},
     "sinks": {"sinks": torch.randn(8)},
-    "all": {"window": (200, None), "softcap": 3.0, "slopes": torch.rand(8) / 10, "sinks": torch.randn(8)},
+    "position bias": {
+        "position_bias": torch.randn(32, 8),
+        "position_bidirectional": False,
+        "position_max_distance": 400,
+        "scale": 1.0,
+    },
+    "cross-attention": {"position_bias": torch.randn(32, 8).half(), "scale": 1.0, "is_causal": False},
+    "all": {
+        "window": (200, None),
+        "softcap": 3.0,
+        "slopes": torch.rand(8) / 10,
+        "sinks": torch.randn(8),
+        "position_bias": torch.randn(6, 8).bfloat16(),
+    },
 }
 
 
 @pytest.mark.parametrize(
     ("options", "queries", "int8"),
-    [(name, 5, False) for name in OPTIONS] + [("all", 1, False), ("all", 1, True), ("both sides", 5, True)],
+    [(name, 5, False) for name in OPTIONS]
+    + [("position bias", 1, False), ("all", 1, False), ("all", 1, True)]
+    + [("all", 5, True), ("both sides", 5, True)],
 )
 def test_options(device, dtype, options, queries, int8):
     options = OPTIONS[options]
@@ -124,6 +142,41 @@ def test_options(device, dtype, options, queries, int8):
     bound, close = (BOUND_INT8, 1e-4) if int8 else (BOUND, 1e-5)
     assert relative_error(out, expected) < bound[dtype]
     torch.testing.assert_close(lse.double(), sums, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "bidirectional", "max_distance"), [(32, True, 128), (32, False, 128), (5, True, 900)]
+)
+def test_buckets(device, buckets, bidirectional, max_distance):
+    """Of every distance: in sequence b all but slot b is nothing beside it, so that lse shows its bias."""
+    slots = 150
+    k = torch.eye(slots)[:, :, None, None] * 4096
+    q, lengths = torch.ones(slots, slots, 1, 1), torch.full((slots,), slots, dtype=torch.int32)
+    _, lse = ops.cached_attention(
+        *(q, k, k, lengths),
+        position_bias=torch.arange(buckets, dtype=torch.float32)[:, None],
+        position_bidirectional=bidirectional,
+        position_max_distance=max_distance,
+        is_causal=False,
+        return_lse=True,
+    )
+    distance = torch.arange(slots)[:, None] - torch.arange(slots)
+    assert torch.equal(lse[:, 0] - 4096, buckets_of(distance, buckets, bidirectional, max_distance).float())
+
+
+@pytest.mark.parametrize("queries", [1, 5, 130])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_position_bias_as_in_scaled_dot_product_attention(device, queries, is_causal):
+    q, k, v, lengths = operands([300], 300, queries)
+    options = {
+        "is_causal": is_causal,
+        "position_bias": torch.randn(32, 8),
+        "position_bidirectional": not is_causal,
+    }
+    expected = ops.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (q, k, v)), **options, alignment="bottom-right", enable_gqa=True
+    )
+    torch.testing.assert_close(ops.cached_attention(q, k, v, lengths, **options), expected.transpose(1, 2))
 
 
 @pytest.mark.parametrize(("block_size", "int8"), [(1, False), (7, True), (16, False), (300, True)])
@@ -139,6 +192,53 @@ def test_paged(device, dtype, block_size, int8):
     for b, n in enumerate(lengths.tolist()):
         table[b, -(-n // block_size) :] = 1 << 30
     assert same_bits(ops.cached_attention(q, k, v, lengths, block_table=table, **scales), expected)
+
+
+RAGGED = {
+    "decode": ([1, 1, 1, 1], [613, 18, 256, 1]),
+    "mixed": ([1, 70, 0, 5, 1, 300], [613, 70, 20, 258, 0, 299]),
+    "nothing new": ([0, 0], [5, 0]),
+}
+
+
+@pytest.mark.parametrize("name", RAGGED)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("is_paged", [False, True])
+def test_packed(device, dtype, name, int8, is_paged):
+    """Bit by bit what each sequence gives alone, with queries of its own number."""
+    counts, lengths = RAGGED[name]
+    q, k, v, sizes = operands(lengths, 620, max(counts), dtype=dtype)
+    (k, v), scales, _ = as_int8(k, v, sizes) if int8 else ((k, v), {}, None)
+    options = {"alibi_slopes": torch.rand(8), "sinks": torch.randn(8), "position_bias": torch.randn(32, 8)}
+    options |= {"window": (200, None), "return_lse": True}
+    queries = [q[b, :count] for b, count in enumerate(counts)]
+    alone = [
+        ops.cached_attention(
+            *(queries[b][None], k[b : b + 1], v[b : b + 1], sizes[b : b + 1]),
+            **{name: t[b : b + 1] for name, t in scales.items()},
+            **options,
+        )
+        for b in range(len(counts))
+    ]
+    if is_paged:
+        (k, options["block_table"]), (v, _) = paged(k, 16), paged(v, 16)
+        scales = {name: paged(t, 16)[0] for name, t in scales.items()}
+    out, lse = ops.cached_attention(
+        *(torch.cat(queries), k, v, sizes), cu_seqlens_q=starts(counts), **scales, **options
+    )
+    assert same_bits(out, torch.cat([o[0] for o, _ in alone]))
+    assert same_bits(lse, torch.cat([sums[0] for _, sums in alone], -1))
+
+
+def test_packed_for_any_threads(device):
+    counts, lengths = RAGGED["mixed"]
+    q, k, v, sizes = operands(lengths, 620, 300)
+    q = torch.cat([q[b, :count] for b, count in enumerate(counts)])
+    found = []
+    for count in (1, 2, 5):
+        with threads(count):
+            found.append(ops.cached_attention(q, k, v, sizes, cu_seqlens_q=starts(counts)))
+    assert all(same_bits(out, found[0]) for out in found)
 
 
 @pytest.mark.parametrize(("queries", "width"), SHAPES)
@@ -266,3 +366,13 @@ def test_lengths_and_blocks_outside(device):
         table = torch.tensor([[0], [wrong]], dtype=torch.int32)
         with pytest.raises(InputError, match=rf"^cached_attention: .* block = {wrong}, block_table = i32"):
             ops.cached_attention(q, k, v, lengths, block_table=table)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_registration(packed):
+    q, k, v, lengths = operands([30, 8], 40, 5)
+    cu_seqlens = starts([4, 1]) if packed else None
+    q = q[0] if packed else q
+    options = (0.3, 0.0, 1 << 40, 0, True, 128, True)
+    args = (q, k, v, lengths, cu_seqlens, None, None, None, None, None, torch.randn(32, 8), *options)
+    torch.library.opcheck(torch.ops.warpformer.cached_attention.default, args)

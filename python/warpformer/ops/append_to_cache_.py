@@ -12,6 +12,7 @@ def append_to_cache_(
     value_cache: Tensor,
     lengths: Tensor,
     *,
+    cu_seqlens: Tensor | None = None,
     block_table: Tensor | None = None,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
@@ -20,20 +21,24 @@ def append_to_cache_(
     sin: Tensor | None = None,
     interleaved: bool = False,
 ) -> Tensor | None:
-    """Writes the keys and values of T new tokens behind those that a cache holds, in place.
+    """Writes the keys and values of new tokens behind those that a cache holds, in place.
 
         key_cache[b, lengths[b] + t] = key[b, t]          value_cache[b, lengths[b] + t] = value[b, t]
+
+    for T new tokens of each sequence b, or as many as `cu_seqlens` gives it.
 
     With `cos` and `sin`, keys (and `query`) are first rotated by the angles of positions lengths[b] + t,
     as `rope` does. Into int8 caches goes round(x / scale), with scale = max |x| / 127 of each token and head.
 
     Args:
-        key: [B, T, G, D], float32, bfloat16 or float16, any strides.
-        value: [B, T, G, Dv].
+        key: [B, T, G, D], float32, bfloat16 or float16, any strides; with `cu_seqlens` [N, G, D].
+        value: [B, T, G, Dv], packed [N, G, Dv].
         key_cache, value_cache, lengths, block_table, key_scales, value_scales: as `cached_attention` has
             them; lengths, which stay as they are, count the slots in use before the call. Floating caches
             may have another dtype than what is written.
-        query: [B, T, H, D], to be rotated.
+        cu_seqlens: [B + 1] int32: the tokens of all sequences one after the other, those of sequence b from
+            cu_seqlens[b] to cu_seqlens[b + 1] - 1; there may be none.
+        query: [B, T, H, D], packed [N, H, D], to be rotated.
         cos, sin: [P, R/2] float32, as `rope` takes them.
         interleaved: the interleaved form of `rope`, not the half form.
 
@@ -42,48 +47,39 @@ def append_to_cache_(
 
     Raises:
         InputError: shapes, dtypes or devices do not fit; a slot, a block or (on the CPU) a row of the
-            tables is not there. Nothing is written then.
+            tables is not there; cu_seqlens does not rise from 0 to N. Nothing is written then.
         TypeError: an argument is not a tensor.
 
     An op of torch.library that mutates the caches and scales; it has no gradient. Source:
     flash_attn_with_kvcache of the flash-attention package.
     """
     tensors = (key, value, key_cache, value_cache, lengths)
-    optional = (block_table, key_scales, value_scales, query, cos, sin)
+    optional = (cu_seqlens, block_table, key_scales, value_scales, query, cos, sin)
     if is_direct(*tensors, optional=optional):
         return _append(*tensors, *optional, interleaved)
     rotated = dispatch("append_to_cache_", *tensors, *optional, interleaved)
     return rotated if query is not None else None
 
 
-def _append(key, value, key_cache, value_cache, lengths, block_table, key_scales, value_scales, *rope):
-    query, cos, sin, interleaved = rope
+def _append(key, value, key_cache, value_cache, lengths, cu_seqlens, block_table, *rest):
+    *scales, query, cos, sin, interleaved = rest
     if (cos is None) != (sin is None) or (query is not None and cos is None):
         raise _C.InputError("append_to_cache_: cos and sin come together, and with query")
     rotated = None if query is None else empty(query.shape, query)
-    if cos is not None and key.ndim == 4:
+    if cos is not None and key.ndim == (4 if cu_seqlens is None else 3):
         # Rounded once: to the dtype of the cache, or from float32 to int8.
         dtype = torch.float32 if key_cache.dtype == torch.int8 else key_cache.dtype
         key, unrotated = empty(key.shape, key, dtype), key
-        positions = _positions(lengths, key)
+        positions = empty(key.shape[:-2], lengths, torch.int32)
+        _C.append_positions(lengths, cu_seqlens, positions)
         x, out = (
             ((query, unrotated), (rotated, key)) if query is not None else ((unrotated, None), (key, None))
         )
         _C.rope(*x, cos, sin, positions, interleaved, False, *out, executor(unrotated))
     _C.append_to_cache_(
-        *(key, value, key_cache, value_cache, lengths, block_table, key_scales, value_scales),
-        executor(key),
+        *(key, value, key_cache, value_cache, lengths, cu_seqlens, block_table, *scales), executor(key)
     )
     return rotated
-
-
-def _positions(lengths, key):
-    if lengths.dtype != torch.int32 or lengths.shape != key.shape[:1]:
-        raise _C.InputError(
-            f"append_to_cache_: lengths = {lengths.dtype} {list(lengths.shape)} is not int32 "
-            f"[{key.shape[0]}], key = {list(key.shape)}"
-        )
-    return lengths[:, None] + torch.arange(key.shape[1], dtype=torch.int32, device=lengths.device)
 
 
 def _append_op(key, *rest):
@@ -94,10 +90,8 @@ def _append_op(key, *rest):
 
 register(
     "append_to_cache_(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, "
-    "Tensor lengths, Tensor? block_table, Tensor(c!)? key_scales, Tensor(d!)? value_scales, Tensor? query, "
-    "Tensor? cos, Tensor? sin, bool interleaved) -> Tensor",
+    "Tensor lengths, Tensor? cu_seqlens, Tensor? block_table, Tensor(c!)? key_scales, "
+    "Tensor(d!)? value_scales, Tensor? query, Tensor? cos, Tensor? sin, bool interleaved) -> Tensor",
     _append_op,
-    lambda key, value, key_cache, value_cache, lengths, table, key_scales, value_scales, query, *rope: (
-        key.new_empty(0) if query is None else empty(query.shape, query)
-    ),
+    lambda key, *rest: key.new_empty(0) if rest[-4] is None else empty(rest[-4].shape, rest[-4]),
 )

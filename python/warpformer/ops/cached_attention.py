@@ -12,6 +12,7 @@ def cached_attention(
     value_cache: Tensor,
     lengths: Tensor,
     *,
+    cu_seqlens_q: Tensor | None = None,
     block_table: Tensor | None = None,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
@@ -21,22 +22,29 @@ def cached_attention(
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    position_bidirectional: bool = True,
+    position_max_distance: int = 128,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of the last T tokens of each sequence to a key/value cache: a step of decoding.
 
         s[t, j] = scale query[t] key[j], with a softcap c: c tanh(s / c)
-        s[t, j] = s[t, j] - alibi_slopes |t + n - T - j|
+        s[t, j] = s[t, j] - alibi_slopes |t + n - T - j| + position_bias[bucket(j - t - n + T)]
         out = softmax(s) value          lse = log sum exp s
 
-    over the first n = lengths[b] slots of sequence b, the T of the queries included.
+    over the first n = lengths[b] slots of sequence b, the T of the queries included. T is one for all, or
+    with `cu_seqlens_q` each sequence has its own: decoding, chunks of a prompt and the verification of
+    drafted tokens are one call.
 
     Args:
-        query: [B, T, H, D], float32, bfloat16 or float16, any strides.
+        query: [B, T, H, D], float32, bfloat16 or float16, any strides; with `cu_seqlens_q` [N, H, D].
         key_cache: [B, S, G, D], of which the last dimension has stride 1, in the dtype of `query` or
             int8; G divides H, and query head h reads head h // (H / G). Paged: [blocks, block_size, G, D].
         value_cache: [B, S, G, Dv], paged [blocks, block_size, G, Dv].
         lengths: [B] int32, contiguous: slots in use.
+        cu_seqlens_q: [B + 1] int32: the queries of all sequences one after the other, those of sequence b
+            from cu_seqlens_q[b] to cu_seqlens_q[b + 1] - 1; there may be none.
         block_table: [B, max_blocks] int32, contiguous: slot j is slot j % block_size of block
             block_table[b, j // block_size]. Entries beyond the length are not read.
         key_scales, value_scales: of int8 caches, [B, S, G] float32, paged [blocks, block_size, G]: what
@@ -47,57 +55,70 @@ def cached_attention(
         softcap: c; 0 for none.
         alibi_slopes: [H] float32, contiguous.
         sinks: [H] float32, contiguous: logits of a key of value 0 that every query of the head sees.
+        position_bias: [buckets, H], a float: T5's table of biases by relative position. A bucket is one
+            distance for the nearer half of the buckets; the others become logarithmically wider, up to
+            `position_max_distance` and all beyond.
+        position_bidirectional: half of the buckets are for slots before the query's, half for those after
+            it; if False (T5's decoder) all are for those before, and those after share bucket 0.
         return_lse: also return lse.
 
     Returns:
-        [B, T, H, Dv] in the dtype of `query`; with `return_lse` also lse, [B, H, T] float32. A query that
-        sees no slot gives 0 and lse -inf, and what a query does not see never reaches it, NaN included.
+        [B, T, H, Dv] in the dtype of `query`, packed [N, H, Dv]; with `return_lse` also lse, float32
+        [B, H, T], packed [H, N]. A query that sees no slot gives 0 and lse -inf, and what a query does not
+        see never reaches it, NaN included.
 
     Raises:
-        InputError: shapes, dtypes or devices do not fit; a length exceeds the slots; a block is not there.
+        InputError: shapes, dtypes or devices do not fit; a length exceeds the slots; a block is not there;
+            cu_seqlens_q does not rise from 0 to N.
         TypeError: an argument is not a tensor.
 
     int8 is attended as it is: no copy of the cache in another dtype is made. Sums are float32; slots are
     split every 256, and the parts merged in order: a sequence gives the same bits alone and in any batch,
-    paged or not. Forward only.
+    paged or not, packed or not. Forward only.
 
     Source: Dao et al., "Flash-Decoding for long-context inference"; Kwon et al., "Efficient Memory
-    Management for Large Language Model Serving with PagedAttention".
+    Management for Large Language Model Serving with PagedAttention"; Raffel et al., "Exploring the Limits of
+    Transfer Learning with a Unified Text-to-Text Transformer".
     """
-    tensors = (query, key_cache, value_cache, lengths, block_table, key_scales, value_scales)
-    optional = (*tensors[4:], alibi_slopes, sinks)
-    direct = is_direct(*tensors[:4], optional=optional)
+    tensors = (query, key_cache, value_cache, lengths, cu_seqlens_q, block_table, key_scales, value_scales)
+    per_head = (alibi_slopes, sinks, position_bias)
+    direct = is_direct(*tensors[:4], optional=(*tensors[4:], *per_head))
     scale = default_scale(query) if scale is None else scale
-    options = (scale, softcap, *sides(window, is_causal))
+    options = (scale, softcap, *sides(window, is_causal), position_bidirectional, position_max_distance)
     if direct:
-        out, lse = _forward(*tensors, alibi_slopes, sinks, *options, return_lse)
+        out, lse = _forward(*tensors, *per_head, *options, return_lse)
     else:
-        out, lse = dispatch("cached_attention", *tensors, alibi_slopes, sinks, *options, True)
+        out, lse = dispatch("cached_attention", *tensors, *per_head, *options, True)
     return (out, lse) if return_lse else out
 
 
-def _forward(query, key_cache, value_cache, *rest):
-    *operands, scale, softcap, left, right, return_lse = rest
-    out, lse = _empty_results(query, value_cache, return_lse)
+def _forward(query, key_cache, value_cache, lengths, cu_seqlens_q, *rest):
+    *rest, return_lse = rest
+    operands, options = rest[:-6], rest[-6:]
+    out, lse = _empty_results(query, value_cache, cu_seqlens_q is not None, return_lse)
     _C.cached_attention(
-        *(query, key_cache, value_cache, *operands, out, lse),
-        *(scale, softcap, left, right, executor(query)),
+        *(query, key_cache, value_cache, lengths, cu_seqlens_q, *operands, out, lse),
+        *(*options, executor(query)),
     )
     return out, lse
 
 
-def _empty_results(query, value_cache, return_lse=True):
-    if query.ndim != 4:
-        raise _C.InputError(f"cached_attention: query = {list(query.shape)} is not [B, T, H, D]")
-    batch, queries, heads, _ = query.shape
-    out = empty((batch, queries, heads, *value_cache.shape[-1:]), query)
-    return out, empty((batch, heads, queries), query, torch.float32) if return_lse else None
+def _empty_results(query, value_cache, packed, return_lse=True):
+    if query.ndim != (3 if packed else 4):
+        form = "[N, H, D]" if packed else "[B, T, H, D]"
+        raise _C.InputError(f"cached_attention: query = {list(query.shape)} is not {form}")
+    *batch, queries, heads, _ = query.shape
+    out = empty((*query.shape[:-1], *value_cache.shape[-1:]), query)
+    return out, empty((*batch, heads, queries), query, torch.float32) if return_lse else None
 
 
 register(
     "cached_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor lengths, "
-    "Tensor? block_table, Tensor? key_scales, Tensor? value_scales, Tensor? alibi_slopes, Tensor? sinks, "
-    "float scale, float softcap, int left, int right, bool return_lse) -> (Tensor, Tensor)",
+    "Tensor? cu_seqlens_q, Tensor? block_table, Tensor? key_scales, Tensor? value_scales, "
+    "Tensor? alibi_slopes, Tensor? sinks, Tensor? position_bias, float scale, float softcap, int left, "
+    "int right, bool position_bidirectional, int position_max_distance, bool return_lse) -> (Tensor, Tensor)",
     _forward,
-    lambda query, key_cache, value_cache, *rest: _empty_results(query, value_cache),
+    lambda query, key_cache, value_cache, lengths, cu_seqlens_q, *rest: _empty_results(
+        query, value_cache, cu_seqlens_q is not None
+    ),
 )

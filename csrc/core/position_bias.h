@@ -6,23 +6,38 @@
 //   key       0 ...      own - reach   ...   own   ...   own + reach     ... S
 //   index     0 0 0 0 0  0 1 2 3       ...  reach  ...   2 reach  2 reach ...
 //
-// Included by cpu files only.
+// Source: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
+// Transformer".
 #pragma once
 
-#include "attention/op.h"
+#include "core/rows.h"
 
+namespace warpformer {
+
+/// A table [buckets, H] of biases by relative position; data is null where it is not given.
+struct PositionBias {
+  Rows table;
+  bool bidirectional;  // half of the buckets for keys after the query
+  int64_t max_distance;
+};
+
+}  // namespace warpformer
+
+#if defined(WF_ISA)
 namespace warpformer::cpu::WF_ISA {
 
-/// How a table is looked up: of one call, shared by its threads.
+/// How a table is looked up: of one call in which no distance is above `farthest`, shared by its
+/// threads.
 struct Distances {
   int64_t reach, count;  // count = 2 reach + 1 distances
   int32_t* bucket;       // of each distance
   float* bias;           // [H, count]
-  static int64_t reach_of(const AttentionParams& p) {
-    return at_most(p.position_bias.max_distance, p.queries + p.keys);
+  static int64_t reach_of(const PositionBias& p, int64_t farthest) {
+    return at_most(p.max_distance, farthest);
   }
-  static int64_t size(const AttentionParams& p) {
-    return p.position_bias.table.data ? (1 + p.heads) * (2 * reach_of(p) + 1) + p.heads : 0;
+  /// Floats of memory.
+  static int64_t size(const PositionBias& p, int64_t farthest) {
+    return p.table.data ? (1 + p.table.n) * (2 * reach_of(p, farthest) + 1) + p.table.n : 0;
   }
 };
 
@@ -44,20 +59,20 @@ inline int32_t bucket_of(const PositionBias& p, int64_t distance) {
   return static_cast<int32_t>(first + at_most(exact + wide, buckets - 1));
 }
 
-/// In `memory`, size(p) floats of it.
-inline Distances distances(const AttentionParams& p, float* memory) {
+/// In `memory`, size(p, farthest) floats of it.
+inline Distances distances(const PositionBias& p, int64_t farthest, float* memory) {
   Distances d{};
-  if (!p.position_bias.table.data) return d;
-  d.reach = Distances::reach_of(p);
+  if (!p.table.data) return d;
+  const int64_t heads = p.table.n;
+  d.reach = Distances::reach_of(p, farthest);
   d.count = 2 * d.reach + 1;
   d.bucket = reinterpret_cast<int32_t*>(memory);
   d.bias = memory + d.count;
-  float* row = d.bias + p.heads * d.count;
+  float* row = d.bias + heads * d.count;
   for (int64_t i = 0; i < d.count; ++i) {
-    d.bucket[i] = bucket_of(p.position_bias, i - d.reach);
-    if (i == 0 || d.bucket[i] != d.bucket[i - 1])
-      read_span(p.position_bias.table, d.bucket[i], 0, p.heads, row);
-    for (int64_t h = 0; h < p.heads; ++h) d.bias[h * d.count + i] = row[h];
+    d.bucket[i] = bucket_of(p, i - d.reach);
+    if (i == 0 || d.bucket[i] != d.bucket[i - 1]) read_span(p.table, d.bucket[i], 0, heads, row);
+    for (int64_t h = 0; h < heads; ++h) d.bias[h * d.count + i] = row[h];
   }
   return d;
 }
@@ -93,20 +108,5 @@ inline void add_position_bias(const float* bias, int64_t reach, int64_t distance
       });
 }
 
-/// sums += ds[0, n) by distance: the transpose of add_position_bias.
-inline void sum_by_distance(const float* ds, int64_t reach, int64_t distance, int64_t n,
-                            double* sums) {
-  const auto total = [&](int64_t begin, int64_t end) {
-    Sum sum;
-    for_lanes(end - begin, [&](int64_t j, auto k) { sum.add(load(ds + begin + j, k)); });
-    return sum.total();
-  };
-  by_reach(
-      reach, distance, n, [&](int64_t end) { sums[0] += total(0, end); },
-      [&](int64_t index, int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j) sums[index + j] += ds[j];
-      },
-      [&](int64_t begin) { sums[2 * reach] += total(begin, n); });
-}
-
 }  // namespace warpformer::cpu::WF_ISA
+#endif
