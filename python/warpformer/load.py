@@ -62,9 +62,9 @@ def load(
         # On the meta device a model has shapes and no memory: all is checked before any is allocated.
         with torch.device("meta"):
             model = build(module, values)
-        tensors = by_name(model, module.KEYS, stored)
         if values.get("quantization_config") is not None:
             prepare_model(model, values["quantization_config"])
+        tensors = by_name(model, module.KEYS, stored)
         check(model, module.KEYS, tensors)
         fill(model, module.KEYS, tensors, dtype, device, plan_of(model, quantization), trainable)
     model.config.source = values
@@ -97,14 +97,12 @@ def has_head(model) -> bool:
 def by_name(model, keys, stored):
     """The name here of each tensor of the checkpoint -> that tensor. Optional modules that have none are
     taken out of the model."""
-    options = has_head(model), getattr(model, "prefix", None)
-    tensors = {keys.ours(key, *options): tensor for key, tensor in stored.items()}
+    expected, prefix = expected_state(model), getattr(model, "prefix", None)
+    tensors = {keys.ours(key, expected, prefix): tensor for key, tensor in stored.items()}
     tensors.pop(None, None)
-    for module in tied_modules(model):
-        tensors.pop(f"{module}.weight", None)
-    backbone, prefix = (model.backbone, "backbone.") if has_head(model) else (model, "")
+    backbone, before = (model.backbone, "backbone.") if has_head(model) else (model, "")
     for name in set(getattr(backbone, "optional", ())).difference(getattr(model, "needed", ())):
-        if not any(key.startswith(f"{prefix}{name}.") for key in tensors):
+        if not any(key.startswith(f"{before}{name}.") for key in tensors):
             setattr(backbone, name, None)
     return tensors
 
@@ -133,12 +131,19 @@ def own_state(name, module, tied):
     return {f"{name}.{key}" if name else key: (key, *rest) for key, rest in layout.items()}
 
 
+def expected_state(model):
+    """`own_state` of all modules of a model."""
+    tied = tied_modules(model)
+    return {
+        key: value
+        for name, module in model.named_modules()
+        for key, value in own_state(name, module, tied).items()
+    }
+
+
 def check(model, keys, tensors):
     """That the checkpoint has the tensors of the model, and in which shapes."""
-    tied = tied_modules(model)
-    expected = {}
-    for name, module in model.named_modules():
-        expected |= own_state(name, module, tied)
+    expected = expected_state(model)
     wrong = [f"{name!r} is missing" for name in expected if name not in tensors]
     for name in [name for name in tensors if name not in expected]:
         log.warning("the tensor %r of the checkpoint is not part of the model", tensors.pop(name).key)

@@ -78,7 +78,7 @@ def shards_of(model, keys, max_shard_size) -> Iterator[dict[str, Tensor]]:
 
 def stored_tensors(model, keys) -> Iterator[tuple[str, Tensor]]:
     """Name in checkpoints and value of each tensor, once where modules share it."""
-    options = has_head(model), getattr(model, "prefix", None)
+    prefix = getattr(model, "prefix", None)
     tied = {name for name in tied_modules(model) if not hasattr(model.get_submodule(name), "format")}
     for name, module in tqdm([*model.named_modules()], "Saving", unit="module", disable=None):
         state = {}
@@ -90,7 +90,7 @@ def stored_tensors(model, keys) -> Iterator[tuple[str, Tensor]]:
         for key, value in state.items():
             full = f"{name}.{key}" if name else key
             value = value.mT if keys.is_transposed(full) else value
-            yield keys.theirs(full, *options), value.contiguous()
+            yield keys.theirs(full, prefix), value.contiguous()
 
 
 def config_of(model, module) -> dict:

@@ -109,3 +109,14 @@ def same(found, expected, tolerance):
     assert found.shape == expected.shape
     error = (found.double() - expected.double()).abs().max()
     assert error <= tolerance * expected.abs().max(), f"{error} of {expected.abs().max()}"
+
+
+BERT = SIZES | dict(pad_token_id=1, initializer_range=0.2)
+DISTILBERT = dict(
+    vocab_size=97, dim=48, n_layers=2, n_heads=4, hidden_dim=80, max_position_embeddings=64, initializer_range=0.2
+)
+ENCODERS = {
+    "bert": ("Bert", hf.BertConfig(**BERT, hidden_act="gelu_new")),
+    "roberta": ("Roberta", hf.RobertaConfig(**BERT, type_vocab_size=3)),
+    "distilbert": ("DistilBert", hf.DistilBertConfig(**DISTILBERT, activation="relu")),
+}

@@ -106,8 +106,8 @@ def test_state_dict_round_trip(checkpoint):
 def test_names_of_the_checkpoint(checkpoint):
     folder, theirs = checkpoint()
     names, keys = wf.load(folder).state_dict(), bert.KEYS
-    assert {keys.theirs(name, False) for name in names} == set(theirs.state_dict())
-    assert all(keys.ours(keys.theirs(name, False), False) == name for name in names)
+    assert {keys.theirs(name) for name in names} == set(theirs.state_dict())
+    assert all(keys.ours(keys.theirs(name), names) == name for name in names)
 
 
 class Record(TorchDispatchMode):

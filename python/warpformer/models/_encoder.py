@@ -186,7 +186,7 @@ class PooledClassifier(Head):
 
 
 class FirstTokenClassifier(Head):
-    """Logits [B, num_labels] of each sequence: classifier(activation(dense(first token)))."""
+    """Logits [B, num_labels] of each sequence: out(activation(dense(first token)))."""
 
     activation = "tanh"
 
@@ -194,10 +194,10 @@ class FirstTokenClassifier(Head):
         super().__init__(backbone, config)
         self.dense = Linear(config.hidden_size, config.hidden_size)
         self.dropout = Dropout(config.classifier_dropout)
-        self.classifier = Linear(config.hidden_size, config.num_labels)
+        self.out = Linear(config.hidden_size, config.num_labels)
 
     def forward(self, *args, **kwargs) -> Tensor:
         """Arguments are those of the backbone."""
         rows, sequences = self.backbone.forward_rows(*args, **kwargs)
         hidden = self.dense(first_tokens(rows, sequences), activation=self.activation)
-        return self.classifier(self.dropout(hidden))
+        return self.out(self.dropout(hidden))

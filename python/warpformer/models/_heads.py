@@ -26,16 +26,16 @@ class Head(nn.Module):
 
 
 class LastTokenClassifier(Head):
-    """Logits [B, num_labels] of the last token of each sequence: classifier(hidden)."""
+    """Logits [B, num_labels] of the last token of each sequence: score(hidden)."""
 
     def __init__(self, backbone, config):
         super().__init__(backbone, config)
-        self.classifier = Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = Linear(config.hidden_size, config.num_labels, bias=False)
 
     def forward(self, *args, **kwargs) -> Tensor:
         """Arguments are those of the backbone."""
         rows, sequences = self.backbone.forward_rows(*args, **kwargs)
-        return self.classifier(rows[sequences.last()[0].flatten()])
+        return self.score(rows[sequences.last()[0].flatten()])
 
 
 class TokenClassifier(Head):

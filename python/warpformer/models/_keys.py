@@ -1,6 +1,6 @@
 """Which tensor of a checkpoint is which of a model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 BACKBONE = "backbone"  # of a model with a head, as its modules are named here
 LEAVES = {"gamma": "weight", "beta": "bias"}  # of the first TensorFlow checkpoints
@@ -31,53 +31,46 @@ class KeyMap:
         self.prefix = prefix
         self.transposed = frozenset(transposed)
         self.ignored = frozenset(ignored)
-        self._written = {ours: _first(theirs) for ours, theirs in (backbone | head).items()}
+        self._written = {ours: [_names(theirs)[0]] for ours, theirs in (backbone | head).items()}
         self._backbone = _inverse(backbone)
         self._head = _inverse(head)
 
-    def ours(self, key: str, with_head: bool, prefix: str | None = None) -> str | None:
-        """The name here of the checkpoint's tensor `key`; `key` itself if it is unknown, None if ignored."""
+    def ours(self, key: str, names: Container[str], prefix: str | None = None) -> str | None:
+        """The name here, among the `names` of a model, of the checkpoint's tensor `key`: None for one that is
+        ignored or of another head, `key` itself if it is unknown."""
         *modules, leaf = key.split(".")
         key = ".".join([*modules, LEAVES.get(leaf, leaf)])
-        prefix = (self.prefix if prefix is None else prefix) + "."
-        bare = key.removeprefix(prefix)
-        if self._is_ignored(bare):
+        bare = key.removeprefix((self.prefix if prefix is None else prefix) + ".")
+        if _pattern(bare)[0] in self.ignored:
             return None
-        name = _replace(bare, self._backbone)
-        if name is not None:
-            return f"{BACKBONE}.{name}" if with_head else name
-        name = _replace(key, self._head)
-        if name is None:
-            return key
-        return name if with_head else None
+        backbone, head = _replace(bare, self._backbone), _replace(key, self._head)
+        candidates = [f"{BACKBONE}.{name}" for name in backbone] + backbone + head
+        found = [name for name in candidates if name in names]
+        return found[0] if found else None if head else key
 
-    def theirs(self, name: str, with_head: bool, prefix: str | None = None) -> str:
+    def theirs(self, name: str, prefix: str | None = None) -> str:
         """The other way round."""
         bare = name.removeprefix(BACKBONE + ".")
-        key = _replace(bare, self._written)
-        if key is None:
-            raise KeyError(name)
+        key = _replace(bare, self._written)[0]
         prefix = self.prefix if prefix is None else prefix
-        return f"{prefix}.{key}" if prefix and with_head and bare != name else key
+        return f"{prefix}.{key}" if prefix and bare != name else key
 
     def is_transposed(self, name: str) -> bool:
         pattern, _ = _pattern(name.removeprefix(BACKBONE + "."))
         return pattern in self.transposed or pattern.removesuffix(".weight") in self.transposed
 
-    def _is_ignored(self, key):
-        return _pattern(key)[0] in self.ignored
 
-
-def _first(names):
-    return names if isinstance(names, str) else names[0]
+def _names(one_or_more):
+    return (one_or_more,) if isinstance(one_or_more, str) else one_or_more
 
 
 def _inverse(pairs):
-    return {
-        theirs: ours
-        for ours, names in pairs.items()
-        for theirs in ([names] if isinstance(names, str) else names)
-    }
+    """Theirs -> all of ours that it may be."""
+    found = {}
+    for ours, names in pairs.items():
+        for theirs in _names(names):
+            found.setdefault(theirs, []).append(ours)
+    return found
 
 
 def _pattern(name):
@@ -88,15 +81,10 @@ def _pattern(name):
 
 
 def _replace(name, table):
-    """By the entry for the whole name, or for that of its module; None if there is none."""
+    """What the name, or that of its module, stands for in the table."""
     pattern, numbers = _pattern(name)
     module, _, leaf = pattern.rpartition(".")
-    if pattern in table:
-        found = table[pattern]
-    elif module in table:
-        found = f"{table[module]}.{leaf}"
-    else:
-        return None
+    found = [*table.get(pattern, ()), *(f"{other}.{leaf}" for other in table.get(module, ()))]
     for number in numbers:
-        found = found.replace("*", number, 1)
+        found = [other.replace("*", number, 1) for other in found]
     return found

@@ -109,6 +109,7 @@ KEYS = KeyMap(
         "lm.norm": "vocab_layer_norm",
         "lm.decoder": "vocab_projector",
         "dense": "pre_classifier",
+        "out": "classifier",
         "classifier": "classifier",
         "qa": "qa_outputs",
     },

@@ -18,7 +18,7 @@ from warpformer.models._config import (
     require_multiple,
 )
 from warpformer.models._decoder import CausalLM, Decoder
-from warpformer.models._heads import DecoderQuestionAnswering, LastTokenClassifier
+from warpformer.models._heads import DecoderQuestionAnswering, LastTokenClassifier, TokenClassifier
 from warpformer.models._keys import KeyMap
 from warpformer.nn import Embedding, FeedForward, LayerNorm, Linear, PreNormLayer, SelfAttention
 
@@ -112,11 +112,12 @@ HEADS = {
     "GPT2LMHeadModel": CausalLM,
     "GPT2Model": None,
     "GPT2ForSequenceClassification": LastTokenClassifier,
+    "GPT2ForTokenClassification": TokenClassifier,
     "GPT2ForQuestionAnswering": DecoderQuestionAnswering,
 }
 KEYS = KeyMap(
     MATRICES | OTHERS,
-    {"lm_head": "lm_head", "classifier": "score", "qa": "qa_outputs"},
+    {"lm_head": "lm_head", "score": "score", "classifier": "classifier", "qa": "qa_outputs"},
     prefix="transformer",
     transposed=[f"{name}.weight" for name in MATRICES],
     ignored=("h.*.attn.bias", "h.*.attn.masked_bias"),

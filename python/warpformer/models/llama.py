@@ -179,7 +179,7 @@ FEED_FORWARD = {
     "layers.*.feed_forward.up.up": "layers.*.mlp.up_proj",
     "layers.*.feed_forward.down": "layers.*.mlp.down_proj",
 }
-HEAD = {"lm_head": "lm_head", "classifier": "score", "qa": "qa_outputs"}
+HEAD = {"lm_head": "lm_head", "score": "score", "classifier": "score", "qa": "qa_outputs"}
 IGNORED = ("layers.*.self_attn.rotary_emb.inv_freq",)
 
 HEADS = heads("Llama")
