@@ -14,7 +14,7 @@ from tqdm import tqdm
 from warpformer import models
 from warpformer._C import InputError
 from warpformer.models._config import CheckpointError, read_config
-from warpformer.nn._packed import PackedModule
+from warpformer.nn._parts import StateInParts
 from warpformer.nn.quantized_linear import QuantizedLinear
 from warpformer.ops._quantized import FLOATS
 from warpformer.quantization.config import prepare_model
@@ -181,7 +181,7 @@ def open_tensors(folder: Path, files: ExitStack):
 
 def own_state(module):
     """Key of each tensor of a module, not of those inside it -> (shape, the dtypes it may have)."""
-    if isinstance(module, PackedModule):
+    if isinstance(module, StateInParts):
         return module.state_layout()
     return {key: (tuple(value.shape), FLOATS) for key, value in module.named_parameters(recurse=False)}
 

@@ -87,7 +87,7 @@ def test_a_tensor_has_the_bits_of_its_pack(device, dtype, ends, gated):
         assert same_bits(out.detach(), expected)
 
 
-@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("ends", ENDS[:2], ids=str)
 @pytest.mark.parametrize(("activation", "gated"), [("none", False), ("gelu", False), ("silu", True)])
 def test_gradients_of_a_tensor(device, dtype, ends, activation, gated):
     offsets = torch.tensor(ends)

@@ -3,13 +3,24 @@
 from warpformer.nn._repack import repack_
 from warpformer.nn.dropout import Dropout
 from warpformer.nn.embedding import Embedding, sinusoidal_positions
+from warpformer.nn.grouped_linear import GroupedLinear, PackedGroupedLinear, QuantizedGroupedLinear
 from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
 from warpformer.nn.layer_norm import LayerNorm
 from warpformer.nn.linear import Linear
+from warpformer.nn.mixture_of_experts import Experts, MixtureOfExperts
 from warpformer.nn.multihead_attention import MultiheadAttention
 from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
 from warpformer.nn.rms_norm import RMSNorm
+from warpformer.nn.router import (
+    GroupLimitedTopK,
+    Router,
+    Routing,
+    SoftmaxTopK,
+    TopKSoftmax,
+    load_balancing_loss,
+    router_z_loss,
+)
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.transformer import Transformer
 from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDecoderLayer
@@ -20,20 +31,32 @@ __all__ = [
     "DecoderLayerCache",
     "Dropout",
     "Embedding",
+    "Experts",
+    "GroupLimitedTopK",
+    "GroupedLinear",
     "Int4Linear",
     "Int8Linear",
     "KVCache",
     "LayerNorm",
     "Linear",
+    "MixtureOfExperts",
     "MultiheadAttention",
+    "PackedGroupedLinear",
     "PackedLinear",
+    "QuantizedGroupedLinear",
     "RMSNorm",
     "RotaryEmbedding",
+    "Router",
+    "Routing",
+    "SoftmaxTopK",
+    "TopKSoftmax",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "load_balancing_loss",
     "repack_",
+    "router_z_loss",
     "sinusoidal_positions",
 ]

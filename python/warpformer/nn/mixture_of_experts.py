@@ -1,0 +1,169 @@
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from warpformer.nn.grouped_linear import GroupedLinear
+from warpformer.nn.router import Router, Routing, load_balancing_loss, router_z_loss
+
+
+class Experts(nn.Module):
+    """Gated feed-forward networks, of which every row passes through a few.
+
+        out[n] = sum_j weights[n, j] down[e](act(gate) up)      e = expert_ids[n, j], [gate, up] = gate_up[e](x[n])
+
+    Rows are sorted by expert, so that each of the two products reads a weight once for all of its rows. The
+    sum is float32 and ascends in j: a row gives the same bits alone and in any batch.
+
+    Args:
+        num_experts, hidden_size, intermediate_size: E, C and F.
+        activation: the name of a function of `ops.activation`; or what is called with the [M, 2F] of
+            `gate_up` instead and returns [M, F], a function or a module.
+        bias: of both layers.
+        gate_up_parts, down_parts: `parts` of GroupedLinear, such as ("w1", "w3") and ("w2",).
+
+    Attributes:
+        gate_up: GroupedLinear, [E, 2F, C].
+        down: GroupedLinear, [E, C, F]. Both may be a PackedGroupedLinear or a QuantizedGroupedLinear, too.
+
+    Args of forward:
+        x: [N, C], the tokens of all sequences, float32, bfloat16 or float16.
+        expert_ids: [N, k], 0 to E - 1.
+        weights: [N, k].
+
+    Returns:
+        [N, C], in the dtype of `x`; under torch.autocast in that of autocast. Everything but `expert_ids`
+        has gradients.
+
+    Raises:
+        InputError: a shape or dtype does not fit, or an expert is none of 0 to E - 1.
+
+    Source: Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer"
+    (2017); Jiang et al., "Mixtral of Experts" (2024).
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str | Callable[[Tensor], Tensor] = "silu",
+        bias: bool = False,
+        device=None,
+        dtype=None,
+        *,
+        gate_up_parts=("",),
+        down_parts=("",),
+    ):
+        super().__init__()
+        options = {"device": device, "dtype": dtype}
+        shape = num_experts, hidden_size, 2 * intermediate_size, bias
+        gated = isinstance(activation, str)
+        self.gate_up = GroupedLinear(*shape, **options, gated=gated, parts=gate_up_parts)
+        self.down = GroupedLinear(
+            num_experts, intermediate_size, hidden_size, bias, **options, parts=down_parts
+        )
+        self.activation = activation
+
+    def forward(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        experts = self.gate_up.num_experts
+        ids = expert_ids.where(expert_ids >= 0, experts)  # the end of the last expert then is not that of all
+        ids, order = ids.flatten().sort(stable=True)
+        offsets = torch.searchsorted(ids, torch.arange(experts, device=ids.device), right=True)
+        places = order.argsort().view(expert_ids.shape)
+        rows = _Spread.apply(x, order, places)
+        if isinstance(self.activation, str):
+            hidden = self.gate_up(rows, offsets, self.activation)
+        else:
+            hidden = self.activation(self.gate_up(rows, offsets))
+        return _WeightedSum.apply(self.down(hidden, offsets), weights, order, places)
+
+
+class _Spread(torch.autograd.Function):
+    """x [N, C] -> [N k, C]: row order[i] // k of it."""
+
+    @staticmethod
+    def forward(ctx, x, order, places):
+        ctx.save_for_backward(places)
+        return x.index_select(0, order // places.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return _sum(grad, *ctx.saved_tensors), None, None
+
+
+class _WeightedSum(torch.autograd.Function):
+    """rows [N k, C], weights [N, k] -> [N, C]: sum_j weights[n, j] rows[places[n, j]]"""
+
+    @staticmethod
+    def forward(ctx, rows, weights, order, places):
+        ctx.save_for_backward(rows, weights, order, places)
+        return _sum(rows, places, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, weights, order, places = ctx.saved_tensors
+        grad = grad.index_select(0, order // places.shape[1]).float()
+        of_weights = (rows * grad).sum(1)[places].to(weights.dtype) if ctx.needs_input_grad[1] else None
+        of_rows = grad.mul_(weights.flatten()[order, None]).to(rows.dtype)
+        return of_rows, of_weights, None, None
+
+
+def _sum(rows, places, weights=None):
+    """Over j in ascending order, whatever rows there are beside."""
+    total = None
+    for j, place in enumerate(places.unbind(1)):
+        row = rows.index_select(0, place).float()
+        if weights is not None:
+            row.mul_(weights[:, j, None])
+        total = row if total is None else total.add_(row)
+    return total.to(rows.dtype)
+
+
+class MixtureOfExperts(nn.Module):
+    """A feed-forward layer of experts that a router chooses from, token by token.
+
+        forward(x) = experts(x, expert_ids, weights) + shared(x)      expert_ids, weights = router(x)
+
+    Args:
+        router: Router, or a module that returns a Routing.
+        experts: Experts, or a module with their forward.
+        shared: a module that every token passes through, too.
+
+    Attributes:
+        routing: the Routing of the last forward in training mode, else None.
+
+    Args of forward:
+        x: [..., C].
+
+    Returns:
+        [..., C].
+
+    Source: Fedus et al., "Switch Transformers" (2022); DeepSeek-AI, "DeepSeek-V2" (2024), for shared experts.
+    """
+
+    def __init__(self, router: Router, experts: nn.Module, shared: nn.Module | None = None):
+        super().__init__()
+        self.router, self.experts, self.shared = router, experts, shared
+        self.routing: Routing | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        routing = self.router(rows)
+        self.routing = routing if self.training else None
+        out = self.experts(rows, routing.expert_ids, routing.weights).view(x.shape)
+        return out if self.shared is None else out + self.shared(x)
+
+    def aux_loss(self, balance: float = 0.0, z: float = 0.0) -> Tensor:
+        """balance load_balancing_loss + z router_z_loss of the last forward, which was in training mode."""
+        if self.routing is None:
+            raise RuntimeError("aux_loss: there was no forward in training mode")
+        ids, _, probabilities, logits = self.routing
+        losses = load_balancing_loss(probabilities, ids, logits.shape[1]), router_z_loss(logits)
+        return balance * losses[0] + z * losses[1]
+
+    def __getstate__(self):
+        return self.__dict__ | {"routing": None}  # a part of a graph, which cannot be copied
