@@ -201,8 +201,8 @@ def test_a_linear_is_no_expert():
         ops.grouped_linear(torch.randn(4, 16), ops.pack_linear(torch.randn(8, 16)), torch.tensor([4]))
     with pytest.raises(InputError, match=r"input = float32\[4, 16\] does not fit weight = float32\[8, 16\]"):
         ops.grouped_linear(torch.randn(4, 16), torch.randn(8, 16), torch.tensor([4]))
+    packed = ops.pack_linear(torch.randn(1, 8, 16))
     with pytest.raises(InputError, match="packed with gated = False"):
-        packed = ops.pack_linear(torch.randn(1, 8, 16))
         ops.grouped_linear(torch.randn(4, 16), packed, torch.tensor([4]), gated=True)
     with pytest.raises(InputError, match="packed"):
         ops.linear(torch.randn(4, 16), ops.pack_linear(torch.randn(1, 8, 16)))

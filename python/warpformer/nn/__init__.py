@@ -7,11 +7,12 @@ from warpformer.nn.grouped_linear import GroupedLinear, PackedGroupedLinear, Qua
 from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
 from warpformer.nn.layer_norm import LayerNorm
 from warpformer.nn.linear import Linear
-from warpformer.nn.mixture_of_experts import Experts, MixtureOfExperts
+from warpformer.nn.mixture_of_experts import ClampedSwiGLU, Experts, MixtureOfExperts
 from warpformer.nn.multihead_attention import MultiheadAttention
 from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
 from warpformer.nn.rms_norm import RMSNorm
+from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.router import (
     GroupLimitedTopK,
     Router,
@@ -21,12 +22,12 @@ from warpformer.nn.router import (
     load_balancing_loss,
     router_z_loss,
 )
-from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.transformer import Transformer
 from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDecoderLayer
 from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "ClampedSwiGLU",
     "DecoderCache",
     "DecoderLayerCache",
     "Dropout",

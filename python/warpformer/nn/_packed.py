@@ -7,7 +7,7 @@ from warpformer.ops.linear import PANEL
 
 
 class PackedModule(StateInParts):
-    """What PackedLinear, Int8Linear and Int4Linear are: one packed weight, and a state_dict that unpacks it."""
+    """What packed and quantized layers are: one packed weight, and a state_dict that unpacks it."""
 
     def __init__(
         self,

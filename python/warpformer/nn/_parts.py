@@ -98,7 +98,10 @@ class StateInParts(nn.Module):
                 self.load_weight(weight, assign)
             except InputError as error:
                 errors.append(f"{prefix}weight: {error}")
-        if self.bias is not None and (bias := self._gather({"bias": ((), FLOATS)}, given, assign)) is not None:
+        if (
+            self.bias is not None
+            and (bias := self._gather({"bias": ((), FLOATS)}, given, assign)) is not None
+        ):
             self._load_parameter("bias", bias["bias"], assign)
 
     def _gather(self, layout, given, assign):

@@ -2,16 +2,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from warpformer import ops
 from warpformer.nn.grouped_linear import GroupedLinear
 from warpformer.nn.router import Router, Routing, load_balancing_loss, router_z_loss
+from warpformer.ops._mixture import spread_rows, sum_rows
 
 
 class Experts(nn.Module):
     """Gated feed-forward networks, of which every row passes through a few.
 
-        out[n] = sum_j weights[n, j] down[e](act(gate) up)      e = expert_ids[n, j], [gate, up] = gate_up[e](x[n])
+        out[n] = sum_j weights[n, j] down[e](act(gate) up)
+            e = expert_ids[n, j], [gate, up] = gate_up[e](x[n])
 
     Rows are sorted by expert, so that each of the two products reads a weight once for all of its rows. The
     sum is float32 and ascends in j: a row gives the same bits alone and in any batch.
@@ -19,7 +21,7 @@ class Experts(nn.Module):
     Args:
         num_experts, hidden_size, intermediate_size: E, C and F.
         activation: the name of a function of `ops.activation`; or what is called with the [M, 2F] of
-            `gate_up` instead and returns [M, F], a function or a module.
+            `gate_up` instead and returns [M, F], a function or a module such as ClampedSwiGLU.
         bias: of both layers.
         gate_up_parts, down_parts: `parts` of GroupedLinear, such as ("w1", "w3") and ("w2",).
 
@@ -72,55 +74,36 @@ class Experts(nn.Module):
         ids, order = ids.flatten().sort(stable=True)
         offsets = torch.searchsorted(ids, torch.arange(experts, device=ids.device), right=True)
         places = order.argsort().view(expert_ids.shape)
-        rows = _Spread.apply(x, order, places)
+        rows = spread_rows(x, order, places)
         if isinstance(self.activation, str):
             hidden = self.gate_up(rows, offsets, self.activation)
         else:
             hidden = self.activation(self.gate_up(rows, offsets))
-        return _WeightedSum.apply(self.down(hidden, offsets), weights, order, places)
+        return sum_rows(self.down(hidden, offsets), weights, order, places)
 
 
-class _Spread(torch.autograd.Function):
-    """x [N, C] -> [N k, C]: row order[i] // k of it."""
+class ClampedSwiGLU(nn.Module):
+    """The gate of gpt-oss, an activation for Experts.
 
-    @staticmethod
-    def forward(ctx, x, order, places):
-        ctx.save_for_backward(places)
-        return x.index_select(0, order // places.shape[1])
+        out = (clip(up) + 1) min(gate, limit) sigmoid(alpha min(gate, limit))      clip to [-limit, limit]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        return _sum(grad, *ctx.saved_tensors), None, None
+    in float32, where gate and up are the even and the odd columns of its input [..., 2F].
 
+    Source: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card" (2025), and its code.
+    """
 
-class _WeightedSum(torch.autograd.Function):
-    """rows [N k, C], weights [N, k] -> [N, C]: sum_j weights[n, j] rows[places[n, j]]"""
+    def __init__(self, alpha: float = 1.702, limit: float = 7.0):
+        super().__init__()
+        self.alpha, self.limit = alpha, limit
 
-    @staticmethod
-    def forward(ctx, rows, weights, order, places):
-        ctx.save_for_backward(rows, weights, order, places)
-        return _sum(rows, places, weights)
+    def forward(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.float().unflatten(-1, (-1, 2)).unbind(-1)
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        # silu(alpha gate) = alpha gate sigmoid(alpha gate); torch.sigmoid has other bits in another batch.
+        return ops.activation(self.alpha * gate, "silu", up=(up + 1) / self.alpha).to(gate_up.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        rows, weights, order, places = ctx.saved_tensors
-        grad = grad.index_select(0, order // places.shape[1]).float()
-        of_weights = (rows * grad).sum(1)[places].to(weights.dtype) if ctx.needs_input_grad[1] else None
-        of_rows = grad.mul_(weights.flatten()[order, None]).to(rows.dtype)
-        return of_rows, of_weights, None, None
-
-
-def _sum(rows, places, weights=None):
-    """Over j in ascending order, whatever rows there are beside."""
-    total = None
-    for j, place in enumerate(places.unbind(1)):
-        row = rows.index_select(0, place).float()
-        if weights is not None:
-            row.mul_(weights[:, j, None])
-        total = row if total is None else total.add_(row)
-    return total.to(rows.dtype)
+    def extra_repr(self):
+        return f"alpha={self.alpha}, limit={self.limit}"
 
 
 class MixtureOfExperts(nn.Module):

@@ -86,7 +86,9 @@ class GroupLimitedTopK:
         p = ops.softmax(logits, -1)
         of_groups = p.unflatten(-1, (self.groups, -1))
         kept = _largest(of_groups.amax(-1), self.top_groups)
-        left_out = torch.ones(of_groups.shape[:-1], dtype=torch.bool, device=p.device).scatter(-1, kept, False)
+        left_out = torch.ones(of_groups.shape[:-1], dtype=torch.bool, device=p.device).scatter(
+            -1, kept, False
+        )
         ids = _largest(of_groups.masked_fill(left_out[..., None], -1.0).flatten(-2), self.k)
         return ids, _weights(p, ids, self), p
 
@@ -163,7 +165,8 @@ class Router(Repacking):
 def load_balancing_loss(probabilities: Tensor, expert_ids: Tensor, num_experts: int) -> Tensor:
     """What is least where all experts get as many tokens.
 
-        E sum_e f[e] P[e]      f[e]: chosen experts that are e, for each token; P[e]: mean of probabilities[:, e]
+        E sum_e f[e] P[e]      f[e]: of the chosen experts those that are e, for each token
+                               P[e]: mean of probabilities[:, e]
 
     Balanced, it is k; all tokens to the same k experts with certainty, E.
 
@@ -175,7 +178,7 @@ def load_balancing_loss(probabilities: Tensor, expert_ids: Tensor, num_experts: 
     Returns:
         A scalar; f has no gradient.
 
-    Source: Fedus et al., "Switch Transformers" (2022), equations 4 to 6, and for k > 1 Mixtral in transformers.
+    Source: Fedus et al., "Switch Transformers" (2022), equations 4 to 6; for k > 1 as Mixtral has it.
     """
     chosen = expert_ids.flatten()
     counts = probabilities.new_zeros(num_experts).scatter_add(0, chosen, probabilities.new_ones(len(chosen)))

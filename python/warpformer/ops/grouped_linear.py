@@ -58,7 +58,9 @@ def grouped_linear(
     if not isinstance(weight, PackedWeight):
         direct = is_direct(input, weight, offsets, optional=(bias,))
         if input.ndim != 2 or weight.ndim != 3 or input.shape[1] != weight.shape[2]:
-            raise _C.InputError(f"grouped_linear: input = {_show(input)} does not fit weight = {_show(weight)}")
+            raise _C.InputError(
+                f"grouped_linear: input = {_show(input)} does not fit weight = {_show(weight)}"
+            )
         trained = torch.is_grad_enabled() and weight.requires_grad
         args = (input, weight, offsets, bias, activation, gated, dtype or weight.dtype, not trained)
         return _dense_grouped_linear(*args) if direct else dispatch("dense_grouped_linear", *args)

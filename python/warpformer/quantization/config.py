@@ -82,13 +82,13 @@ def _empty_layer(layer, group):
     arguments = layer.in_features, layer.out_features, layer.bias is not None, torch.device("meta")
     options = {field: group[field] for field in ("format", "group_size", "zero_points")}
     try:
-        if group["format"] in INT8_FORMATS:
-            if group["zero_points"] or group["group_size"] != -1:
-                raise InputError("int8 has group_size -1 and no zero points")
+        is_int8 = group["format"] in INT8_FORMATS
+        if is_int8 and (group["zero_points"] or group["group_size"] != -1):
+            raise InputError("int8 has group_size -1 and no zero points")
         if isinstance(layer, GroupedLinear | PackedGroupedLinear):
             options |= {"gated": layer.gated, "parts": layer.parts}
             return QuantizedGroupedLinear(layer.num_experts, *arguments, **options)
-        if group["format"] in INT8_FORMATS:
+        if is_int8:
             return Int8Linear(*arguments, format=group["format"], parts=layer.parts)
         return Int4Linear(*arguments, **options, parts=layer.parts)
     except InputError as error:
