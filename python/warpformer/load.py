@@ -14,7 +14,7 @@ from warpformer._C import InputError
 from warpformer.checkpoint import find_checkpoint, open_tensors, read_json
 from warpformer.models._config import CheckpointError, read_config
 from warpformer.nn import PackedEmbedding
-from warpformer.nn._packed import PackedModule
+from warpformer.nn._parts import StateInParts
 from warpformer.nn.quantized_linear import QuantizedLinear
 from warpformer.ops._quantized import FLOATS
 from warpformer.quantization.config import prepare_model
@@ -122,7 +122,7 @@ def plan_of(model, quantization) -> Plan | None:
 
 def own_state(name, module, tied):
     """Key of each tensor of a module, not of those inside it -> (shape, the dtypes it may have)."""
-    if hasattr(module, "state_layout"):
+    if isinstance(module, StateInParts):
         layout = module.state_layout()
     else:
         layout = {key: (tuple(value.shape), FLOATS) for key, value in module.named_parameters(recurse=False)}

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from tests.check import check_gradients, same_bits
 from tests.ops.test_quantized_linear import FORMATS, random_weight
 from warpformer import InputError, ops
+from warpformer.ops import _kept
 
 ROWS, EXPERTS = 41, 4
 ENDS = ([3, 3, 40, 41], [0, 0, 0, 41], [41, 41, 41, 41], [10, 20, 30, 41])
@@ -69,6 +70,105 @@ def test_gradients(device, dtype, gated):
     )
 
 
+def tensors(n, k, dtype):
+    """Input, weights and biases."""
+    weight = torch.randn(EXPERTS, n, k, dtype=dtype) / k**0.5
+    return torch.randn(ROWS, k, dtype=dtype), weight, torch.randn(EXPERTS, n, dtype=dtype)
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_tensor_has_the_bits_of_its_pack(device, dtype, ends, gated):
+    x, weight, bias = tensors(40, 33, dtype)
+    offsets, packed = torch.tensor(ends), ops.pack_linear(weight, gated=gated)
+    expected = ops.grouped_linear(x, packed, offsets, bias, activation="silu")
+    for w in (weight, weight.mT.contiguous().mT, weight.clone().requires_grad_()):
+        out = ops.grouped_linear(x, w, offsets, bias, activation="silu", gated=gated)
+        assert same_bits(out.detach(), expected)
+
+
+@pytest.mark.parametrize("ends", ENDS[:2], ids=str)
+@pytest.mark.parametrize(("activation", "gated"), [("none", False), ("gelu", False), ("silu", True)])
+def test_gradients_of_a_tensor(device, dtype, ends, activation, gated):
+    offsets = torch.tensor(ends)
+
+    def reference(x, weight, bias):
+        def layer(x, weight, bias):
+            z = F.linear(x, weight, bias)
+            if gated:
+                return F.silu(z[:, :20]) * z[:, 20:]
+            return z if activation == "none" else F.gelu(z)
+
+        return by_expert(layer, ends, x, weight, bias)
+
+    check_gradients(
+        lambda x, w, b: ops.grouped_linear(x, w, offsets, b, activation=activation, gated=gated),
+        reference,
+        *tensors(40, 33, dtype),
+    )
+
+
+def test_experts_without_rows_have_no_gradient():
+    x, weight, bias = (t.requires_grad_() for t in tensors(40, 33, torch.float32))
+    ops.grouped_linear(x, weight, torch.tensor([0, 20, 20, 41]), bias).sum().backward()
+    for gradient in (weight.grad, bias.grad):
+        assert [bool(of_expert.any()) for of_expert in gradient] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("shape", [(0, 40, 33), (EXPERTS, 0, 33), (EXPERTS, 40, 0)])
+def test_shapes_of_gradients(device, shape):
+    rows = ROWS if shape[0] else 0
+    x, weight = torch.randn(rows, shape[2], requires_grad=True), torch.randn(shape, requires_grad=True)
+    bias, ends = torch.randn(shape[:2], requires_grad=True), ENDS[0] if rows else []
+    out = ops.grouped_linear(x, weight, torch.tensor(ends, dtype=torch.int64), bias)
+    out.sum().backward()
+    assert out.shape == (rows, shape[1])
+    for t in (x, weight, bias):
+        assert t.grad.shape == t.shape
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_parameter_is_packed_once(dtype, gated):
+    x, weight, _ = tensors(40, 33, dtype)
+    weight, offsets = torch.nn.Parameter(weight), torch.tensor(ENDS[0])
+    with torch.no_grad():
+        first = ops.grouped_linear(x, weight, offsets, gated=gated)
+        packs = dict(_kept._packs[weight])
+        assert same_bits(ops.grouped_linear(x, weight, offsets, gated=gated), first)
+        assert _kept._packs[weight] == packs
+        weight.mul_(2)
+        again = ops.grouped_linear(x, weight, offsets, gated=gated)
+        assert same_bits(again, ops.grouped_linear(x, ops.pack_linear(weight, gated=gated), offsets))
+
+
+def test_registration_of_a_tensor():
+    x, weight, bias = (t.requires_grad_() for t in tensors(40, 33, torch.float32))
+    offsets = torch.tensor(ENDS[0])
+    library = torch.ops.warpformer
+    args = (x, weight, offsets, bias, "silu", True, torch.float32, False)
+    torch.library.opcheck(library.dense_grouped_linear.default, args)
+    torch.library.opcheck(library.grouped_sum.default, (x.detach(), offsets, torch.bfloat16))
+    outer = (x.detach(), torch.randn(ROWS, 5), offsets, torch.float32)
+    torch.library.opcheck(library.grouped_outer_product.default, outer)
+
+    def loss(function):
+        out = function(x, weight, offsets, bias, activation="silu", gated=True)
+        return torch.autograd.grad(out.sum(), (x, weight, bias))
+
+    compiled = torch.compile(ops.grouped_linear, fullgraph=True, backend="aot_eager")
+    assert all(map(same_bits, loss(compiled), loss(ops.grouped_linear)))
+
+
+def test_autocast_of_a_tensor():
+    x, weight, bias = (t.requires_grad_() for t in tensors(40, 33, torch.float32))
+    offsets = torch.tensor(ENDS[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.grouped_linear(x, weight, offsets, bias)
+    assert same_bits(out, ops.grouped_linear(x.bfloat16(), weight.bfloat16(), offsets, bias))
+    out.float().sum().backward()
+    assert all(t.grad.dtype == torch.float32 for t in (x, weight, bias))
+
+
 def test_autocast():
     x, packed = torch.randn(ROWS, 16), ops.pack_linear(torch.randn(EXPERTS, 8, 16))
     offsets = torch.tensor(ENDS[0])
@@ -99,5 +199,10 @@ def test_bad_offsets(offsets):
 def test_a_linear_is_no_expert():
     with pytest.raises(InputError, match=r"grouped_linear.*weight"):
         ops.grouped_linear(torch.randn(4, 16), ops.pack_linear(torch.randn(8, 16)), torch.tensor([4]))
+    with pytest.raises(InputError, match=r"input = float32\[4, 16\] does not fit weight = float32\[8, 16\]"):
+        ops.grouped_linear(torch.randn(4, 16), torch.randn(8, 16), torch.tensor([4]))
+    packed = ops.pack_linear(torch.randn(1, 8, 16))
+    with pytest.raises(InputError, match="packed with gated = False"):
+        ops.grouped_linear(torch.randn(4, 16), packed, torch.tensor([4]), gated=True)
     with pytest.raises(InputError, match="packed"):
         ops.linear(torch.randn(4, 16), ops.pack_linear(torch.randn(1, 8, 16)))

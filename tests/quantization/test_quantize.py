@@ -164,7 +164,7 @@ def test_rows_are_independent_of_each_other():
     ("weight", "arguments", "message"),
     [
         (torch.zeros(3), ("int8",), r"float32\[3\] is no matrix"),
-        (torch.zeros(3, 4, 5), ("int8",), r"float32\[3, 4, 5\] is no"),
+        (torch.zeros(2, 3, 4, 5), ("int8",), r"float32\[2, 3, 4, 5\] is no"),
         (torch.zeros(3, 4, dtype=torch.float64), ("int8",), r"float64\[3, 4\] is no"),
         (torch.zeros(3, 4, dtype=torch.int8), ("int8",), r"int8\[3, 4\] is no"),
         (torch.zeros(3, 4, device="meta"), ("int8",), r"float32\[3, 4\] meta is no"),

@@ -1,23 +1,34 @@
 """Layers with the constructors and state_dicts of torch.nn, on the kernels of warpformer.ops."""
 
 from warpformer.nn._repack import repack_
+from warpformer.nn.blocks import PostNormLayer, PreNormLayer, SandwichNormLayer
 from warpformer.nn.dropout import Dropout
 from warpformer.nn.embedding import Embedding, sinusoidal_positions
+from warpformer.nn.feed_forward import FeedForward
+from warpformer.nn.fused_linear import FusedLinear
+from warpformer.nn.grouped_linear import GroupedLinear, PackedGroupedLinear, QuantizedGroupedLinear
 from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
 from warpformer.nn.layer_norm import LayerNorm, OffsetLayerNorm
 from warpformer.nn.linear import Linear
+from warpformer.nn.mixture_of_experts import ClampedSwiGLU, Experts, MixtureOfExperts
 from warpformer.nn.multihead_attention import MultiheadAttention
+from warpformer.nn.packed_embedding import PackedEmbedding
 from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
+from warpformer.nn.ragged_cache import RaggedCache, RaggedLayerCache
 from warpformer.nn.rms_norm import OffsetRMSNorm, RMSNorm
 from warpformer.nn.rotary_embedding import RotaryEmbedding
-from warpformer.nn.blocks import PostNormLayer, PreNormLayer, SandwichNormLayer
-from warpformer.nn.feed_forward import FeedForward
-from warpformer.nn.fused_linear import FusedLinear
-from warpformer.nn.ragged_cache import RaggedCache, RaggedLayerCache
+from warpformer.nn.router import (
+    GroupLimitedTopK,
+    Router,
+    Routing,
+    SoftmaxTopK,
+    TopKSoftmax,
+    load_balancing_loss,
+    router_z_loss,
+)
 from warpformer.nn.self_attention import SelfAttention
 from warpformer.nn.sequences import Sequences
-from warpformer.nn.packed_embedding import PackedEmbedding
 from warpformer.nn.transformer import Transformer
 from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDecoderLayer
 from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
@@ -34,25 +45,38 @@ __all__ = [
     "SandwichNormLayer",
     "SelfAttention",
     "Sequences",
+    "ClampedSwiGLU",
     "DecoderCache",
     "DecoderLayerCache",
     "Dropout",
     "Embedding",
+    "Experts",
+    "GroupLimitedTopK",
+    "GroupedLinear",
     "Int4Linear",
     "Int8Linear",
     "KVCache",
     "LayerNorm",
     "Linear",
+    "MixtureOfExperts",
     "MultiheadAttention",
     "PackedEmbedding",
+    "PackedGroupedLinear",
     "PackedLinear",
+    "QuantizedGroupedLinear",
     "RMSNorm",
     "RotaryEmbedding",
+    "Router",
+    "Routing",
+    "SoftmaxTopK",
+    "TopKSoftmax",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "load_balancing_loss",
     "repack_",
+    "router_z_loss",
     "sinusoidal_positions",
 ]

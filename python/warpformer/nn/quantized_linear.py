@@ -10,6 +10,7 @@ from warpformer.ops._quantized import (
     check_format,
     check_quantized,
     dequantize,
+    describe,
     layout,
     resolve_group_size,
 )
@@ -22,6 +23,7 @@ class QuantizedLinear(PackedModule):
     they have one of their own."""
 
     formats = ()
+    rank = 2  # of the weight
 
     def __init__(self, weight: ops.QuantizedWeight, bias, parts, gated):
         self._check(weight)
@@ -90,17 +92,19 @@ class QuantizedLinear(PackedModule):
         name = type(self).__name__
         if weight.format not in self.formats:
             raise InputError(f"{name}: format = {weight.format!r} is none of {self.formats}")
+        if weight.values.ndim != self.rank:
+            raise InputError(f"{name}: values = {describe(weight.values)} have not {self.rank} dimensions")
         try:
             check_quantized(weight)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
 
 
-def _zero_weight(in_features, out_features, device, format, group_size, zero_points):
+def zero_weight(in_features, rows, device, format, group_size, zero_points):
     group_size = resolve_group_size(format, in_features, group_size)
     check_format(format, in_features, group_size, zero_points)
     tensors = {
-        name: torch.zeros(out_features, columns, device=device, dtype=dtypes[0])
+        name: torch.zeros(*rows, columns, device=device, dtype=dtypes[0])
         for name, (columns, dtypes) in layout(in_features, format, group_size, zero_points).items()
     }
     scales = tensors["scales"].bfloat16()
@@ -145,7 +149,7 @@ class Int8Linear(QuantizedLinear):
         gated=False,
     ):
         super().__init__(
-            _zero_weight(in_features, out_features, device, format, in_features, False),
+            zero_weight(in_features, (out_features,), device, format, in_features, False),
             initial_bias(in_features, out_features, device, dtype) if bias else None,
             parts,
             gated,
@@ -194,7 +198,7 @@ class Int4Linear(QuantizedLinear):
         gated=False,
     ):
         super().__init__(
-            _zero_weight(in_features, out_features, device, format, group_size, zero_points),
+            zero_weight(in_features, (out_features,), device, format, group_size, zero_points),
             initial_bias(in_features, out_features, device, dtype) if bias else None,
             parts,
             gated,

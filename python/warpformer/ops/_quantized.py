@@ -66,14 +66,14 @@ def layout(in_features: int, format: str, group_size: int, zero_points: bool):
 def check_quantized(weight) -> None:
     """InputError unless the tensors of a `QuantizedWeight` are those that its other fields promise."""
     check_format(weight.format, weight.in_features, weight.group_size, weight.zeros is not None)
-    rows = weight.values.shape[0] if weight.values.ndim else 0
+    rows = weight.values.shape[: 2 if weight.values.ndim > 2 else 1]  # [E, N] or [N]
     expected = layout(weight.in_features, weight.format, weight.group_size, weight.zeros is not None)
     for name, (columns, dtypes) in expected.items():
         tensor = getattr(weight, name)
-        if tensor.shape != (rows, columns) or tensor.dtype not in dtypes:
+        if tensor.shape != (*rows, columns) or tensor.dtype not in dtypes:
             names = " or ".join(map(_name, dtypes))
             raise InputError(
-                f"{name} = {describe(tensor)} of {weight.format} is not {names}{[rows, columns]}"
+                f"{name} = {describe(tensor)} of {weight.format} is not {names}{[*rows, columns]}"
             )
     if weight.scales.is_meta:
         return
@@ -91,11 +91,11 @@ def dequantize(weight, dtype: torch.dtype = torch.float32) -> Tensor:
         nf4: w = scale * NF4[code]
 
     Args:
-        weight: QuantizedWeight of an [N, K] matrix.
+        weight: QuantizedWeight of a matrix [N, K], or of those of experts [E, N, K].
         dtype: of the result, which is computed in float32 and rounded to it.
 
     Returns:
-        [N, K], contiguous.
+        [N, K] or [E, N, K], contiguous.
 
     Raises:
         InputError: its tensors do not fit each other.
@@ -117,20 +117,20 @@ def dequantize(weight, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _per_column(values, weight):
-    """[N, groups] -> [N, K]; [N, 1] as it is."""
-    if values.shape[1] == 1:
+    """[..., groups] -> [..., K]; [..., 1] as it is."""
+    if values.shape[-1] == 1:
         return values
-    return values.repeat_interleave(weight.group_size, dim=1)[:, : weight.in_features]
+    return values.repeat_interleave(weight.group_size, dim=-1)[..., : weight.in_features]
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
-    """uint8 [N, K] of 0..15 -> [N, ceil(K / 2)], the even column in the low half of a byte."""
-    codes = F.pad(codes, (0, codes.shape[1] % 2))
-    return codes[:, ::2] | codes[:, 1::2] << 4
+    """uint8 [..., K] of 0..15 -> [..., ceil(K / 2)], the even column in the low half of a byte."""
+    codes = F.pad(codes, (0, codes.shape[-1] % 2))
+    return codes[..., ::2] | codes[..., 1::2] << 4
 
 
 def unpack_nibbles(values: Tensor, in_features: int) -> Tensor:
-    return torch.stack((values & 15, values >> 4), dim=-1).flatten(1)[:, :in_features]
+    return torch.stack((values & 15, values >> 4), dim=-1).flatten(-2)[..., :in_features]
 
 
 def describe(tensor: Tensor) -> str:

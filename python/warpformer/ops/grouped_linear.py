@@ -2,17 +2,27 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import autocast_dtype, dispatch, executor, is_direct, register
-from warpformer.ops.linear import PackedWeight, _cut_halves, _empty_product, _gradient_of_product, _show
+from warpformer.ops._kept import kept
+from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
+from warpformer.ops.linear import (
+    DENSE,
+    PackedWeight,
+    _cut_halves,
+    _empty_product,
+    _gradient_of_product,
+    _pack_linear,
+    _show,
+)
 
 
 def grouped_linear(
     input: Tensor,
-    weight: PackedWeight,
+    weight: PackedWeight | Tensor,
     offsets: Tensor,
     bias: Tensor | None = None,
     *,
     activation: str = "none",
+    gated: bool = False,
 ) -> Tensor:
     """A linear layer for each group of rows: the experts of a mixture.
 
@@ -23,28 +33,39 @@ def grouped_linear(
     Args:
         input: [M, K], the rows of one expert after those of another; float32, bfloat16 or float16, any
             strides.
-        weight: W [E, N, K] as `pack_linear` returns it, of any format, gated [E, 2 N, K].
+        weight: W [E, N, K] as `pack_linear` returns it, of any format, gated [E, 2 N, K]; or a tensor of that
+            shape, which may require a gradient. It is packed at every call, or kept as `linear` keeps it.
         offsets: [E], where the rows of each expert end, int32 or int64: ascending, up to M. A CPU tensor.
         bias: [E, N], gated [E, 2 N]; 0 if None.
         activation: the name of a function of `ops.activation`.
+        gated: whether a tensor W is gated; a packed one was packed so, or not.
 
     Returns:
-        [M, N], contiguous, in the dtype of `input`; under torch.autocast in that of autocast, to which it is
-        rounded: the bits that `linear` gives each expert's rows.
+        [M, N], contiguous, in the dtype of `input`; under torch.autocast in that of autocast, to which
+        `input` and a tensor W are rounded: the bits that `linear` gives each expert's rows.
 
     Raises:
-        InputError: a shape, dtype or format does not fit, the offsets do not ascend to M, or the activation
-            is not known.
+        InputError: a shape, dtype or format does not fit, the offsets do not ascend to M, the activation is
+            not known, or `gated` is given with a packed weight that is not.
         TypeError: an argument is not a tensor, or the weight not a packed one.
 
-    The gradients are those of `input` and `bias`. Source: torch's grouped_mm, whose `offs` are the offsets;
-    Fedus et al., "Switch Transformers".
+    The gradient of W is 0 for experts without rows. Source: torch's grouped_mm, whose `offs` are the
+    offsets; Fedus et al., "Switch Transformers".
     """
-    if not isinstance(weight, PackedWeight):
-        raise TypeError(f"grouped_linear: weight is a PackedWeight, not a {type(weight).__name__}")
     dtype = autocast_dtype(input)
     if dtype is not None:
         input = input.to(dtype)
+    if not isinstance(weight, PackedWeight):
+        direct = is_direct(input, weight, offsets, optional=(bias,))
+        if input.ndim != 2 or weight.ndim != 3 or input.shape[1] != weight.shape[2]:
+            raise _C.InputError(
+                f"grouped_linear: input = {_show(input)} does not fit weight = {_show(weight)}"
+            )
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        args = (input, weight, offsets, bias, activation, gated, dtype or weight.dtype, not trained)
+        return _dense_grouped_linear(*args) if direct else dispatch("dense_grouped_linear", *args)
+    if gated and not weight.gated:
+        raise _C.InputError("grouped_linear: gated = True, but the weight was packed with gated = False")
     data, out_features, in_features, format, group_size, zero_points, gated = weight
     direct = is_direct(input, data, offsets, optional=(bias,))
     if input.ndim != 2 or input.shape[1] != in_features:
@@ -83,9 +104,8 @@ def _backward(ctx, grad):
         dx = dispatch("grouped_linear_backward", dz, data, offsets, input.shape[-1], *layout)
         dx = dx.to(input.dtype)
     if bias is not None and bias.requires_grad:
-        experts = torch.bucketize(torch.arange(len(dz), device=offsets.device), offsets, right=True)
-        db = dz.new_zeros(len(offsets), dz.shape[-1]).index_add_(0, experts.to(dz.device), dz)
-        db = (_cut_halves(db, grad.shape[-1]) if gated else db).to(bias.dtype)
+        db = dispatch("grouped_sum", dz, offsets, bias.dtype)
+        db = _cut_halves(db, grad.shape[-1]) if gated else db
     return dx, None, None, db, *[None] * len(ctx.layout)
 
 
@@ -95,6 +115,87 @@ def _grouped_linear_backward(grad, data, offsets, in_features, format, group_siz
     return dx
 
 
+def _dense_grouped_linear(input, weight, offsets, bias, activation, gated, dtype, keep):
+    format = DENSE.get(dtype, "f32")
+
+    def pack():
+        return _pack_linear(weight.to(dtype), None, None, format, weight.shape[2], 0, gated)
+
+    data = kept(weight, (gated, dtype), pack) if keep else pack()
+    layout = (weight.shape[1], format, 0, False, gated, activation)
+    return _grouped_linear(input, data, offsets, bias, *layout)
+
+
+def _dense_context(ctx, inputs, output):
+    input, weight, offsets, bias, *ctx.options = inputs
+    ctx.save_for_backward(input, weight, offsets, bias)
+
+
+def _dense_backward(ctx, grad):
+    input, weight, offsets, bias = ctx.saved_tensors
+    activation, gated, dtype, keep = ctx.options
+
+    def product(x, weight, bias, keep):
+        return dispatch("dense_grouped_linear", x, weight, offsets, bias, "none", False, dtype, keep)
+
+    dz = grad
+    if gated or activation != "none":
+        z = product(input, weight, bias, keep)
+        args = (grad, z, None, None, activation, gated, [True, False, False])
+        dz = dispatch("activation_backward", *args)[0]
+    dx = dw = db = None
+    if input.requires_grad:
+        dx = product(dz, weight.mT, None, False).to(input.dtype)
+    if weight.requires_grad:
+        dw = dispatch("grouped_outer_product", dz, input, offsets, weight.dtype)
+    if bias is not None and bias.requires_grad:
+        db = dispatch("grouped_sum", dz, offsets, bias.dtype)
+    return dx, dw, None, db, *[None] * len(ctx.options)
+
+
+def _runs(offsets):
+    """The rows of each expert."""
+    ends = offsets.tolist()
+    return map(slice, [0, *ends], ends)
+
+
+def _grouped_outer_product(a, b, offsets, dtype):
+    """[E, N, K]: a^T b of each expert's rows of a [M, N] and b [M, K]."""
+    out = empty((len(offsets), a.shape[1], b.shape[1]), a, dtype)
+    format = DENSE.get(b.dtype, "f32")
+    for rows, of_expert in zip(_runs(offsets), out, strict=True):
+        columns = b[rows].mT
+        data = _pack_linear(columns, None, None, format, columns.shape[1], 0, False)
+        _C.linear(a[rows].mT, data, None, None, of_expert, format, 0, False, False, "none", executor(a))
+    return out
+
+
+def _grouped_sum(input, offsets, dtype):
+    """[E, N]: the sum of each expert's rows, in float32."""
+    sums = [input[rows].sum(0, dtype=torch.float32) for rows in _runs(offsets)]
+    return torch.stack(sums).to(dtype) if sums else empty((0, input.shape[1]), input, dtype)
+
+
+register(
+    "grouped_outer_product(Tensor a, Tensor b, Tensor offsets, ScalarType dtype) -> Tensor",
+    _grouped_outer_product,
+    lambda a, b, offsets, dtype: empty((len(offsets), a.shape[1], b.shape[1]), a, dtype),
+)
+register(
+    "grouped_sum(Tensor input, Tensor offsets, ScalarType dtype) -> Tensor",
+    _grouped_sum,
+    lambda input, offsets, dtype: empty((len(offsets), input.shape[1]), input, dtype),
+)
+register(
+    "dense_grouped_linear(Tensor input, Tensor weight, Tensor offsets, Tensor? bias, str activation, "
+    "bool gated, ScalarType dtype, bool keep) -> Tensor",
+    _dense_grouped_linear,
+    lambda input, weight, offsets, bias, activation, gated, dtype, keep: _empty_product(
+        input, weight.shape[1] // (2 if gated else 1)
+    ),
+    setup_context=_dense_context,
+    backward=_dense_backward,
+)
 register(
     "grouped_linear_backward(Tensor grad, Tensor data, Tensor offsets, SymInt in_features, str format, "
     "int group_size, bool zero_points) -> Tensor",

@@ -11,7 +11,14 @@ from torch import nn
 
 from warpformer._C import InputError
 from warpformer.models._config import CheckpointError
-from warpformer.nn import FusedLinear, Int4Linear, Int8Linear, Linear
+from warpformer.nn import (
+    FusedLinear,
+    GroupedLinear,
+    Int4Linear,
+    Int8Linear,
+    Linear,
+    QuantizedGroupedLinear,
+)
 from warpformer.nn.quantized_linear import QuantizedLinear
 from warpformer.ops._quantized import FORMATS, INT8_FORMATS
 
@@ -43,7 +50,7 @@ def prepare_model(model: nn.Module, config) -> None:
     for group in _read_groups(config):
         for name in group["layers"]:
             layer = dict(model.named_modules()).get(name) if type(name) is str else None
-            if type(layer) not in (Linear, FusedLinear):
+            if type(layer) not in (Linear, FusedLinear, GroupedLinear):
                 raise CheckpointError(
                     f"config.json: quantization_config has the layer {name!r:.80}, which is no linear layer"
                 )
@@ -73,13 +80,17 @@ def _read_groups(config):
 
 def _empty_layer(layer, group):
     arguments = layer.in_features, layer.out_features, layer.bias is not None, torch.device("meta")
-    rows = {key: getattr(layer, key) for key in ("parts", "gated") if hasattr(layer, key)}
+    options = {field: group[field] for field in ("format", "group_size", "zero_points")}
+    options |= {key: getattr(layer, key) for key in ("parts", "gated") if hasattr(layer, key)}
     try:
-        if group["format"] in INT8_FORMATS:
-            if group["zero_points"] or group["group_size"] != -1:
-                raise InputError("int8 has group_size -1 and no zero points")
-            return Int8Linear(*arguments, format=group["format"], **rows)
-        options = {field: group[field] for field in ("format", "group_size", "zero_points")}
-        return Int4Linear(*arguments, **options, **rows)
+        is_int8 = group["format"] in INT8_FORMATS
+        if is_int8 and (group["zero_points"] or group["group_size"] != -1):
+            raise InputError("int8 has group_size -1 and no zero points")
+        if isinstance(layer, GroupedLinear):
+            return QuantizedGroupedLinear(layer.num_experts, *arguments, **options)
+        if is_int8:
+            del options["group_size"], options["zero_points"]
+            return Int8Linear(*arguments, **options)
+        return Int4Linear(*arguments, **options)
     except InputError as error:
         raise CheckpointError(f"config.json: quantization_config: {error}") from error

@@ -38,7 +38,7 @@ def quantize(
         nf4                  s = |m|             w ~ s * NF4[code]
 
     Args:
-        weight: [N, K], float32, bfloat16 or float16, finite.
+        weight: [N, K], float32, bfloat16 or float16, finite; [E, N, K] for the experts of `grouped_linear`.
         format: "int8", "int8_dynamic", "int4", "int4_dynamic" or "nf4"; the dynamic ones hold the same
             numbers, and the kernel also quantizes the activations.
         group_size: weights of a row that share a scale: 32, 64, 128, or K or -1 for all of them. The last
@@ -61,10 +61,10 @@ def quantize(
     """
     if not isinstance(weight, Tensor):
         raise TypeError(f"quantize: weight must be a torch.Tensor, not {type(weight).__name__}")
-    if weight.ndim != 2 or weight.dtype not in FLOATS or weight.is_meta:
+    if weight.ndim not in (2, 3) or weight.dtype not in FLOATS or weight.is_meta:
         where = " meta" if weight.is_meta else ""
         raise InputError(f"quantize: weight = {describe(weight)}{where} is no matrix of 32 or 16 bit floats")
-    depth = weight.shape[1]
+    depth = weight.shape[-1]
     group_size = resolve_group_size(format, depth, group_size)
     try:
         check_format(format, depth, group_size, zero_points)
@@ -77,13 +77,15 @@ def quantize(
     groups = layout(depth, format, group_size, zero_points)["scales"][0]
     width = group_size or 1
     blocks = []
-    for rows in weight.detach().split(max(1, BLOCK // max(1, depth))):
+    for rows in weight.detach().flatten(0, -2).split(max(1, BLOCK // max(1, depth))):
         padded = F.pad(rows.float(), (0, groups * width - depth)).contiguous()
         blocks.append(_round(padded.unflatten(1, (groups, width)), format, zero_points, clip))
     codes, scales, zeros = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     codes = codes.flatten(1)[:, :depth]
+    values = codes.contiguous() if format in INT8_FORMATS else pack_nibbles(codes)
+    values, scales, zeros = (t.view(*weight.shape[:-1], t.shape[-1]) for t in (values, scales, zeros))
     return ops.QuantizedWeight(
-        values=codes.contiguous() if format in INT8_FORMATS else pack_nibbles(codes),
+        values=values,
         scales=scales,
         zeros=zeros if zero_points else None,
         format=format,

@@ -10,7 +10,16 @@ from tqdm import tqdm
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn import FusedLinear, Linear, MultiheadAttention, PackedLinear
+from warpformer.nn import (
+    FusedLinear,
+    GroupedLinear,
+    Linear,
+    MultiheadAttention,
+    PackedEmbedding,
+    PackedGroupedLinear,
+    PackedLinear,
+    QuantizedGroupedLinear,
+)
 from warpformer.nn.quantized_linear import QuantizedLinear, quantized_linear
 from warpformer.ops._quantized import FORMATS, check_format, dequantize, resolve_group_size
 from warpformer.quantization.quantize import BLOCK, quantize
@@ -22,7 +31,7 @@ class LayerReport(NamedTuple):
     """What `quantize_` did to one linear layer."""
 
     name: str
-    shape: tuple[int, int]  # of the weight, [N, K]
+    shape: tuple[int, ...]  # of the weight, [N, K] or [E, N, K]
     bytes_before: int  # of the weight
     bytes_after: int
     error: float  # of the weight, relative Frobenius: |quantized - weight| / |weight|
@@ -42,8 +51,9 @@ def quantize_(
     """Quantizes the linear layers of a model, in place.
 
     Every torch.nn.Linear and warpformer.nn.Linear (or subclass with their forward) and every PackedLinear
-    becomes an Int8Linear or an Int4Linear, which keeps the bias as it is. All layers change, or, where one
-    cannot be quantized, none does.
+    becomes an Int8Linear or an Int4Linear, which keeps the bias as it is; every GroupedLinear and
+    PackedGroupedLinear, the experts of a mixture, a QuantizedGroupedLinear. All layers change, or, where
+    one cannot be quantized, none does.
 
     Args:
         model: any torch or warpformer module that holds linear layers, with its weights in float32,
@@ -114,12 +124,19 @@ class Plan:
         weight = layer.weight
         with _naming(name):
             quantized = quantize(weight, self.mode, **self.options)
-            options = {key: getattr(layer, key) for key in ("parts", "gated") if hasattr(layer, key)}
-            replacement = quantized_linear(quantized, layer.bias, **options)
+            replacement = _quantized(layer, quantized)
         replacement.train(layer.training)
         error = relative_error(weight, quantized)
         row = LayerReport(name, tuple(weight.shape), weight.nbytes, replacement.packed.nbytes, error, "")
         return row, replacement
+
+
+def _quantized(layer, weight):
+    """The layer with another weight."""
+    options = {key: getattr(layer, key) for key in ("parts", "gated") if hasattr(layer, key)}
+    if isinstance(layer, GroupedLinear | PackedGroupedLinear):
+        return QuantizedGroupedLinear.from_quantized(weight, layer.bias, **options)
+    return quantized_linear(weight, layer.bias, **options)
 
 
 @contextmanager
@@ -143,9 +160,9 @@ def _linears(model):
 
 
 def _is_linear(module):
-    return type(module) is PackedLinear or (
-        isinstance(module, nn.Linear)
-        and type(module).forward in (nn.Linear.forward, Linear.forward, FusedLinear.forward)
+    forwards = (nn.Linear.forward, Linear.forward, FusedLinear.forward, GroupedLinear.forward)
+    return type(module) in (PackedLinear, PackedGroupedLinear) or (
+        isinstance(module, nn.Linear | GroupedLinear) and type(module).forward in forwards
     )
 
 
@@ -156,6 +173,7 @@ def _notes(model, layers, skip, tied):
     matches = _matcher(skip)
     heads = {m.out_proj for m in model.modules() if _is_torch(m, nn.MultiheadAttention)}
     owners = {} if tied else _owners_of_weights(model)
+    tables = {} if tied else _tables(model)
     notes = {}
     for name, layer in layers.items():
         others = owners.get(_identity(layer), [])
@@ -169,6 +187,8 @@ def _notes(model, layers, skip, tied):
             notes[name] = "its forward is not torch's"
         elif any(value for key, value in vars(layer).items() if key.endswith("_hooks")):
             notes[name] = "it has hooks"
+        elif layer in tables:
+            notes[name] = f"its weight is also that of {tables[layer]}"
         elif len(others) > 1:
             notes[name] = "its weight is also that of " + next(each for each in others if each != name)
     return notes
@@ -193,8 +213,15 @@ def _owners_of_weights(model):
     return owners
 
 
+def _tables(model):
+    """Layer whose packed weight is the table of an embedding -> the name of that."""
+    return {
+        module.layer: name for name, module in model.named_modules() if isinstance(module, PackedEmbedding)
+    }
+
+
 def _identity(layer):
-    return _memory(layer.weight) if isinstance(layer, nn.Linear) else None
+    return _memory(layer.weight) if isinstance(layer, nn.Linear | GroupedLinear) else None
 
 
 def _memory(parameter):
@@ -204,15 +231,15 @@ def _memory(parameter):
 @torch.no_grad()
 def relative_error(weight: Tensor, quantized: ops.QuantizedWeight) -> float:
     """|dequantized - weight| / |weight|, Frobenius norms; 0 for a weight of zeros."""
+    weight = weight.flatten(0, -2)
+    tensors = {key: t.flatten(0, -2) for key, t in quantized._asdict().items() if isinstance(t, Tensor)}
     rows = max(1, BLOCK // max(1, weight.shape[1]))
     wrong, whole = 0.0, 0.0
     for start in range(0, len(weight), rows):
         block = slice(start, start + rows)
         exact = weight[block].double()
-        tensors = {
-            key: value[block] for key, value in quantized._asdict().items() if isinstance(value, Tensor)
-        }
-        wrong += (dequantize(quantized._replace(**tensors)) - exact).square().sum().item()
+        numbers = dequantize(quantized._replace(**{key: t[block] for key, t in tensors.items()}))
+        wrong += (numbers - exact).square().sum().item()
         whole += exact.square().sum().item()
     return (wrong / whole) ** 0.5 if whole else 0.0
 
