@@ -30,6 +30,7 @@ CPU_ONLY = (
     "append_to_cache_",
     "cached_attention",
     "linear",
+    "mixture_of_experts",
     "patch_",
     "scaled_dot_product_attention",
     "sentence_encoder",

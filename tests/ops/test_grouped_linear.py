@@ -190,10 +190,20 @@ def test_autocast():
     ],
     ids=str,
 )
-def test_bad_offsets(offsets):
-    packed = ops.pack_linear(torch.randn(EXPERTS, 8, 16))
+@pytest.mark.parametrize("kind", ["packed", "trained", "kept"])
+def test_bad_offsets(offsets, kind):
+    weight = torch.nn.Parameter(torch.randn(EXPERTS, 8, 16), requires_grad=kind == "trained")
+    weight = ops.pack_linear(weight) if kind == "packed" else weight
     with pytest.raises(InputError, match=r"grouped_linear.*offsets"):
-        ops.grouped_linear(torch.randn(ROWS, 16), packed, offsets)
+        ops.grouped_linear(torch.randn(ROWS, 16), weight, offsets)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("shape", [(8,), (EXPERTS, 7), (EXPERTS + 1, 8)])
+def test_bad_bias(shape, trained):
+    weight = torch.nn.Parameter(torch.randn(EXPERTS, 8, 16), requires_grad=trained)
+    with pytest.raises(InputError, match=r"grouped_linear.*bias"):
+        ops.grouped_linear(torch.randn(ROWS, 16), weight, torch.tensor(ENDS[0]), torch.randn(shape))
 
 
 def test_a_linear_is_no_expert():

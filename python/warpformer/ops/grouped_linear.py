@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from warpformer.ops.linear import (
     DENSE,
     PackedWeight,
     _cut_halves,
+    _empty_packed,
     _empty_product,
     _gradient_of_product,
     _pack_linear,
@@ -116,14 +119,24 @@ def _grouped_linear_backward(grad, data, offsets, in_features, format, group_siz
 
 
 def _dense_grouped_linear(input, weight, offsets, bias, activation, gated, dtype, keep):
-    format = DENSE.get(dtype, "f32")
-
-    def pack():
-        return _pack_linear(weight.to(dtype), None, None, format, weight.shape[2], 0, gated)
-
-    data = kept(weight, (gated, dtype), pack) if keep else pack()
-    layout = (weight.shape[1], format, 0, False, gated, activation)
-    return _grouped_linear(input, data, offsets, bias, *layout)
+    experts, out_features, in_features = weight.shape
+    layout = (DENSE.get(dtype, "f32"), in_features, 0, gated)
+    if keep:
+        data = kept(weight, (gated, dtype), lambda: _pack_linear(weight.to(dtype), None, None, *layout))
+        options = (out_features, layout[0], 0, False, gated, activation)
+        return _grouped_linear(input, data, offsets, bias, *options)
+    if bias is not None and bias.shape != weight.shape[:2]:
+        raise _C.InputError(f"grouped_linear: bias = {_show(bias)} does not fit weight = {_show(weight)}")
+    out = _empty_product(input, out_features // (2 if gated else 1))
+    # One pack after the other in the same memory, which stays in the cache until it is used.
+    data = _empty_packed(weight[0], None, None, *layout) if experts else None
+    epilogue = (layout[0], 0, False, gated, activation)
+    for e, rows in enumerate(_runs(offsets, experts, len(input))):
+        if rows.start < rows.stop:
+            _C.pack_linear(weight[e].to(dtype), None, None, data, *layout, executor(input))
+            of_expert = None if bias is None else bias[e]
+            _C.linear(input[rows], data, of_expert, None, out[rows], *epilogue, executor(input))
+    return out
 
 
 def _dense_context(ctx, inputs, output):
@@ -153,17 +166,24 @@ def _dense_backward(ctx, grad):
     return dx, dw, None, db, *[None] * len(ctx.options)
 
 
-def _runs(offsets):
+def _runs(offsets, experts, count):
     """The rows of each expert."""
     ends = offsets.tolist()
-    return map(slice, [0, *ends], ends)
+    integers = offsets.dtype in (torch.int32, torch.int64) and offsets.shape == (experts,)
+    if not integers or [0, *ends, count] != sorted([0, *ends, count]) or max(ends, default=0) != count:
+        raise _C.InputError(
+            f"grouped_linear: offsets = {ends!s:.80} ({_show(offsets)}) do not ascend to {count}, an "
+            f"integer for each of {experts} experts"
+        )
+    return [slice(*run) for run in pairwise([0, *ends])]
 
 
 def _grouped_outer_product(a, b, offsets, dtype):
     """[E, N, K]: a^T b of each expert's rows of a [M, N] and b [M, K]."""
-    out = empty((len(offsets), a.shape[1], b.shape[1]), a, dtype)
+    experts = len(offsets)
+    out = empty((experts, a.shape[1], b.shape[1]), a, dtype)
     format = DENSE.get(b.dtype, "f32")
-    for rows, of_expert in zip(_runs(offsets), out, strict=True):
+    for rows, of_expert in zip(_runs(offsets, experts, len(a)), out, strict=True):
         columns = b[rows].mT
         data = _pack_linear(columns, None, None, format, columns.shape[1], 0, False)
         _C.linear(a[rows].mT, data, None, None, of_expert, format, 0, False, False, "none", executor(a))
@@ -172,7 +192,8 @@ def _grouped_outer_product(a, b, offsets, dtype):
 
 def _grouped_sum(input, offsets, dtype):
     """[E, N]: the sum of each expert's rows, in float32."""
-    sums = [input[rows].sum(0, dtype=torch.float32) for rows in _runs(offsets)]
+    runs = _runs(offsets, len(offsets), len(input))
+    sums = [input[rows].sum(0, dtype=torch.float32) for rows in runs]
     return torch.stack(sums).to(dtype) if sums else empty((0, input.shape[1]), input, dtype)
 
 
