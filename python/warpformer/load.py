@@ -74,9 +74,10 @@ def load(
 def model_module(values):
     known = sorted(m.name for m in pkgutil.iter_modules(models.__path__) if not m.name.startswith("_"))
     model_type = values.get("model_type")
-    if model_type not in known:
+    name = model_type.replace("-", "_") if type(model_type) is str else None
+    if name not in known:
         raise CheckpointError(f"config.json: model_type = {model_type!r:.80} is none of {known}")
-    return importlib.import_module(f"warpformer.models.{model_type}")
+    return importlib.import_module(f"warpformer.models.{name}")
 
 
 def build(module, values) -> nn.Module:

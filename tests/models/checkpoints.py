@@ -31,6 +31,26 @@ LONGROPE = dict(
     long_factor=[1.0, 2.0, 3.0, 5.0, 8.0, 13.0],
     original_max_position_embeddings=16,
 )
+YARN = dict(
+    rope_type="yarn",
+    rope_theta=10000.0,
+    factor=8.0,
+    original_max_position_embeddings=16,
+    beta_fast=32.0,
+    beta_slow=1.0,
+)
+DEEPSEEK = SIZES | dict(
+    num_key_value_heads=4,
+    kv_lora_rank=32,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=12,
+    first_k_dense_replace=1,
+    moe_intermediate_size=20,
+    n_routed_experts=6,
+    n_shared_experts=2,
+    num_experts_per_tok=2,
+)
 GPT2 = dict(
     vocab_size=97,
     n_embd=48,
@@ -70,6 +90,25 @@ DECODERS = {  # name -> (architecture, config)
     "phi3": ("Phi3", hf.Phi3Config(**GROUPED, sliding_window=9)),
     "phi3, long": ("Phi3", hf.Phi3Config(**GROUPED, rope_parameters=LONGROPE)),
     "nemotron": ("Nemotron", hf.NemotronConfig(**GROUPED)),
+    "mixtral": (
+        "Mixtral",
+        hf.MixtralConfig(**GROUPED, num_local_experts=5, num_experts_per_tok=2, sliding_window=7),
+    ),
+    "gpt-oss": (
+        "GptOss",
+        hf.GptOssConfig(
+            **GROUPED, head_dim=16, sliding_window=6, num_local_experts=5, num_experts_per_tok=3,
+            rope_parameters=YARN | {"truncate": False},
+        ),
+    ),
+    "deepseek-v2, lite": ("DeepseekV2", hf.DeepseekV2Config(**DEEPSEEK, q_lora_rank=None)),
+    "deepseek-v2": (
+        "DeepseekV2",
+        hf.DeepseekV2Config(
+            **DEEPSEEK, q_lora_rank=24, topk_method="group_limited_greedy", n_group=3, topk_group=2,
+            routed_scaling_factor=2.5, rope_parameters=YARN | {"mscale": 0.707, "mscale_all_dim": 1.2},
+        ),
+    ),
     "gpt2": ("GPT2", hf.GPT2Config(**GPT2)),
     "gpt2, scaled": ("GPT2", hf.GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True, n_inner=72)),
 }

@@ -97,10 +97,10 @@ class Config(Labels):
 
 
 class Model(Decoder):
-    """A relative gives `layer` that makes its layers and `norm` for its norms."""
+    """A relative gives what is its own: the functions that make its layers and its last norm, its rotary."""
 
-    def __init__(self, config: Config, layer=None, norm=None, **options):
-        rotary = rotary_embedding(config)
+    def __init__(self, config: Config, layer=None, norm=None, rotary=None, **options):
+        rotary = rotary or rotary_embedding(config)
         layers = [(layer or decoder_layer)(config, i, rotary) for i in range(config.num_hidden_layers)]
         tokens = Embedding(config.vocab_size, config.hidden_size)
         super().__init__(config, tokens, layers, (norm or rms_norm)(config), rotary=rotary, **options)

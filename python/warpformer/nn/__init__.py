@@ -8,6 +8,7 @@ from warpformer.nn.feed_forward import FeedForward
 from warpformer.nn.fused_linear import FusedLinear
 from warpformer.nn.grouped_linear import GroupedLinear, PackedGroupedLinear, QuantizedGroupedLinear
 from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
+from warpformer.nn.latent_attention import LatentAttention, LatentLayerCache
 from warpformer.nn.layer_norm import LayerNorm, OffsetLayerNorm
 from warpformer.nn.linear import Linear
 from warpformer.nn.mixture_of_experts import ClampedSwiGLU, Experts, MixtureOfExperts
@@ -34,6 +35,8 @@ from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDec
 from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "LatentAttention",
+    "LatentLayerCache",
     "OffsetLayerNorm",
     "OffsetRMSNorm",
     "FeedForward",

@@ -115,7 +115,7 @@ class MixtureOfExperts(nn.Module):
     Args:
         router: Router, or a module that returns a Routing.
         experts: Experts, or a module with their forward.
-        shared: a module like FeedForward that every token passes through, too.
+        shared: a module that every token passes through, too.
 
     Attributes:
         routing: the Routing of the last forward in training mode, else None.
@@ -141,7 +141,7 @@ class MixtureOfExperts(nn.Module):
         self.routing = routing if self.training else None
         out = self.experts(rows, routing.expert_ids, routing.weights).view(x.shape)
         if self.shared is not None:
-            return out + self.shared(x, residual=residual)
+            out = out + self.shared(x)
         return out if residual is None else out + residual
 
     def aux_loss(self, balance: float = 0.0, z: float = 0.0) -> Tensor:
