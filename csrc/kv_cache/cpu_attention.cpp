@@ -168,7 +168,9 @@ class Unit {
     const int64_t begin = first + (span.slots.begin - first) / slots * slots;
     for (int64_t slot = begin; slot < span.slots.end; slot += slots) {
       tile.count = smaller(slots, span.slots.end - slot);
-      share_ = tile.count * span.width * int64_t{sizeof(T)} * kLineTile / round_up(rows, kLineTile);
+      // Rounded up: what is fetched must not fall behind what is worked on.
+      const int64_t parts = (rows + kLineTile - 1) / kLineTile;
+      share_ = (tile.count * span.width * int64_t{sizeof(T)} + parts - 1) / parts;
       for (int64_t j = 0; j < slots; ++j)
         tile.rows[j] = j < tile.count
                            ? at<T>(*span.operand, slot_of(c_, span.batch, slot + j), span.head)
