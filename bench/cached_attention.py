@@ -60,6 +60,27 @@ def bench_int8_decode(compare, batch):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [16, 128])
+def bench_latent_decode(compare, heads, dtype):
+    """DeepSeek's latent attention: one head of keys for all, whose first columns are the values."""
+    lengths = torch.full((1,), SLOTS, dtype=torch.int32)
+
+    def ours(q, k):
+        return ops.cached_attention(q, k, k[..., :512], lengths)
+
+    compare(
+        f"latent H {heads}",
+        dtype=dtype,
+        inputs=lambda: tuple(torch.randn(1, n, g, 576, dtype=dtype) for n, g in ((1, heads), (SLOTS, 1))),
+        ours=ours,
+        peers={"torch": lambda q, k: by_torch(q, k, k[..., :512])},
+        moved=SLOTS * 576 * dtype.itemsize,
+        flops=2 * heads * SLOTS * (576 + 512),
+        memory="read",
+    )
+
+
 def by_torch(q, k, v):
     heads_first = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(*heads_first, enable_gqa=True).transpose(1, 2)

@@ -10,8 +10,8 @@
 //
 // A line is a row of q with one head of the cache. All heads of a tile lie together in memory: k
 // and v are read once, from one end to the other. What comes next, v after k and the next unit
-// after v, is fetched meanwhile. No line sees which others are worked on beside it: neither the
-// bits of its results do.
+// after v, is fetched meanwhile, a part with every few lines. No line sees which others are worked
+// on beside it: neither the bits of its results do.
 #include <math.h>
 
 #include "core/exponentials.h"
@@ -19,6 +19,7 @@
 #include "kv_cache/digits.h"
 #include "kv_cache/floats.h"
 #include "kv_cache/items.h"
+#include "kv_cache/pairs.h"
 
 namespace warpformer::cpu::WF_ISA {
 namespace {
@@ -27,8 +28,10 @@ constexpr int64_t kChunk = 256;
 constexpr int64_t kAhead = 16 << 10;      // bytes from what is worked on to what is fetched
 constexpr int64_t kStride = kChunk + 16;  // of scores: lines do not share a set
 constexpr int kLineTile = 4;
+constexpr int64_t kManyRows = 8;  // that share a head: larger tiles, so that q and o are read less
 constexpr int64_t kPartialFloats = 4 << 20;  // of the items that are worked on at a time
 constexpr int64_t kGrain = 1 << 18;          // multiplications worth a thread
+constexpr int64_t kMergeGrain = 1 << 15;     // partial sums worth one
 
 /// What a chunk has come to for a line: the sum is of e^(s - high).
 struct State {
@@ -96,20 +99,20 @@ class Unit {
     for (int64_t i = 0; i < item.lines(); ++i) partials.state(place, chunk, i) = {-INFINITY, 0.0f};
     if (seen.begin == seen.end) return;
     pack_queries(item);
-    for_tiles(keys(item, seen), first, [&](const Tile& tile, int64_t head, int64_t slot) {
-      score_tile(tile, item, head, slot);
-    });
+    for_tiles(
+        keys(item, seen), item.rows, first,
+        [&](const Tile& tile, int64_t head, int64_t slot) { score_tile(tile, item, head, slot); });
     if (c_.k_scales.data) read_scales(item, first, seen.end - first);
     for (int64_t i = 0; i < item.lines(); ++i)
       partials.state(place, chunk, i) = weigh(item, i, first, seen.end);
     float* o = partials.row(place, chunk, 0);
     for (int64_t i = 0; i < item.lines() * partials.width; ++i) o[i] = 0.0f;
-    for_tiles(values(item, seen), first, [&](const Tile& tile, int64_t head, int64_t slot) {
-      add_tile(tile, item, head, first, slot, o, partials.width);
-    });
-    if constexpr (P::kDigits)
-      for (int64_t i = 0; i < item.lines(); ++i)
-        P::finish(scores_ + i * kStride, c_.value_width, o + i * partials.width);
+    for_tiles(values(item, seen), item.rows, first,
+              [&](const Tile& tile, int64_t head, int64_t slot) {
+                add_tile(tile, item, head, first, slot, o, partials.width);
+              });
+    for (int64_t i = 0; i < item.lines(); ++i)
+      P::finish(scores_ + i * kStride, c_.value_width, o + i * partials.width);
   }
 
  private:
@@ -159,28 +162,35 @@ class Unit {
   /// f(tile, head, first slot in the chunk) for all of a span in a chunk that begins with slot
   /// `first`. Tiles begin at multiples of their size in the chunk.
   template <class F>
-  void for_tiles(const Span& span, int64_t first, const F& f) {
+  void for_tiles(const Span& span, int64_t rows, int64_t first, const F& f) {
     Tile tile;
-    const int64_t begin = first + (span.slots.begin - first) / P::kSlots * P::kSlots;
-    for (int64_t slot = begin; slot < span.slots.end; slot += P::kSlots) {
-      tile.count = smaller(P::kSlots, span.slots.end - slot);
-      for (int64_t j = 0; j < P::kSlots; ++j)
+    const int64_t slots = rows < kManyRows ? P::kSlots : P::kManySlots;
+    const int64_t begin = first + (span.slots.begin - first) / slots * slots;
+    for (int64_t slot = begin; slot < span.slots.end; slot += slots) {
+      tile.count = smaller(slots, span.slots.end - slot);
+      // Rounded up: what is fetched must not fall behind what is worked on.
+      const int64_t parts = (rows + kLineTile - 1) / kLineTile;
+      share_ = (tile.count * span.width * int64_t{sizeof(T)} + parts - 1) / parts;
+      for (int64_t j = 0; j < slots; ++j)
         tile.rows[j] = j < tile.count
                            ? at<T>(*span.operand, slot_of(c_, span.batch, slot + j), span.head)
                            : tile.rows[j - 1];
       for (int64_t head = 0; head < span.heads; ++head) {
-        ahead_.fetch(tile.count * span.width * int64_t{sizeof(T)});
         f(tile, head, slot - first);
-        for (int64_t j = 0; j < P::kSlots; ++j) tile.rows[j] += span.operand->stride[2];
+        for (int64_t j = 0; j < slots; ++j) tile.rows[j] += span.operand->stride[2];
       }
     }
   }
 
   /// Calls f.operator()<rows>(line) over `lines` lines from `line` on.
   template <class F>
-  static WF_INLINE void by_lines(int64_t line, int64_t lines, const F& f) {
+  WF_INLINE void by_lines(int64_t line, int64_t lines, const F& f) {
     const int64_t end = line + lines;
-    for (; line + kLineTile <= end; line += kLineTile) f.template operator()<kLineTile>(line);
+    for (; line + kLineTile <= end; line += kLineTile) {
+      ahead_.fetch(share_);
+      f.template operator()<kLineTile>(line);
+    }
+    if (line < end) ahead_.fetch(share_);
     if (end - line == 3) f.template operator()<3>(line);
     if (end - line == 2) f.template operator()<2>(line);
     if (end - line == 1) f.template operator()<1>(line);
@@ -233,10 +243,7 @@ class Unit {
       total.add(keep(of_seen(w), k));
       store(s + j, of_seen(quantized ? w * load(v_scales + j, k) : w), k);
     });
-    if constexpr (P::kDigits) {
-      for (int64_t j = n; j < round_up(n, P::kSlots); ++j) s[j] = 0.0f;
-      P::pack_weights(s, round_up(n, P::kSlots));
-    }
+    P::pack_weights(s, n);
     return {highest, total.total()};
   }
 
@@ -259,21 +266,17 @@ class Unit {
                 float* o, int64_t o_width) {
     by_lines(head * item.rows, item.rows, [&]<int kRows>(int64_t line) {
       float* to = o + line * o_width;
-      const float* w = scores_ + line * kStride + slot;
-      if constexpr (P::kDigits) {
-        P::template add_values<kRows>(w, kStride, tile, c_.value_width, to, o_width);
-      } else {
-        if (seen_by_all_.begin <= slot && slot + tile.count <= seen_by_all_.end) {
-          P::template add_values<kRows>(w, kStride, tile, {0, tile.count}, c_.value_width, to,
-                                        o_width);
-          return;
-        }
-        // The same sums, without what a line does not see: 0 times NaN is NaN.
-        for (int r = 0; r < kRows; ++r)
-          P::template add_values<1>(w + r * kStride, kStride, tile,
-                                    seen_in(tile, item, line + r, first + slot), c_.value_width,
-                                    to + r * o_width, o_width);
+      const float* w = scores_ + line * kStride;
+      if (P::kFinite || (seen_by_all_.begin <= slot && slot + tile.count <= seen_by_all_.end)) {
+        P::template add_values<kRows>(w, kStride, slot, tile, {0, tile.count}, c_.value_width, to,
+                                      o_width);
+        return;
       }
+      // The same sums, without what a line does not see: 0 times NaN is NaN.
+      for (int r = 0; r < kRows; ++r)
+        P::template add_values<1>(w + r * kStride, kStride, slot, tile,
+                                  seen_in(tile, item, line + r, first + slot), c_.value_width,
+                                  to + r * o_width, o_width);
     });
   }
   Range seen_in(const Tile& tile, const Item& item, int64_t line, int64_t slot) const {
@@ -289,6 +292,7 @@ class Unit {
   int64_t query_size_;
   float *q_, *scores_, *row_, *bias_, *k_scales_, *v_scales_;
   Fetcher ahead_;
+  int64_t share_ = 0;    // bytes that are fetched with each few lines of a tile
   Range seen_by_all_{};  // the slots of the chunk that every line sees; also beyond the chunk
 };
 
@@ -360,6 +364,7 @@ void run(const CachedAttentionParams& p, int available) {
   const int64_t width = round_up(p.cache.value_width, P::kColumns);
   const int64_t of_item = larger(1, chunks * lines * (width + 2));
   const int64_t at_a_time = smaller(items.count(), larger(1, kPartialFloats / of_item));
+  const int64_t merged_at_once = 1 + kMergeGrain / (chunks * width + 1);
   const int64_t own = round_up(Unit<P>::scratch_size(p, lines), 16);
   const int64_t farthest = longest + p.tokens.count;
   const int64_t biases = Distances::size(p.position_bias, farthest);
@@ -388,7 +393,7 @@ void run(const CachedAttentionParams& p, int available) {
         i = next;
       }
     });
-    parallel_for(count * lines, 16, threads, [&](int, int64_t begin, int64_t end) {
+    parallel_for(count * lines, merged_at_once, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end;) {
         const int64_t place = i / lines;
         const Item item = items[first + place];
@@ -412,7 +417,7 @@ void cached_attention(const CachedAttentionParams& p, int threads) {
   if (dtype == DType::i8) return run<Floats<int8_t, FloatKeys>>(p, threads);
 #endif
 #if defined(__AVX512BF16__)
-  run<Floats<bf16, BfloatKeys>>(p, threads);
+  run<Pairs>(p, threads);
 #else
   run<Floats<bf16, FloatKeys>>(p, threads);
 #endif

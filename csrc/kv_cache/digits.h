@@ -89,8 +89,8 @@ WF_INLINE void transpose(__m512i (&t)[16]) {
 template <int kQueryDigits, int kWeightDigits>
 struct Digits {
   using Element = int8_t;
-  static constexpr bool kDigits = true;
-  static constexpr int64_t kSlots = 16;
+  static constexpr bool kFinite = true;
+  static constexpr int64_t kSlots = 16, kManySlots = 16;
   static constexpr int64_t kColumns = 64;  // rows of o are padded to a multiple of it
   using Tile = WF_ISA::Tile<int8_t, kSlots>;
 
@@ -103,7 +103,10 @@ struct Digits {
     for (int64_t i = 1; i < query_size(width) / 16; ++i)
       for (int d = 0; d < kQueryDigits; ++d) q[0].sums[d] += q[i].sums[d];
   }
-  static void pack_weights(float* w, int64_t n) { make_digits<kWeightDigits>(w, n); }
+  static void pack_weights(float* w, int64_t n) {
+    for (int64_t j = n; j < round_up(n, kSlots); ++j) w[j] = 0.0f;
+    make_digits<kWeightDigits>(w, round_up(n, kSlots));
+  }
 
   /// s[r * s_stride + j] = q[r] k[j] for the rows k of the tile.
   template <int kRows>
@@ -138,11 +141,13 @@ struct Digits {
     }
   }
 
-  /// o[r * o_stride + c] += sum over j of n[r * w_stride + j] v[j][c] for the rows v of the tile,
-  /// the columns in the order in which they come out of interleaving.
+  /// o[r * o_stride + c] += sum over j of n[r * w_stride + slot + j] v[j][c] for the rows v of the
+  /// tile, which begins with `slot`; the columns in the order in which they come out of
+  /// interleaving.
   template <int kRows>
-  static void add_values(const float* w, int64_t w_stride, const Tile& tile, int64_t width,
-                         float* o, int64_t o_stride) {
+  static void add_values(const float* w, int64_t w_stride, int64_t slot, const Tile& tile, Range,
+                         int64_t width, float* o, int64_t o_stride) {
+    w += slot;
     for (int64_t c = 0; c < width; c += 64) {
       const __mmask64 lanes = width - c < 64 ? (uint64_t{1} << (width - c)) - 1 : ~uint64_t{0};
       add_columns<kRows, false>(w, w_stride, tile, c, lanes, o + c, o_stride);

@@ -69,10 +69,11 @@ template <class T, class Keys>
 struct Floats {
   using Element = T;
   using Query = typename Keys::Query;
-  static constexpr bool kDigits = false;
-  static constexpr int64_t kSlots = 16 / sizeof(T);
+  static constexpr bool kFinite = __is_same(T, int8_t);  // 0 times any element is 0
+  static constexpr int64_t kSlots = 16 / sizeof(T);      // of a tile; the sums are those of any
+  static constexpr int64_t kManySlots = sizeof(T) == 4 ? 8 : 16;
   static constexpr int64_t kColumns = Vec::kWidth;  // rows of o are padded to a multiple of it
-  using Tile = WF_ISA::Tile<T, kSlots>;
+  using Tile = WF_ISA::Tile<T, 16>;
 
   /// Floats that a packed query takes.
   static int64_t query_size(int64_t width) { return round_up(width, Keys::kStep); }
@@ -100,12 +101,16 @@ struct Floats {
     }
   }
 
-  /// o[r * o_stride + c] += sum over j in `slots` of w[r * w_stride + j] v[j][c] for the rows v of
-  /// the tile.
+  static void pack_weights(float*, int64_t) {}
+  static void finish(const float*, int64_t, float*) {}
+
+  /// o[r * o_stride + c] += sum over j in `slots` of w[r * w_stride + slot + j] v[j][c] for the
+  /// rows v of the tile, which begins with `slot`.
   template <int kRows>
-  static void add_values(const float* w, int64_t w_stride, const Tile& tile, Range slots,
-                         int64_t width, float* o, int64_t o_stride) {
+  static void add_values(const float* w, int64_t w_stride, int64_t slot, const Tile& tile,
+                         Range slots, int64_t width, float* o, int64_t o_stride) {
     constexpr int kWide = 4;
+    w += slot;
     int64_t c = 0;
     for (; c + kWide * Vec::kWidth <= width; c += kWide * Vec::kWidth)
       add_columns<kRows, kWide>(w, w_stride, tile, slots, c, Full{}, o + c, o_stride);

@@ -346,6 +346,20 @@ def test_heads_before_slots(device, dtype):
     assert same_bits(ops.cached_attention(q, *views, lengths), ops.cached_attention(q, k, v, lengths))
 
 
+@pytest.mark.parametrize(("queries", "heads"), [(1, 16), (3, 16), (1, 128)])
+def test_latent(device, dtype, queries, heads):
+    """DeepSeek's latent attention: one head of keys for all, whose first columns are the values."""
+    q, k, _, lengths = operands([700, 257], 700, queries, heads, 1, 576, dtype=dtype)
+    inputs = (q, k, k[..., :512], lengths)
+    out, lse = ops.cached_attention(*inputs, return_lse=True)
+    expected, sums = reference(*inputs)
+    assert relative_error(out, expected) < BOUND[dtype]
+    torch.testing.assert_close(lse.double(), sums, rtol=1e-5, atol=1e-5)
+    assert same_bits(ops.cached_attention(q, k, k[..., :512].contiguous(), lengths), out)
+    few = ops.cached_attention(q[:, :, 3:8], *inputs[1:])  # whatever other heads there are
+    assert same_bits(few, out[:, :, 3:8])
+
+
 def test_many_sequences_at_once(device):
     """More partial results than are held at a time."""
     q, k, v, length = operands([4096], 4096, heads=64, kv_heads=8)
