@@ -1,9 +1,21 @@
 """Layers with the constructors and state_dicts of torch.nn, on the kernels of warpformer.ops."""
 
 from warpformer.nn._repack import repack_
-from warpformer.nn.blocks import PostNormLayer, PreNormLayer, SandwichNormLayer
+from warpformer.nn.blocks import (
+    PostNormCrossLayer,
+    PostNormLayer,
+    PreNormCrossLayer,
+    PreNormLayer,
+    SandwichNormLayer,
+)
+from warpformer.nn.cross_attention import (
+    CrossAttention,
+    CrossDecoderLayerCache,
+    CrossLayerCache,
+    Memory,
+)
 from warpformer.nn.dropout import Dropout
-from warpformer.nn.embedding import Embedding, sinusoidal_positions
+from warpformer.nn.embedding import Embedding, SinusoidalPositions, sinusoidal_positions
 from warpformer.nn.feed_forward import FeedForward
 from warpformer.nn.fused_linear import FusedLinear
 from warpformer.nn.grouped_linear import GroupedLinear, PackedGroupedLinear, QuantizedGroupedLinear
@@ -41,7 +53,9 @@ __all__ = [
     "OffsetRMSNorm",
     "FeedForward",
     "FusedLinear",
+    "PostNormCrossLayer",
     "PostNormLayer",
+    "PreNormCrossLayer",
     "PreNormLayer",
     "RaggedCache",
     "RaggedLayerCache",
@@ -49,6 +63,9 @@ __all__ = [
     "SelfAttention",
     "Sequences",
     "ClampedSwiGLU",
+    "CrossAttention",
+    "CrossDecoderLayerCache",
+    "CrossLayerCache",
     "DecoderCache",
     "DecoderLayerCache",
     "Dropout",
@@ -61,6 +78,7 @@ __all__ = [
     "KVCache",
     "LayerNorm",
     "Linear",
+    "Memory",
     "MixtureOfExperts",
     "MultiheadAttention",
     "PackedEmbedding",
@@ -71,6 +89,7 @@ __all__ = [
     "RotaryEmbedding",
     "Router",
     "Routing",
+    "SinusoidalPositions",
     "SoftmaxTopK",
     "TopKSoftmax",
     "Transformer",
