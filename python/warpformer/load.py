@@ -96,8 +96,8 @@ def has_head(model) -> bool:
 
 
 def by_name(model, keys, stored):
-    """The name here of each tensor of the checkpoint -> that tensor. What is optional in a model and not there
-    is taken out of it, or tied to the embedding that `tied_if_missing` names."""
+    """The name here of each tensor of the checkpoint -> that tensor. What is optional in a model and not
+    there is taken out of it, or tied to the embedding that `tied_if_missing` names."""
     expected, prefix = expected_state(model), getattr(model, "prefix", None)
     tensors = {keys.ours(key, expected, prefix): tensor for key, tensor in stored.items()}
     tensors.pop(None, None)
@@ -163,7 +163,9 @@ def check(model, keys, tensors):
         found = tensor.shape[:-2] + tensor.shape[:-3:-1] if keys.is_transposed(name) else tensor.shape
         if tensor.dtype not in dtypes:
             allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            wrong.append(f"{tensor.key!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, not {allowed}")
+            wrong.append(
+                f"{tensor.key!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, not {allowed}"
+            )
         if found != shape:
             wrong.append(f"{tensor.key!r} has shape {list(found)}, but config.json makes it {list(shape)}")
     if wrong:

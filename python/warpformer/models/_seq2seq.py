@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from warpformer._C import InputError
@@ -100,8 +101,8 @@ class Seq2Seq(nn.Module):
         self.embedding_scale = embedding_scale
 
     def make_cache(self) -> RaggedCache:
-        """For decoding: `model(ids, mask, first_tokens, cache=cache)`, then `model(decoder_input_ids=new_tokens,
-        cache=cache)`. It keeps the keys and values of what was encoded, which is not encoded again."""
+        """For decoding: `model(ids, mask, first_tokens, cache=cache)`, and from then on
+        `model(decoder_input_ids=new_tokens, cache=cache)`: it holds what was encoded."""
         return RaggedCache([layer.make_cache() for layer in self.decoder.layers])
 
     def encode(
@@ -188,15 +189,22 @@ class Seq2Seq(nn.Module):
     def forward_shifted(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Memory, Tensor]:
-        """What heads look at: the decoder's hidden states [N, C] of the encoder's tokens, each in the place of
-        the next, behind decoder_start_token_id; the memory; and the tokens [N]."""
+        """What heads look at: the decoder's hidden states [N, C] of the encoder's tokens, each in the place
+        of the next, behind `first_token`; the memory; and the tokens [N]."""
         memory = self.encode(input_ids, attention_mask)
         sequences = memory.sequences
         tokens = sequences.pack(input_ids)
+        begins, ends = sequences.cu_seqlens[:-1].long(), sequences.cu_seqlens[1:].long()
+        begins, ends = begins[begins < ends], ends[begins < ends]
         shifted = tokens.roll(1)
-        starts = sequences.cu_seqlens[:-1][sequences.cu_seqlens.diff() > 0].long()
-        shifted[starts] = self.config.decoder_start_token_id
+        shifted[begins] = self.first_token(tokens[ends - 1])
         return self.decode(shifted, sequences, memory), memory, tokens
+
+    def first_token(self, last: Tensor) -> Tensor:
+        """[B] what the decoder reads first, of the last tokens of the encoder."""
+        if self.config.decoder_start_token_id is None:
+            raise InputError("config.json has no decoder_start_token_id")
+        return torch.full_like(last, self.config.decoder_start_token_id)
 
     def embed(self, tokens: Tensor, stack: EncoderStack) -> Tensor:
         """[N, C] of ids [N] or embeddings [N, C]."""

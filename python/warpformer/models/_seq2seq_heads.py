@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from warpformer._C import InputError
+from warpformer.models._config import require
 from warpformer.models._decoder import kept_logits
 from warpformer.models._heads import Head, QuestionAnswering, Span
 from warpformer.models._seq2seq import Seq2Seq
@@ -52,10 +53,14 @@ class Seq2SeqLM(nn.Module):
 
 
 class LastEosClassifier(Head):
-    """Logits [B, num_labels] of the last eos_token_id of each sequence: out(dropout(tanh(dense(dropout(hidden)))))."""
+    """Logits [B, num_labels] of the last eos_token_id of each sequence.
+
+    out(dropout(tanh(dense(dropout(hidden)))))
+    """
 
     def __init__(self, backbone, config):
         super().__init__(backbone, config)
+        require(type(config.eos_token_id) is int, f"eos_token_id = {config.eos_token_id} is not one token")
         self.dropout = Dropout(config.classifier_dropout)
         self.dense = Linear(config.hidden_size, config.hidden_size)
         self.out = Linear(config.hidden_size, config.num_labels)
@@ -79,7 +84,7 @@ def last_of(found: Tensor, sequences: Sequences) -> Tensor:
 
 
 class ShiftedQuestionAnswering(QuestionAnswering):
-    """Logits of the first and the last token of the answer, from the decoder, which reads what the encoder does."""
+    """Logits of the first and the last token of the answer, by a decoder that reads what the encoder does."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Span:
         """Arguments are those of the backbone."""

@@ -66,9 +66,11 @@ class Config(Labels):
     eos_token_id: int | list | None = field(default=2, metadata=OR_ZERO)
     pad_token_id: int | None = field(default=1, metadata=OR_ZERO)
 
+    unnamed_labels = 3  # how many there are where none has a name
+
     def __post_init__(self):
         if self.num_labels is None and not self.id2label:
-            self.num_labels = 3
+            self.num_labels = self.unnamed_labels
         super().__post_init__()
         require_layers(encoder_layers=self.encoder_layers, decoder_layers=self.decoder_layers)
         require_multiple(d_model=self.d_model, encoder_attention_heads=self.encoder_attention_heads)
@@ -97,7 +99,9 @@ class Config(Labels):
 class Model(Seq2Seq):
     """A relative gives the classes of its layers and whether the stacks end with a norm."""
 
-    def __init__(self, config: Config, layer=PostNormLayer, cross_layer=PostNormCrossLayer, *, has_norm=False):
+    def __init__(
+        self, config: Config, layer=PostNormLayer, cross_layer=PostNormCrossLayer, *, has_norm=False
+    ):
         def beginning_and_end():
             return dict(
                 positions=LearnedPositions(config.max_position_embeddings + OFFSET, config.d_model),

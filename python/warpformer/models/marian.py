@@ -30,7 +30,7 @@ class Config(bart.Config):
 
 
 class Model(Seq2Seq):
-    """A relative gives the classes of its layers, the order of its sines, whether the stacks end with a norm."""
+    """A relative gives the classes of its layers, the order of sines, whether the stacks end with a norm."""
 
     def __init__(
         self,

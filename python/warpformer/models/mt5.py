@@ -1,5 +1,5 @@
-"""mT5: Xue et al., "mT5: A Massively Multilingual Pre-trained Text-to-Text Transformer" (2021): T5 1.1 of more
-languages."""
+"""mT5: Xue et al., "mT5: A Massively Multilingual Pre-trained Text-to-Text Transformer" (2021): T5 1.1 of
+more languages."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
-"""T5: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer" (2020);
-version 1.1: Shazeer, "GLU Variants Improve Transformer" (2020), and FLAN-T5.
+"""T5: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer"
+(2020); version 1.1: Shazeer, "GLU Variants Improve Transformer" (2020), and FLAN-T5.
 
     x = tokens[input_ids]                                              of the encoder, and of the decoder
-    x = x + out(attention(qkv(rms_norm(x))))                           for each layer: softmax(q k + bias[bucket]) v
+    x = x + out(attention(qkv(rms_norm(x))))                           for each layer: softmax(q k + bias) v
     x = x + out(attention(q(rms_norm(x)), kv(memory)))                 in the decoder
     x = x + down(relu(up(h))), h = rms_norm(x)                         1.1: down(gelu(gate(h)) up(h))
     logits = tokens rms_norm(x) / sqrt(d_model)                        1.1: lm_head rms_norm(x)
@@ -71,7 +71,10 @@ class Config(Labels):
             f"{distance} not above the half of it",
         )
         *gated, name = self.feed_forward_proj.split("-")
-        require(gated in ([], ["gated"]), f"feed_forward_proj = {self.feed_forward_proj!r:.80} is not [gated-]<name>")
+        require(
+            gated in ([], ["gated"]),
+            f"feed_forward_proj = {self.feed_forward_proj!r:.80} is not [gated-]<name>",
+        )
         self.is_gated = bool(gated)
         self.activation = activation_of("feed_forward_proj", "gelu_new" if gated and name == "gelu" else name)
         if self.scale_decoder_outputs is None:  # of version 1.1 only tie_word_embeddings tells

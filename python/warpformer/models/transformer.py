@@ -6,24 +6,31 @@
     x = layer_norm(x + fc2(relu(fc1(x))))
     logits = tokens x
 
-With norm_first the norms are before the blocks and at the ends of encoder and decoder. Its config.json and the
-names of its tensors are in the style of BART; `load_torch_` takes the parameters of a torch.nn.Transformer.
+With norm_first the norms are before the blocks and at the ends of encoder and decoder. config.json and the
+names of tensors are in the style of BART; `load_torch_` takes the parameters of a torch.nn.Transformer.
 
     config = transformer.Config(vocab_size=32000, encoder_layers=6, decoder_layers=6)
     model = transformer.ConditionalGeneration(transformer.Model(config), config)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from warpformer._C import InputError
 from warpformer.models import bart, marian
-from warpformer.models._config import require
+from warpformer.models._config import OR_ZERO, require
 from warpformer.models._init import init_
 from warpformer.models._keys import KeyMap
 from warpformer.models._seq2seq_heads import Seq2SeqLM
-from warpformer.nn import FusedLinear, Linear, PostNormCrossLayer, PostNormLayer, PreNormCrossLayer, PreNormLayer
+from warpformer.nn import (
+    FusedLinear,
+    Linear,
+    PostNormCrossLayer,
+    PostNormLayer,
+    PreNormCrossLayer,
+    PreNormLayer,
+)
 
 
 @dataclass(kw_only=True)
@@ -46,6 +53,9 @@ class Config(marian.Config):
     norm_first: bool = False
     final_norm: bool | None = None
     layer_norm_eps: float = 1e-5
+    decoder_start_token_id: int | None = field(default=None, metadata=OR_ZERO)
+    eos_token_id: int | list | None = field(default=None, metadata=OR_ZERO)
+    pad_token_id: int | None = field(default=None, metadata=OR_ZERO)
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,7 +66,9 @@ class Config(marian.Config):
 
 class Model(marian.Model):
     def __init__(self, config: Config):
-        layers = (PreNormLayer, PreNormCrossLayer) if config.norm_first else (PostNormLayer, PostNormCrossLayer)
+        layers = (
+            (PreNormLayer, PreNormCrossLayer) if config.norm_first else (PostNormLayer, PostNormCrossLayer)
+        )
         super().__init__(config, *layers, interleaved=True, has_norm=config.final_norm)
         init_(self, config.d_model**-0.5)  # for the tables
         for layer in self.modules():
@@ -80,8 +92,8 @@ KEYS = KeyMap(bart.BACKBONE, bart.HEAD, prefix="model")
 
 
 def load_torch_(model: Model, transformer: nn.Transformer) -> None:
-    """Gives a model the parameters of a torch.nn.Transformer of its sizes, which has final norms. The tables of
-    tokens stay.
+    """Gives a model the parameters of a torch.nn.Transformer of its sizes, which has final norms. The tables
+    of tokens stay.
 
     Raises:
         InputError: a parameter of one is not there in the other.
@@ -93,7 +105,9 @@ def load_torch_(model: Model, transformer: nn.Transformer) -> None:
         kind = leaf.removeprefix("in_proj_")
         parts = {key: value}
         if kind != leaf:
-            parts = {f"{module}.{name}.{kind}": rows for name, rows in zip("qkv", value.chunk(3), strict=True)}
+            parts = {
+                f"{module}.{name}.{kind}": rows for name, rows in zip("qkv", value.chunk(3), strict=True)
+            }
         state |= {TORCH.ours(name, names): rows for name, rows in parts.items()}
     differing = {name for name in names ^ state.keys() if not name.endswith("tokens.weight")}
     if differing:

@@ -65,9 +65,7 @@ class SandwichNormLayer(PreNormLayer):
         self.feed_forward_post_norm = feed_forward_post_norm
 
     def forward(self, x: Tensor, sequences: Sequences, cache: RaggedLayerCache | None = None) -> Tensor:
-        x = x + self.attention_post_norm(
-            self.attention(self.attention_norm(x), sequences, cache)
-        )
+        x = x + self.attention_post_norm(self.attention(self.attention_norm(x), sequences, cache))
         return x + self.feed_forward_post_norm(self.feed_forward(self.feed_forward_norm(x)))
 
 
