@@ -11,6 +11,7 @@ __all__: list[str] = [
     "activation",
     "activation_backward",
     "advise_huge_pages",
+    "append_positions",
     "append_to_cache_",
     "best_isa",
     "cached_attention",
@@ -70,12 +71,18 @@ def activation_backward(
     executor: int,
 ) -> None: ...
 def advise_huge_pages(fresh: torch.Tensor | numpy.ndarray) -> None: ...
+def append_positions(
+    lengths: torch.Tensor | numpy.ndarray,
+    cu_seqlens: torch.Tensor | numpy.ndarray | None,
+    positions: torch.Tensor | numpy.ndarray,
+) -> None: ...
 def append_to_cache_(
     key: torch.Tensor | numpy.ndarray,
     value: torch.Tensor | numpy.ndarray,
     key_cache: torch.Tensor | numpy.ndarray,
     value_cache: torch.Tensor | numpy.ndarray,
     lengths: torch.Tensor | numpy.ndarray,
+    cu_seqlens: torch.Tensor | numpy.ndarray | None,
     block_table: torch.Tensor | numpy.ndarray | None,
     key_scales: torch.Tensor | numpy.ndarray | None,
     value_scales: torch.Tensor | numpy.ndarray | None,
@@ -87,17 +94,21 @@ def cached_attention(
     key_cache: torch.Tensor | numpy.ndarray,
     value_cache: torch.Tensor | numpy.ndarray,
     lengths: torch.Tensor | numpy.ndarray,
+    cu_seqlens_q: torch.Tensor | numpy.ndarray | None,
     block_table: torch.Tensor | numpy.ndarray | None,
     key_scales: torch.Tensor | numpy.ndarray | None,
     value_scales: torch.Tensor | numpy.ndarray | None,
     alibi_slopes: torch.Tensor | numpy.ndarray | None,
     sinks: torch.Tensor | numpy.ndarray | None,
+    position_bias: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     lse: torch.Tensor | numpy.ndarray | None,
     scale: float,
     softcap: float,
     left: int,
     right: int,
+    position_bidirectional: bool,
+    position_max_distance: int,
     executor: int,
 ) -> None: ...
 def cross_entropy(

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import warpformer as wf
@@ -271,6 +271,77 @@ def test_inputs(checkpoint):
     assert torch.isfinite(empty).all()
     memory = model.encode(ids, mask)
     assert memory.rows.shape == (int(mask.sum()), 48)
+
+
+def rewrite(checkpoint, folder, tensors, **config):
+    """A copy of a checkpoint with changes."""
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    values = json.loads((checkpoint / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return folder
+
+
+@torch.no_grad()
+def test_checkpoints_as_others_wrote_them(checkpoint, tmp_path, caplog):
+    """Tables under other names or several times, buffers that are computed, configs of older versions."""
+    given = batch()
+
+    def logits(name, tensors, **config):
+        found = wf.load(rewrite(checkpoint(name)[0], tmp_path / "other", tensors, **config))(*given)
+        assert "is not part of the model" not in caplog.text
+        return found
+
+    for name in ("t5-1.1", "t5-1.1, tied", "mt5", "bart", "marian"):
+        folder, _ = checkpoint(name)
+        expected, tensors = wf.load(folder)(*given), load_file(folder / "model.safetensors")
+        prefix = "" if "t5" in name else "model."
+        tensors[f"{prefix}encoder.embed_tokens.weight"] = tensors.pop(f"{prefix}shared.weight")
+        tensors[f"{prefix}decoder.embed_tokens.weight"] = tensors[
+            f"{prefix}encoder.embed_tokens.weight"
+        ].clone()
+        config = {}
+        if name == "t5-1.1":
+            tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(
+                8, 4
+            )
+        if name.startswith("t5-1.1"):
+            config = dict(tie_word_embeddings=False, scale_decoder_outputs=None)
+        if name == "marian":
+            tensors["model.encoder.embed_positions.weight"] = torch.ones(40, 48)
+            tensors["lm_head.weight"] = tensors["model.encoder.embed_tokens.weight"].clone()
+        if name == "bart":
+            expected -= tensors.pop("final_logits_bias")
+            tensors["model.encoder.version"] = torch.ones(1)
+            same(logits(name, tensors)[given[-1].bool()], expected[given[-1].bool()], 1e-6)
+        else:
+            assert torch.equal(logits(name, tensors, **config), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("t5", {"feed_forward_proj": "gated-gelu-new"}, r"'gated-gelu-new' is not \[gated-\]<name>"),
+        ("t5", {"feed_forward_proj": "swoosh"}, "feed_forward_proj = 'swoosh' is none of"),
+        ("t5", {"relative_attention_num_buckets": 2}, "relative_attention_num_buckets = 2 is below 4"),
+        ("t5", {"num_decoder_layers": 2000}, "num_decoder_layers = 2000 is over 1024"),
+        (
+            "bart",
+            {"decoder_attention_heads": 5},
+            "d_model = 48 is no multiple of decoder_attention_heads = 5",
+        ),
+        (
+            "marian",
+            {"decoder_layers": 3},
+            r"'backbone\.decoder\.layers\.2\.attention_norm\.weight' is missing",
+        ),
+    ],
+)
+def test_impossible_config(checkpoint, tmp_path, name, changes, message):
+    folder, _ = checkpoint(name)
+    tensors = load_file(folder / "model.safetensors")
+    with pytest.raises(wf.CheckpointError, match=message):
+        wf.load(rewrite(folder, tmp_path, tensors, **changes))
 
 
 @pytest.mark.parametrize("name", ["t5", "marian, two tables"])
