@@ -56,7 +56,7 @@ def test_damaged_config(folder, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "perceiver"}, r"'perceiver' is none of \['bert', "),
+        ({"model_type": "perceiver"}, r"'perceiver' is none of \['bart', "),
         ({"model_type": "../bert"}, "is none of"),
         ({"model_type": ["bert"]}, "is none of"),
         ({"hidden_size": 50}, "hidden_size = 50 is no multiple of num_attention_heads = 4"),

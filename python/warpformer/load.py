@@ -96,15 +96,23 @@ def has_head(model) -> bool:
 
 
 def by_name(model, keys, stored):
-    """The name here of each tensor of the checkpoint -> that tensor. Optional modules that have none are
-    taken out of the model."""
+    """The name here of each tensor of the checkpoint -> that tensor. What is optional in a model and not
+    there is taken out of it, or tied to the embedding that `tied_if_missing` names."""
     expected, prefix = expected_state(model), getattr(model, "prefix", None)
     tensors = {keys.ours(key, expected, prefix): tensor for key, tensor in stored.items()}
     tensors.pop(None, None)
-    backbone, before = (model.backbone, "backbone.") if has_head(model) else (model, "")
-    for name in set(getattr(backbone, "optional", ())).difference(getattr(model, "needed", ())):
-        if not any(key.startswith(f"{before}{name}.") for key in tensors):
-            setattr(backbone, name, None)
+    owners = {"": model} | ({"backbone.": model.backbone} if has_head(model) else {})
+    for before, owner in owners.items():
+        for name in set(getattr(owner, "optional", ())).difference(getattr(model, "needed", ())):
+            if not any(f"{key}.".startswith(f"{before}{name}.") for key in tensors):
+                setattr(owner, name, None)
+    missing = {
+        name: table
+        for name, table in getattr(model, "tied_if_missing", {}).items()
+        if f"{name}.weight" not in tensors
+    }
+    if missing:
+        model.tied = tied_modules(model) | missing
     return tensors
 
 
@@ -155,7 +163,9 @@ def check(model, keys, tensors):
         found = tensor.shape[:-2] + tensor.shape[:-3:-1] if keys.is_transposed(name) else tensor.shape
         if tensor.dtype not in dtypes:
             allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            wrong.append(f"{tensor.key!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, not {allowed}")
+            wrong.append(
+                f"{tensor.key!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, not {allowed}"
+            )
         if found != shape:
             wrong.append(f"{tensor.key!r} has shape {list(found)}, but config.json makes it {list(shape)}")
     if wrong:

@@ -159,3 +159,46 @@ ENCODERS = {
     "roberta": ("Roberta", hf.RobertaConfig(**BERT, type_vocab_size=3)),
     "distilbert": ("DistilBert", hf.DistilBertConfig(**DISTILBERT, activation="relu")),
 }
+
+
+T5 = dict(
+    vocab_size=97,
+    d_model=48,
+    d_kv=16,
+    d_ff=80,
+    num_layers=3,
+    num_decoder_layers=2,
+    num_heads=4,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=12,
+    decoder_start_token_id=0,
+)
+BART = dict(
+    vocab_size=97,
+    d_model=48,
+    encoder_layers=3,
+    encoder_ffn_dim=80,
+    encoder_attention_heads=4,
+    decoder_layers=2,
+    decoder_ffn_dim=72,
+    decoder_attention_heads=6,
+    max_position_embeddings=40,
+    init_std=0.2,
+)
+MARIAN = BART | dict(
+    activation_function="swish", scale_embedding=True, pad_token_id=96, decoder_start_token_id=96
+)
+SEQ2SEQ = {
+    "t5": ("T5", hf.T5Config(**T5)),
+    "t5-1.1": ("T5", hf.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+    "t5-1.1, tied": ("T5", hf.T5Config(**T5, feed_forward_proj="gated-silu", tie_word_embeddings=False)),
+    "mt5": ("MT5", hf.MT5Config(**T5)),
+    "bart": ("Bart", hf.BartConfig(**BART, scale_embedding=True)),
+    "mbart": ("MBart", hf.MBartConfig(**BART, activation_function="relu", decoder_start_token_id=5)),
+    "marian": ("Marian", hf.MarianConfig(**MARIAN)),
+    "marian, two tables": (
+        "Marian",
+        hf.MarianConfig(**MARIAN, share_encoder_decoder_embeddings=False, decoder_vocab_size=101),
+    ),
+}
+UNTIED = ("t5-1.1", "mt5")  # whose checkpoints have an lm_head

@@ -1,6 +1,6 @@
 """What decoder-only models share: tokens in, layers one after the other, hidden states or logits out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,13 +114,13 @@ class Decoder(nn.Module):
         return x if self.positions is None else x + self.positions(positions)
 
 
-def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """The one that is given, [B, T] or [B, T, C]."""
+def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None, prefix: str = "") -> Tensor:
+    """The one that is given, [B, T] or [B, T, C]; their names begin with `prefix`."""
     if (input_ids is None) == (inputs_embeds is None):
-        raise InputError("a model takes one of input_ids and inputs_embeds")
+        raise InputError(f"a model takes one of {prefix}input_ids and {prefix}inputs_embeds")
     name, tokens, ndim = ("input_ids", input_ids, 2) if inputs_embeds is None else ("inputs_embeds", inputs_embeds, 3)
     if tokens.ndim != ndim or (ndim == 2 and tokens.is_floating_point()):
-        raise InputError(f"{name} = {tokens.dtype} {list(tokens.shape)} is not [B, T{', C' * (ndim - 2)}]")
+        raise InputError(f"{prefix}{name} = {tokens.dtype} {list(tokens.shape)} is not [B, T{', C' * (ndim - 2)}]")
     return tokens
 
 
@@ -171,11 +171,7 @@ class CausalLM(nn.Module):
         rows, sequences = self.backbone.forward_rows(
             input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, cache=cache
         )
-        if not logits_to_keep:
-            return sequences.pad(self.logits(rows))
-        last, there = sequences.last(logits_to_keep)
-        logits = self.logits(rows[last.flatten()]).unflatten(0, last.shape)
-        return logits if there is None else logits.masked_fill(~there[..., None], 0)
+        return kept_logits(self.logits, rows, sequences, logits_to_keep)
 
     def logits(self, rows: Tensor) -> Tensor:
         """[..., V] of hidden states [..., C]."""
@@ -183,3 +179,13 @@ class CausalLM(nn.Module):
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         return self.softcap * ops.activation(logits / self.softcap, "tanh") if self.softcap else logits
+
+
+def kept_logits(logits: Callable[[Tensor], Tensor], rows: Tensor, sequences: Sequences, count: int) -> Tensor:
+    """[B, count, V] of the last `count` tokens of each sequence, 0 before the first of a shorter one; of all,
+    [B, T, V], 0 at padding, if `count` is 0."""
+    if not count:
+        return sequences.pad(logits(rows))
+    last, there = sequences.last(count)
+    kept = logits(rows[last.flatten()]).unflatten(0, last.shape)
+    return kept if there is None else kept.masked_fill(~there[..., None], 0)

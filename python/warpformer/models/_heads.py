@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from warpformer.nn import Linear
+from warpformer.nn import Linear, Sequences
 
 
 class Head(nn.Module):
@@ -65,7 +65,10 @@ class QuestionAnswering(Head):
 
     def forward(self, *args, **kwargs) -> Span:
         """Arguments are those of the backbone."""
-        rows, sequences = self.backbone.forward_rows(*args, **kwargs)
+        return self.span(*self.backbone.forward_rows(*args, **kwargs))
+
+    def span(self, rows: Tensor, sequences: Sequences) -> Span:
+        """Of hidden states [N, C] without padding."""
         logits = sequences.pad(self.qa(rows))
         if sequences.kept is not None:
             logits = logits.masked_fill(~sequences.kept[..., None], -torch.inf)

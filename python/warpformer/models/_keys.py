@@ -9,7 +9,8 @@ LEAVES = {"gamma": "weight", "beta": "bias"}  # of the first TensorFlow checkpoi
 class KeyMap:
     """Names of the modules or tensors of a model here, and in checkpoints as transformers writes them.
 
-    `*` stands for a number. Names of a module are those of all its tensors: "norm" for "norm.weight".
+    `*` stands for a number, a number for itself. Names of a module are those of all its tensors: "norm" for
+    "norm.weight".
 
     Args:
         backbone: ours -> theirs, or several of theirs, of which the first is written.
@@ -31,9 +32,9 @@ class KeyMap:
         self.prefix = prefix
         self.transposed = frozenset(transposed)
         self.ignored = frozenset(ignored)
-        self._written = {ours: [_names(theirs)[0]] for ours, theirs in (backbone | head).items()}
-        self._backbone = _inverse(backbone)
-        self._head = _inverse(head)
+        self._written = _table((ours, _names(theirs)[0]) for ours, theirs in (backbone | head).items())
+        self._backbone = _table(_inverse(backbone))
+        self._head = _table(_inverse(head))
 
     def ours(self, key: str, names: Container[str], prefix: str | None = None) -> str | None:
         """The name here, among the `names` of a model, of the checkpoint's tensor `key`: None for one that is
@@ -65,26 +66,40 @@ def _names(one_or_more):
 
 
 def _inverse(pairs):
-    """Theirs -> all of ours that it may be."""
+    return ((theirs, ours) for ours, names in pairs.items() for theirs in _names(names))
+
+
+def _table(pairs):
+    """Pattern of a name -> its numbers, of which some may be *, and what it stands for, of all such names."""
     found = {}
-    for ours, names in pairs.items():
-        for theirs in _names(names):
-            found.setdefault(theirs, []).append(ours)
+    for name, other in pairs:
+        pattern, numbers = _pattern(name)
+        found.setdefault(pattern, []).append((numbers, other))
     return found
 
 
 def _pattern(name):
     """The name with * for its numbers, and the numbers."""
     parts = name.split(".")
-    numbers = [part for part in parts if part.isdecimal()]
-    return ".".join("*" if part.isdecimal() else part for part in parts), numbers
+    is_number = [part.isdecimal() or part == "*" for part in parts]
+    pattern = ".".join("*" if number else part for part, number in zip(parts, is_number, strict=True))
+    return pattern, [part for part, number in zip(parts, is_number, strict=True) if number]
 
 
 def _replace(name, table):
     """What the name, or that of its module, stands for in the table."""
     pattern, numbers = _pattern(name)
     module, _, leaf = pattern.rpartition(".")
-    found = [*table.get(pattern, ()), *(f"{other}.{leaf}" for other in table.get(module, ()))]
-    for number in numbers:
-        found = [other.replace("*", number, 1) for other in found]
-    return found
+    found = [*table.get(pattern, ()), *((known, f"{other}.{leaf}") for known, other in table.get(module, ()))]
+    return [_filled(other, known, numbers) for known, other in found if _is_one_of(numbers, known)]
+
+
+def _is_one_of(numbers, known):
+    return all(k in ("*", n) for n, k in zip(numbers, known, strict=True))
+
+
+def _filled(other, known, numbers):
+    """The numbers that * of the known name stood for, in the place of those of the other."""
+    for number, k in zip(numbers, known, strict=True):
+        other = other.replace("*", number, 1) if k == "*" else other
+    return other

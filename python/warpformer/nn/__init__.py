@@ -1,9 +1,21 @@
 """Layers with the constructors and state_dicts of torch.nn, on the kernels of warpformer.ops."""
 
 from warpformer.nn._repack import repack_
-from warpformer.nn.blocks import PostNormLayer, PreNormLayer, SandwichNormLayer
+from warpformer.nn.blocks import (
+    PostNormCrossLayer,
+    PostNormLayer,
+    PreNormCrossLayer,
+    PreNormLayer,
+    SandwichNormLayer,
+)
+from warpformer.nn.cross_attention import (
+    CrossAttention,
+    CrossDecoderLayerCache,
+    CrossLayerCache,
+    Memory,
+)
 from warpformer.nn.dropout import Dropout
-from warpformer.nn.embedding import Embedding, sinusoidal_positions
+from warpformer.nn.embedding import Embedding, SinusoidalPositions, sinusoidal_positions
 from warpformer.nn.feed_forward import FeedForward
 from warpformer.nn.fused_linear import FusedLinear
 from warpformer.nn.grouped_linear import GroupedLinear, PackedGroupedLinear, QuantizedGroupedLinear
@@ -35,42 +47,49 @@ from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDec
 from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
-    "LatentAttention",
-    "LatentLayerCache",
-    "OffsetLayerNorm",
-    "OffsetRMSNorm",
-    "FeedForward",
-    "FusedLinear",
-    "PostNormLayer",
-    "PreNormLayer",
-    "RaggedCache",
-    "RaggedLayerCache",
-    "SandwichNormLayer",
-    "SelfAttention",
-    "Sequences",
     "ClampedSwiGLU",
+    "CrossAttention",
+    "CrossDecoderLayerCache",
+    "CrossLayerCache",
     "DecoderCache",
     "DecoderLayerCache",
     "Dropout",
     "Embedding",
     "Experts",
+    "FeedForward",
+    "FusedLinear",
     "GroupLimitedTopK",
     "GroupedLinear",
     "Int4Linear",
     "Int8Linear",
     "KVCache",
+    "LatentAttention",
+    "LatentLayerCache",
     "LayerNorm",
     "Linear",
+    "Memory",
     "MixtureOfExperts",
     "MultiheadAttention",
+    "OffsetLayerNorm",
+    "OffsetRMSNorm",
     "PackedEmbedding",
     "PackedGroupedLinear",
     "PackedLinear",
+    "PostNormCrossLayer",
+    "PostNormLayer",
+    "PreNormCrossLayer",
+    "PreNormLayer",
     "QuantizedGroupedLinear",
     "RMSNorm",
+    "RaggedCache",
+    "RaggedLayerCache",
     "RotaryEmbedding",
     "Router",
     "Routing",
+    "SandwichNormLayer",
+    "SelfAttention",
+    "Sequences",
+    "SinusoidalPositions",
     "SoftmaxTopK",
     "TopKSoftmax",
     "Transformer",

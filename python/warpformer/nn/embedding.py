@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from warpformer import ops
 from warpformer._C import InputError
 from warpformer.nn._drop_in import drop_in
+from warpformer.nn.sequences import Sequences
 
 POSITIONS = (None, "sinusoidal", "learned")
 
@@ -86,6 +87,56 @@ class Embedding(nn.Embedding):
         if positions is None:
             return rows if scale == 1.0 else rows * scale
         return torch.add(ops.embedding(position_ids, positions), rows, alpha=scale)
+
+
+class SinusoidalPositions(nn.Module):
+    """The positions of "Attention Is All You Need", to be added to embeddings, of as many as there are.
+
+        forward(sequences) = table[sequences.positions],     table = sinusoidal_positions(length, C)
+
+    It has no parameters, and nothing in a state_dict.
+
+    Args:
+        width: C.
+        interleaved: sines and cosines alternate, as the paper has them; else the sines come first.
+        max_length: positions there are values for at first.
+
+    Args of forward:
+        sequences: Sequences.
+
+    Returns:
+        [N, C] float32.
+
+    Source: "Attention Is All You Need", 3.5; Junczys-Dowmunt et al., "Marian" (not interleaved).
+    """
+
+    def __init__(self, width: int, *, interleaved: bool = True, max_length: int = 512, device=None):
+        super().__init__()
+        self.width = width
+        self.interleaved = interleaved
+        self.max_length = max_length
+        self.init_buffers(device)
+
+    def init_buffers(self, device=None):
+        """Computes the table: at first, and where a model leaves the meta device, on which it was built."""
+        table = sinusoidal_positions(self.max_length, self.width, device=device)
+        if not self.interleaved:
+            table = torch.cat([table[:, ::2], table[:, 1::2]], 1)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, sequences: Sequences) -> Tensor:
+        if sequences.longest > self.max_length:
+            self.max_length = max(sequences.longest, 2 * self.max_length)
+            self.init_buffers(self.table.device)
+        return ops.embedding(sequences.positions, self.table)
+
+    def _apply(self, fn, recurse=True):
+        """The table moves to another device, and stays float32."""
+        self.table = self.table.to(fn(self.table[:0]).device)
+        return self
+
+    def extra_repr(self):
+        return f"{self.width}, interleaved={self.interleaved}"
 
 
 def sinusoidal_positions(length: int, width: int, *, device=None) -> Tensor:
