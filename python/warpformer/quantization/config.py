@@ -74,11 +74,11 @@ def _read_groups(config):
 def _empty_layer(layer, group):
     arguments = layer.in_features, layer.out_features, layer.bias is not None, torch.device("meta")
     try:
-        if group["format"] in INT8_FORMATS:
-            if group["zero_points"] or group["group_size"] != -1:
-                raise InputError("int8 has group_size -1 and no zero points")
-            return Int8Linear(*arguments, format=group["format"], parts=layer.parts)
         options = {field: group[field] for field in ("format", "group_size", "zero_points")}
+        if group["format"] in INT8_FORMATS:
+            if options.pop("zero_points"):
+                raise InputError(f"zero_points: {group['format']} is symmetric")
+            return Int8Linear(*arguments, **options, parts=layer.parts)
         return Int4Linear(*arguments, **options, parts=layer.parts)
     except InputError as error:
         raise CheckpointError(f"config.json: quantization_config: {error}") from error
