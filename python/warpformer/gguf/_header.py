@@ -5,8 +5,8 @@
     tensors:  name, dimensions u32, sizes u64 each (innermost first), type u32, offset u64
     padding up to a multiple of `general.alignment`, from where the offsets count
 
-`gguf.GGUFReader` takes such files, too; but it trusts them, its arrays go on past the end of the file, and it
-keeps three numpy objects for every token: 6 seconds and 590 MB for a vocabulary of 150000.
+`gguf.GGUFReader` reads them, too; but it trusts them, its arrays go on past the end of the file, and it keeps
+numpy objects of every token and merge: 6 seconds and 590 MB for a vocabulary of 150000, here 0.2 and 35.
 """
 
 import math
