@@ -15,6 +15,7 @@ from .models.test_bert import SIZES, batch
 
 MODES = [
     ("int8", {}),
+    ("int8", {"group_size": 32}),
     ("int8_dynamic", {}),
     ("int4", {"group_size": 32, "zero_points": True}),
     ("int4_dynamic", {}),
@@ -118,7 +119,8 @@ def group(**values):
         (lambda config: config["groups"][0].pop("layers"), "layers = None is no list"),
         (group(format="int3"), "format = 'int3' is none of"),
         (group(format=["int4"]), r"format = \['int4'\] is no str"),
-        (group(format="int8"), "int8 has group_size -1"),
+        (group(format="int8"), "zero_points: int8 is symmetric"),
+        (group(format="int8_dynamic", zero_points=False), "group_size = 32 of int8_dynamic"),
         (group(format="nf4"), "zero_points: nf4 is symmetric"),
         (group(group_size="32"), "group_size = '32' is no int"),
         (group(group_size=True), "group_size = True is no int"),

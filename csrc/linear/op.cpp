@@ -14,6 +14,11 @@ int64_t padded_depth(Format format, int64_t depth) {
   return (depth + unit - 1) / unit * unit;
 }
 
+bool is_group(Format format, int64_t group, int64_t depth) {
+  if (format < Format::int8 || group >= depth) return true;
+  return format != Format::int8_dynamic && (group == 32 || group == 64 || group == 128);
+}
+
 Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group, bool zeros) {
   constexpr int64_t kLine = 64;
   Weight w{nullptr, format, depth, panels, group};
@@ -24,7 +29,7 @@ Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group
     end += bytes ? (bytes + kLine - 1) / kLine * kLine : kLine;
     return at;
   };
-  const bool has_groups = is_4_bit(format) && group < depth;
+  const bool has_groups = format >= Format::int8 && group < depth;
   if (has_groups) w.groups = (depth + group - 1) / group;
   take(padded_depth(format, depth) * kPanel * bits_of(format) / 8);
   if (has_groups) w.scales = take(w.groups * kPanel * 2);
@@ -64,10 +69,7 @@ Weight weight_of(const char* op, const Tensor& packed, const std::string& format
   CHECK_FOR(op, is_format(format, f), format);
   CHECK_FOR(op, rows >= 0 && depth >= 0, rows, depth);
   CHECK_FOR(op, !gated || rows % 2 == 0, gated, rows);
-  CHECK_FOR(op,
-            !is_4_bit(f) || group_size == 32 || group_size == 64 || group_size == 128 ||
-                group_size >= depth,
-            group_size, depth, format);
+  CHECK_FOR(op, is_group(f, group_size, depth), group_size, depth, format);
   CHECK_FOR(op, !zero_points || (is_4_bit(f) && f != Format::nf4), zero_points, format);
   CHECK_FOR(op, f != Format::int8_dynamic || depth <= kMaxInt8Depth, depth, format);
   Weight w = weight_layout(f, depth, panels_of(rows, gated), group_size, zero_points);
@@ -130,7 +132,8 @@ int64_t packed_size(const std::string& format, int64_t in_features, int64_t grou
                     bool zero_points) {
   Format f;
   CHECK_FOR("pack_linear", is_format(format, f), format);
-  CHECK_FOR("pack_linear", in_features >= 0 && group_size >= 0, in_features, group_size);
+  CHECK_FOR("pack_linear", in_features >= 0, in_features);
+  CHECK_FOR("pack_linear", is_group(f, group_size, in_features), group_size, in_features, format);
   return weight_layout(f, in_features, 0, group_size, zero_points).size;
 }
 

@@ -19,7 +19,9 @@
 //                              lowest bit on: as 16-bit halves, shifts by 4 give neighbours
 //            int4_dynamic      [K / 8][16] words, k = 0 4 1 5 2 6 3 7: as bytes, the low halves are
 //                              four neighbours, the high ones the next four
-//   scales   f16 [groups][16]  of groups of `group` neighbours along K; none where a group is a row
+//   scales   f16 [groups][16]  of groups of `group` neighbours along K; none where a group is a
+//   row,
+//                              as in int8_dynamic it always is
 //   zeros    u8 [groups][16]   of int4 with zero points
 //   sums     i32 [16]          of the values of int8_dynamic
 //   factors  f32 [16]          w = factor scale (code - zero); 2^n where there are scales, so that
@@ -78,7 +80,9 @@ struct Weight {
   int64_t scales = 0, zeros = 0, sums = 0, factors = 0,
           size = 0;  // of a panel, in bytes; 0: there are none
 };
-/// With all offsets, from the rest. `group` is the depth or more where a group is a whole row.
+/// Whether a weight can be quantized in such groups; those of the depth or more are whole rows.
+bool is_group(Format format, int64_t group, int64_t depth);
+/// With all offsets, from the rest.
 Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group, bool zeros);
 
 /// What `values` are, in memory of the caller: floats or s8 [N, K], or codes [N, K / 2].

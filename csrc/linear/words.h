@@ -208,7 +208,7 @@ struct CodeShorts : Values<4, 4> {
 };
 
 /// f(B) with the B of a format for a word, from word `first` of the panels at `data` on. Sums by
-/// groups and blocks are those of codes, sums by tokens those of bytes.
+/// groups are those of codes and of int8, sums by blocks those of codes, sums by tokens of bytes.
 template <Kind kKind, class F>
 void with_values(const Weight& w, const uint8_t* data, int64_t first, float, const F& f) {
   const auto at = [&](int64_t bits) { return data + first * bits * kPanel / 8; };
@@ -217,10 +217,10 @@ void with_values(const Weight& w, const uint8_t* data, int64_t first, float, con
   if (is_4_bit(w.format))
     return f(CodeFloats<Format::int4>{{at(4), w.size},
                                       w.format == Format::nf4 ? kNormalFloat : kCentred});
+  if (w.format == Format::int8) return f(ByteFloats<2>{{at(8), w.size}});
   if constexpr (kKind == Kind::plain) {
     if (w.format == Format::f16) return f(HalfFloats{{at(16), w.size}});
     if (w.format == Format::bf16) return f(BrainFloats{{at(16), w.size}});
-    if (w.format == Format::int8) return f(ByteFloats<2>{{at(8), w.size}});
     if (w.format == Format::int8_dynamic) return f(ByteFloats<4>{{at(8), w.size}});
     f(Words{{at(32), w.size}});
   }
@@ -232,10 +232,8 @@ void with_values(const Weight& w, const uint8_t* data, int64_t first, Pair, cons
   if (is_4_bit(w.format))
     return f(
         CodePairs{{at(1), w.size}, w.format == Format::nf4 ? kNormalFloatPairs : kCentredPairs});
-  if constexpr (kKind == Kind::plain) {
-    if (w.format == Format::int8) return f(BytePairs{{at(2), w.size}});
-    f(Words{{at(4), w.size}});
-  }
+  if (w.format == Format::int8) return f(BytePairs{{at(2), w.size}});
+  if constexpr (kKind == Kind::plain) f(Words{{at(4), w.size}});
 }
 #endif
 template <Kind kKind, class F>

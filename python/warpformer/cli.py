@@ -107,7 +107,12 @@ def quantize(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
     to: Annotated[str, typer.Option(help="int8, int8_dynamic, int4, int4_dynamic or nf4.")] = "int8",
-    group_size: Annotated[int, typer.Option(help="Weights per scale: 32, 64, 128, -1 for a row.")] = 128,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Weights per scale: 32, 64, 128, -1 for a row.", show_default="128, a row of 8 bits"
+        ),
+    ] = None,
     clip: Annotated[
         str | None, typer.Option(help="mse: clip where it lessens the error.", show_default="none")
     ] = None,

@@ -12,6 +12,7 @@ from warpformer.quantization import dequantize, quantize
 
 FORMATS = [
     ("int8", {}),
+    ("int8", {"group_size": 32}),
     ("int8_dynamic", {}),
     ("int4", {"group_size": 32}),
     ("int4", {"group_size": 64, "zero_points": True}),
@@ -132,6 +133,10 @@ def test_empty_layer():
         ),
         (lambda: wf.nn.Int4Linear(4, 4, format="int3"), "format = 'int3' is none of"),
         (lambda: wf.nn.Int4Linear(4, 4, group_size=16), "group_size = 16 of int4"),
+        (
+            lambda: wf.nn.Int8Linear(64, 4, format="int8_dynamic", group_size=32),
+            "group_size = 32 of int8_dynamic is none of in_features = 64",
+        ),
         (lambda: wf.nn.Int4Linear(4, 4, format="nf4", zero_points=True), "zero_points: nf4 is symmetric"),
         (
             lambda: wf.nn.Int8Linear.from_quantized(quantize(torch.zeros(4, 32), "nf4")),

@@ -123,7 +123,16 @@ SHAPES = {
     'pack_linear: format = "int4"': lambda: ops.pack_linear(int8(format="int4")),
     'pack_linear: format = "int3"': lambda: ops.pack_linear(int8(format="int3")),
     "pack_linear: zero_points = true": lambda: ops.pack_linear(int8(zeros=torch.zeros(2, 1).byte())),
-    "pack_linear: group_size = 1, depth = 3": lambda: ops.pack_linear(int8(format="int4", group_size=1)),
+    **{
+        f"pack_linear: is_group, group_size = {size}, {format}": lambda format=format, size=size: (
+            ops.pack_linear(int8(format=format, group_size=size))
+        )
+        for format in ("int8", "int8_dynamic", "int4", "nf4")
+        for size in (-1, 0, 1)
+    },
+    'pack_linear: group_size = 2, "int8_dynamic"': lambda: ops.pack_linear(
+        int8(format="int8_dynamic", group_size=2)
+    ),
     "pack_linear: rows = 3": lambda: ops.pack_linear(torch.zeros(3, 3), gated=True),
     "unpack_linear: packed = u8[1,192], rows = 17": lambda: ops.unpack_linear(
         packed._replace(out_features=17)

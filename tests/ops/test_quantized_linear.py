@@ -10,7 +10,7 @@ from warpformer.ops import QuantizedWeight
 
 # format, group size (None: the whole row), zero points
 LAYOUTS = [
-    ("int8", None, False),
+    *(("int8", group_size, False) for group_size in (None, 32, 64, 128)),
     ("int8_dynamic", None, False),
     *((f, *rest) for f in ("int4", "int4_dynamic") for rest in ((32, False), (64, True), (None, True))),
     ("int4", 128, False),
@@ -18,7 +18,14 @@ LAYOUTS = [
     ("nf4", 64, False),
     ("nf4", None, False),
 ]
-FORMATS = [("int8", None), ("int8_dynamic", None), ("int4", 32), ("int4_dynamic", 32), ("nf4", 64)]
+FORMATS = [
+    ("int8", None),
+    ("int8", 32),
+    ("int8_dynamic", None),
+    ("int4", 32),
+    ("int4_dynamic", 32),
+    ("nf4", 64),
+]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 5e-4}
 
 
@@ -83,6 +90,15 @@ def test_pack_and_unpack(device, n, k, layout):
     assert torch.equal(unpacked.scales, weight.scales.float())
     assert weight.zeros is None or torch.equal(unpacked.zeros, weight.zeros)
     assert unpacked[3:] == weight[3:]
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "nf4"])
+def test_scales_of_float16_are_exact(format):
+    """All 11 bits of them, as GGUF files have them, down to 2^-14 of the largest of a row."""
+    weight = random_weight(40, 320, format, 32)
+    scales = (torch.randn(40, 10) * 2.0 ** torch.randint(-10, 0, (40, 10))).half() / 64
+    unpacked = ops.unpack_linear(ops.pack_linear(weight._replace(scales=scales)))
+    assert torch.equal(unpacked.scales, scales.float())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

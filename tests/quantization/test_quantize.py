@@ -9,8 +9,15 @@ from warpformer import ops
 from warpformer.ops._quantized import FORMATS, NF4, pack_nibbles, unpack_nibbles
 from warpformer.quantization import dequantize, quantize
 
-GROUPED = [("int4", False), ("int4", True), ("int4_dynamic", False), ("int4_dynamic", True), ("nf4", False)]
-ALL = [("int8", False), ("int8_dynamic", False), *GROUPED]
+ALL = [
+    ("int8", False),
+    ("int8_dynamic", False),
+    ("int4", False),
+    ("int4", True),
+    ("int4_dynamic", False),
+    ("int4_dynamic", True),
+    ("nf4", False),
+]
 
 # Percent on N(0, 1), K = 4096: group size -> int8, int4, int4 with zero points, int4 clipped, nf4.
 TABLE = {
@@ -32,10 +39,13 @@ COLUMNS = [
 @pytest.mark.parametrize(("column", "format", "options"), [(i, *c) for i, c in enumerate(COLUMNS)])
 def test_error_on_normal_weights(group_size, column, format, options):
     weight = torch.randn(128, 4096)
-    if format == "int8":  # whose group is the row
-        weight = weight.view(-1, group_size)
     error = relative_error(dequantize(quantize(weight, format, group_size, **options)), weight)
     assert error == pytest.approx(TABLE[group_size][column] / 100, rel=0.05)
+
+
+def grouped(format, size):
+    """`size` where the format has groups."""
+    return -1 if format == "int8_dynamic" else size
 
 
 def levels(quantized):
@@ -55,7 +65,7 @@ def levels(quantized):
 @pytest.mark.parametrize(("format", "zero_points"), ALL)
 def test_every_weight_becomes_the_nearest_level(format, zero_points, clip):
     weight = torch.randn(20, 200) ** 3  # heavy tails
-    quantized = quantize(weight, format, 32, zero_points=zero_points, clip=clip)
+    quantized = quantize(weight, format, grouped(format, 32), zero_points=zero_points, clip=clip)
     error = (dequantize(quantized) - weight).abs()
     least = (levels(quantized) - weight[..., None]).abs().amin(-1)
     torch.testing.assert_close(error, least, rtol=1e-5, atol=1e-6)
@@ -65,7 +75,7 @@ def test_every_weight_becomes_the_nearest_level(format, zero_points, clip):
 @pytest.mark.parametrize("magnitude", [1e-40, 1e-37, 1.0, 3e38])
 def test_error_bound_on_the_stored_scales(format, zero_points, magnitude):
     weight = torch.rand(50, 96).mul(2).sub(1).mul(magnitude)
-    quantized = quantize(weight, format, 32, zero_points=zero_points)
+    quantized = quantize(weight, format, grouped(format, 32), zero_points=zero_points)
     assert quantized.scales.isfinite().all()
     scales = quantized.scales.double().abs().repeat_interleave(quantized.group_size, 1)
     # nf4's widest step is 0.3 of its scale; symmetric int4 has no +8; scales are rounded by up to 1 / 256.
@@ -80,6 +90,7 @@ def test_error_bound_on_the_stored_scales(format, zero_points, magnitude):
 
 def test_scales():
     weight = torch.randn(30, 128)
+    assert quantize(weight, "int8").group_size == 128
     lo, hi = weight.aminmax(dim=1, keepdim=True)
     largest = torch.where(hi > -lo, hi, lo)
     for format, expected in (("int8", largest.abs() / 127), ("int4", largest / -8), ("nf4", largest.abs())):
@@ -108,13 +119,13 @@ def test_codes_by_hand():
 def test_clip_lessens_the_error_of_every_group(format, zero_points):
     weight = torch.randn(20, 256)
     weight[::2, ::64] *= 10
-    full, clipped = (quantize(weight, format, 64, zero_points=zero_points, clip=c) for c in (None, "mse"))
-    width = 256 if format.startswith("int8") else 64
+    width = 256 if format == "int8_dynamic" else 64
+    full, clipped = (quantize(weight, format, width, zero_points=zero_points, clip=c) for c in (None, "mse"))
     full, clipped = (
         (dequantize(q) - weight).square().unflatten(1, (-1, width)).sum(-1) for q in (full, clipped)
     )
     assert (clipped <= full).all()
-    if width == 64:  # 8 bits of 256 normal weights are best used in full
+    if not format.startswith("int8"):  # 8 bits of normal weights are best used in full
         assert clipped.sum() < full.sum()
 
 
@@ -123,7 +134,7 @@ def test_clip_lessens_the_error_of_every_group(format, zero_points):
 def test_any_shape(data):
     format, zero_points = data.draw(st.sampled_from(ALL))
     rows, depth = data.draw(st.sampled_from([0, 1, 3, 17])), data.draw(st.integers(1, 140))
-    group_size = data.draw(st.sampled_from([32, 64, 128, -1, depth]))
+    group_size = grouped(format, data.draw(st.sampled_from([32, 64, 128, -1, depth])))
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     weight = torch.randn(depth, rows).to(dtype).mT
     weight[:, ::5] = 0
@@ -140,6 +151,7 @@ def test_any_shape(data):
 @pytest.mark.parametrize(("format", "zero_points"), ALL)
 def test_no_columns(format, zero_points):
     for group_size in (32, -1):
+        group_size = grouped(format, group_size)
         quantized = quantize(torch.zeros(3, 0), format, group_size, zero_points=zero_points)
         assert quantized.scales.shape == (3, 1)
         assert dequantize(quantized).shape == (3, 0)
@@ -181,6 +193,8 @@ def test_rows_are_independent_of_each_other():
         (torch.zeros(3, 48), ("int4", True), "group_size = True of int4"),
         (torch.zeros(3, 48), ("int4", "32"), "group_size = '32' of int4"),
         (torch.zeros(3, 48), ("int4", -2), "group_size = -2 of int4"),
+        (torch.zeros(3, 48), ("int8", 16), "group_size = 16 of int8 is none of 32, 64"),
+        (torch.zeros(3, 48), ("int8_dynamic", 32), "group_size = 32 of int8_dynamic is none of in_feat"),
     ],
 )
 def test_bad_input(weight, arguments, message):
@@ -225,7 +239,7 @@ def test_quantized_weight_that_does_not_fit(change, message):
 
 @pytest.mark.parametrize(("format", "zero_points"), ALL)
 def test_the_kernel_multiplies_by_these_numbers(device, format, zero_points):
-    quantized = quantize(torch.randn(96, 200), format, 64, zero_points=zero_points)
+    quantized = quantize(torch.randn(96, 200), format, grouped(format, 64), zero_points=zero_points)
     x = torch.randn(64, 200)
     out = ops.linear(x, ops.pack_linear(quantized))
     own = 0.02 if format.endswith("dynamic") else 1e-5

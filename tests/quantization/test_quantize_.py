@@ -41,7 +41,8 @@ def test_modes(mode):
     model = network().eval()
     before, bias = copy.deepcopy(model), model.first.bias
     x = torch.randn(200, 64)
-    report = wf.quantize_(model, mode, 32)
+    group_size = -1 if mode == "int8_dynamic" else 32
+    report = wf.quantize_(model, mode, group_size)
     assert [row.name for row in report] == ["first", "second", "block.1"]
     for row in report:
         layer, weight = model.get_submodule(row.name), before.get_submodule(row.name).weight.detach()
@@ -54,7 +55,7 @@ def test_modes(mode):
         assert row.error == pytest.approx(relative_error(layer.weight, weight))
         assert row.error < MODES[mode]
         assert row.note == ""
-        assert same_bits(layer.weight, dequantize(quantize(weight, mode, 32)))
+        assert same_bits(layer.weight, dequantize(quantize(weight, mode, group_size)))
     assert model.first.bias is bias
     with torch.no_grad():
         assert relative_error(model(x), before(x).double()) < 3 * MODES[mode]
@@ -70,6 +71,9 @@ def test_options():
     model = network()
     wf.quantize_(model, "nf4", -1)
     assert (model.first.group_size, model.block[1].group_size) == (64, 48)
+    model = network()
+    wf.quantize_(model, "int8", 32)
+    assert (model.first.group_size, model.block[1].group_size) == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,7 @@ def test_a_layer_that_fails_leaves_the_model_as_it_was():
     [
         (("int7",), {}, "mode = 'int7' is none of"),
         (("int4", 48), {}, r"first: group_size = 48 of int4"),
+        (("int8_dynamic", 32), {}, r"first: group_size = 32 of int8_dynamic"),
         (("int4",), {"clip": "max"}, "clip = 'max'"),
         (("nf4",), {"zero_points": True}, "first: zero_points: nf4"),
         (("int8",), {"skip": [3]}, r"skip = \[3\] is neither names nor a function"),

@@ -114,10 +114,10 @@ def zero_weight(in_features, rows, device, format, group_size, zero_points):
 
 
 class Int8Linear(QuantizedLinear):
-    """A linear layer whose weight is 8-bit integers with one scale for each output.
+    """A linear layer whose weight is 8-bit integers with one scale for each output, or each group of a row.
 
         forward(input, activation="none", residual=None) = activation(input W^T + bias) + residual
-        W[n, k] = scales[n] * qweight[n, k]
+        W[n, k] = scales[n, g] * qweight[n, k]      g = k // group_size
 
     The weight is held once, packed, and is 0 until a state_dict or `from_quantized` gives it; the input,
     not the weight, has a gradient. Shapes, dtypes and errors are those of `warpformer.ops.linear`.
@@ -125,13 +125,14 @@ class Int8Linear(QuantizedLinear):
     Args:
         format: "int8" computes with the activations as they are, "int8_dynamic" rounds them to 8 bits,
             with one scale for each token.
+        group_size: in_features or -1 for one group a row; of "int8" also 32, 64 or 128.
         parts, gated: as in `PackedLinear`.
 
     Attributes:
         weight: [N, K] float32, the numbers that the integers stand for, made anew on every access.
         quantized_weight: the integers and scales, an ops.QuantizedWeight, unpacked on every access.
 
-    The state_dict has, for each of `parts`, `qweight` int8 [N, K], `scales` [N, 1] and `bias` [N].
+    The state_dict has, for each of `parts`, `qweight` int8 [N, K], `scales` [N, groups] and `bias` [N].
     """
 
     formats = INT8_FORMATS
@@ -145,11 +146,12 @@ class Int8Linear(QuantizedLinear):
         dtype=None,
         *,
         format="int8",
+        group_size=-1,
         parts=None,
         gated=False,
     ):
         super().__init__(
-            zero_weight(in_features, (out_features,), device, format, in_features, False),
+            zero_weight(in_features, (out_features,), device, format, group_size, False),
             initial_bias(in_features, out_features, device, dtype) if bias else None,
             parts,
             gated,

@@ -33,9 +33,11 @@ NF4 = (
 )
 
 
-def resolve_group_size(format: str, in_features: int, group_size: int) -> int:
-    """in_features for -1, and for int8, which has one group a row."""
-    return in_features if format in INT8_FORMATS or group_size == -1 else group_size
+def resolve_group_size(format: str, in_features: int, group_size: int | None) -> int:
+    """in_features for -1; the default for None: 128 of 4 bits, in_features of 8."""
+    if group_size is None:
+        group_size = -1 if format in INT8_FORMATS else 128
+    return in_features if group_size == -1 else group_size
 
 
 def check_format(format: str, in_features: int, group_size: int, zero_points: bool) -> None:
@@ -46,7 +48,7 @@ def check_format(format: str, in_features: int, group_size: int, zero_points: bo
         raise InputError(f"zero_points = {zero_points!r} is not a bool")
     if zero_points and format not in ("int4", "int4_dynamic"):
         raise InputError(f"zero_points: {format} is symmetric, int4 and int4_dynamic have them")
-    sizes = () if format in INT8_FORMATS else GROUP_SIZES
+    sizes = () if format == "int8_dynamic" else GROUP_SIZES
     if type(group_size) is not int or group_size not in (*sizes, in_features):
         allowed = ", ".join(map(str, (*sizes, f"in_features = {in_features}")))
         raise InputError(f"group_size = {group_size!r} of {format} is none of {allowed}")

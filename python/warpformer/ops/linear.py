@@ -26,12 +26,12 @@ class QuantizedWeight(NamedTuple):
     Attributes:
         values: int8 [N, K]; of 4 bits uint8 [N, ceil(K / 2)], two codes a byte, the low half an even k, 0
             past an odd end.
-        scales: [N, ceil(K / group_size)] floats, [N, 1] for int8; kernels keep 11 significant bits of those
-            of 4-bit formats.
+        scales: [N, ceil(K / group_size)] floats. Where a row has several, kernels keep 11 significant bits of
+            them, and fewer of those below 2^-14 of the row's largest, as float16 has them.
         zeros: uint8 in the shape of `scales`, 0 to 15; int4 and int4_dynamic only.
         format: the name above. A dynamic one has the same values; its products quantize their input, too.
         in_features: K.
-        group_size: 32, 64, 128, or K and more for one group a row.
+        group_size: 32, 64, 128, or K and more for one group a row, which is all that int8_dynamic has.
     """
 
     values: Tensor
@@ -103,7 +103,7 @@ def unpack_linear(packed: PackedWeight) -> Tensor | QuantizedWeight:
     data, rows, depth, format, group_size, zero_points, gated = packed
     is_direct(data)
     is_dense = format in DTYPES
-    groups = 1 if format.startswith("int8") else max(1, -(-depth // max(1, group_size)))
+    groups = max(1, -(-depth // max(1, group_size)))
     bits_4 = not is_dense and not format.startswith("int8")
     experts = data.shape[:-2]
     values = data.new_empty(

@@ -84,12 +84,12 @@ def _empty_layer(layer, group):
     options |= {key: getattr(layer, key) for key in ("parts", "gated") if hasattr(layer, key)}
     try:
         is_int8 = group["format"] in INT8_FORMATS
-        if is_int8 and (group["zero_points"] or group["group_size"] != -1):
-            raise InputError("int8 has group_size -1 and no zero points")
+        if is_int8 and group["zero_points"]:
+            raise InputError(f"zero_points: {group['format']} is symmetric")
         if isinstance(layer, GroupedLinear):
             return QuantizedGroupedLinear(layer.num_experts, *arguments, **options)
         if is_int8:
-            del options["group_size"], options["zero_points"]
+            del options["zero_points"]
             return Int8Linear(*arguments, **options)
         return Int4Linear(*arguments, **options)
     except InputError as error:

@@ -23,7 +23,7 @@ SHRINK = [1 - step / 20 for step in range(1, 15)]  # 0.95 to 0.3
 def quantize(
     weight: Tensor,
     format: str,
-    group_size: int = 128,
+    group_size: int | None = None,
     *,
     zero_points: bool = False,
     clip: str | None = None,
@@ -32,7 +32,7 @@ def quantize(
 
     With m the value of largest magnitude in a group, lo <= 0 <= hi its range, and s the scale:
 
-        int8, int8_dynamic   s = |m| / 127       w ~ s * value, -127..127, one group a row
+        int8, int8_dynamic   s = |m| / 127       w ~ s * value, -127..127
         int4, int4_dynamic   s = m / -8          w ~ s * (code - 8): m is -8, so s may be negative
         with zero_points     s = (hi - lo) / 15  w ~ s * (code - zero), zero = round(-lo / s) in 0..15
         nf4                  s = |m|             w ~ s * NF4[code]
@@ -41,8 +41,8 @@ def quantize(
         weight: [N, K], float32, bfloat16 or float16, finite; [E, N, K] for the experts of `grouped_linear`.
         format: "int8", "int8_dynamic", "int4", "int4_dynamic" or "nf4"; the dynamic ones hold the same
             numbers, and the kernel also quantizes the activations.
-        group_size: weights of a row that share a scale: 32, 64, 128, or K or -1 for all of them. The last
-            group may be shorter. int8 has one group a row, whatever is given.
+        group_size: weights of a row that share a scale: 32, 64, 128, or K or -1 for all of them, as
+            int8_dynamic has it. The last group may be shorter. None: 128 of 4 bits, all of a row of int8.
         zero_points: an integer zero for each group (int4 only).
         clip: "mse" multiplies every scale with that of 1, 0.95, ..., 0.3 which leaves the smallest sum
             of squared errors in its group, clipping what no longer fits; None keeps the full range.

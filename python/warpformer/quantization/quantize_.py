@@ -41,7 +41,7 @@ class LayerReport(NamedTuple):
 def quantize_(
     model: nn.Module,
     mode: str,
-    group_size: int = 128,
+    group_size: int | None = None,
     *,
     skip: Skip = (),
     clip: str | None = None,
@@ -99,7 +99,7 @@ class Plan:
     """
 
     def __init__(
-        self, model, mode, group_size=128, *, skip: Skip = (), clip=None, zero_points=False, tied=False
+        self, model, mode, group_size=None, *, skip: Skip = (), clip=None, zero_points=False, tied=False
     ):
         if mode not in FORMATS:
             raise InputError(f"mode = {mode!r} is none of {FORMATS}")

@@ -1,0 +1,103 @@
+"""Checkpoints of llama.cpp, each a file with metadata and tensors, as those of transformers they were."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from warpformer.gguf._architectures import LONGROPE_FACTORS, ROPE_FACTORS, Architecture, architecture_of
+from warpformer.gguf._header import TENSORS, TensorInfo, read_header
+from warpformer.gguf._tensor import GgufTensor
+from warpformer.models._config import CheckpointError
+
+__all__ = ["Gguf", "GgufTensor", "open_gguf"]
+
+IN_CONFIG = (ROPE_FACTORS, *LONGROPE_FACTORS)
+
+
+class Gguf(NamedTuple):
+    """
+    Attributes:
+        metadata: all of the file's, as it has them.
+        config: the fields of a config.json.
+        tensors: by their names in a checkpoint of transformers; those without one have that of the file.
+    """
+
+    metadata: dict
+    config: dict
+    tensors: dict[str, GgufTensor]
+
+
+def open_gguf(path) -> Gguf:
+    """Maps a GGUF file, of which nothing but the header is read yet.
+
+    Rows of queries and keys, which llama.cpp lets lie in pairs (i, i + D / 2) for its rope, and weights of
+    norms to which it has added 1, are as a checkpoint has them. Experts are tensors of their own.
+
+    Args:
+        path: of a file of the architecture llama (Llama, Mistral, Mixtral), qwen2, qwen3, gemma2, phi3,
+            nemotron, gpt2 or bert.
+
+    Returns:
+        What the file holds. Of its config only sizes that had to be computed with are checked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, or of an architecture that is not known; the tensor is named.
+
+    Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; llama.cpp's conversion of each model.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        if not path.stat().st_size:
+            raise CheckpointError("it is empty")
+        # Copied where it is written to: torch knows no tensors that cannot be.
+        data = np.memmap(path, np.uint8, mode="c")
+        metadata, infos = read_header(data)
+        if metadata.get("split.count", 0) not in (0, 1):
+            raise CheckpointError(f"it is one of {metadata['split.count']!r:.20} files: join them")
+        architecture = architecture_of(metadata)
+        stored = {each.name: each for each in infos}
+        plain = {key: _stored(info, data) for key, info in stored.items()}
+        config = architecture.config(metadata, plain)
+        tensors = {}
+        for info in infos:
+            if info.name not in IN_CONFIG:
+                tensors |= _named(architecture, config, info, data)
+            if len(tensors) > TENSORS:
+                raise CheckpointError(f"it has more than {TENSORS} tensors")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Gguf(metadata, config, tensors)
+
+
+def _named(architecture: Architecture, config: dict, info: TensorInfo, data) -> dict[str, GgufTensor]:
+    stem, _, leaf = info.name.rpartition(".")
+    kind = stem.rpartition(".")[-1]
+    options = {}
+    if architecture.rope_pairs and kind in ("attn_q", "attn_k"):
+        field = "num_attention_heads" if kind == "attn_q" else "num_key_value_heads"
+        heads = config.get(field, config.get("num_attention_heads"))
+        if type(heads) is not int or heads < 1 or info.shape[0] % (2 * heads):
+            raise CheckpointError(
+                f"the tensor {info.name!r} of {list(info.shape)} is not of {heads!r:.20} heads of two halves"
+            )
+        options["heads"] = heads
+    if architecture.norm_offset and kind.endswith("norm") and leaf == "weight":
+        options["offset"] = architecture.norm_offset
+    if kind in architecture.transposed and len(info.shape) == 2:
+        options["transposed"] = True
+    tensor = _stored(info, data, **options)
+    is_stack = kind.endswith("_exps") and len(info.shape) == 3 and info.shape[0] <= TENSORS
+    names = architecture.names(info.name, info.shape[0] if is_stack else 0)
+    if not names:
+        return {info.name: tensor}
+    if not is_stack:
+        return {names[0]: tensor}
+    return {name: tensor.part(e) for e, name in enumerate(names)}
+
+
+def _stored(info: TensorInfo, data, **options) -> GgufTensor:
+    return GgufTensor(info.name, info.shape, info.type, data[info.begin : info.end], **options)
