@@ -1,4 +1,4 @@
-"""The files of a checkpoint, as Hugging Face writes them: config.json and tensors, none of which is read yet."""
+"""The files of a checkpoint as Hugging Face writes them: config.json and tensors that are not read yet."""
 
 import json
 from contextlib import ExitStack

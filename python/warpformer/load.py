@@ -4,6 +4,7 @@ import importlib
 import logging
 import pkgutil
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from warpformer.nn._parts import StateInParts
 from warpformer.nn.quantized_linear import QuantizedLinear
 from warpformer.ops._quantized import FLOATS
 from warpformer.quantization.config import prepare_model
-from warpformer.quantization.quantize_ import Plan
+from warpformer.quantization.quantize_ import Plan, with_weight
 
 log = logging.getLogger("warpformer")
 NAMED = 8  # of the tensors that do not fit, so many are named
@@ -34,8 +35,9 @@ def load(
     """The model of a checkpoint.
 
     Args:
-        path_or_hub_id: a folder with config.json and *.safetensors, or, where no such folder is, the id
-            of a repository of the Hugging Face hub, which is then downloaded.
+        path_or_hub_id: a folder with config.json and *.safetensors; a .gguf file of llama.cpp, whose Q4_0 and
+            Q8_0 layers stay as they are; or, where no such folder is, the id of a repository of the Hugging
+            Face hub, which is then downloaded.
         dtype: of the parameters and activations; that of the checkpoint if None.
         device: of the parameters; the CPU if None.
         quantization: a mode of `warpformer.quantize_`, or its arguments ({"mode": "int4", "group_size": 32}):
@@ -54,11 +56,9 @@ def load(
             that config.json promises. Nothing is unpickled, and no code of a checkpoint is run.
         InputError: an option of quantization is unknown or does not fit, or the checkpoint is quantized.
     """
-    folder = find_checkpoint(path_or_hub_id)
-    values = read_json(folder / "config.json")
-    module = model_module(values)
     with ExitStack() as files:
-        stored = open_tensors(folder, files)
+        values, stored = open_checkpoint(path_or_hub_id, files)
+        module = model_module(values)
         # On the meta device a model has shapes and no memory: all is checked before any is allocated.
         with torch.device("meta"):
             model = build(module, values)
@@ -69,6 +69,18 @@ def load(
         fill(model, module.KEYS, tensors, dtype, device, plan_of(model, quantization), trainable)
     model.config.source = values
     return model if trainable else model.eval().requires_grad_(False)
+
+
+def open_checkpoint(path_or_hub_id, files: ExitStack):
+    """config.json, or what a GGUF file has in its place, and the tensors by their names there."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.suffix == ".gguf":
+        from warpformer.gguf import open_gguf  # which few need, and which imports much
+
+        checkpoint = open_gguf(path)
+        return checkpoint.config, checkpoint.tensors
+    folder = find_checkpoint(path_or_hub_id)
+    return read_json(folder / "config.json"), open_tensors(folder, files)
 
 
 def model_module(values):
@@ -160,8 +172,9 @@ def check(model, keys, tensors):
         if name not in tensors:
             continue
         tensor = tensors[name]
-        found = tensor.shape[:-2] + tensor.shape[:-3:-1] if keys.is_transposed(name) else tensor.shape
-        if tensor.dtype not in dtypes:
+        flipped = is_transposed(keys, name, tensor)
+        found = tensor.shape[:-2] + tensor.shape[:-3:-1] if flipped else tensor.shape
+        if tensor.dtype not in dtypes and not is_gguf(tensor):
             allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             wrong.append(
                 f"{tensor.key!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, not {allowed}"
@@ -173,18 +186,31 @@ def check(model, keys, tensors):
         raise CheckpointError(f"tensors do not fit: {'; '.join(wrong[:NAMED])}{more}")
 
 
+def is_gguf(tensor) -> bool:
+    """Whether it may be quantized, and can be read as floats all the same."""
+    return hasattr(tensor, "read_dense")
+
+
+def is_transposed(keys, name, tensor) -> bool:
+    return keys.is_transposed(name) and not is_gguf(tensor)
+
+
 def fill(model, keys, tensors, dtype, device, plan: Plan | None, trainable: bool):
     """Reads the tensors of one module after the other, and packs or quantizes what is to be."""
     chosen = set() if plan is None else plan.layers.keys() - plan.notes
     tied = tied_modules(model)
     title = "Loading" if plan is None else f"Loading to {plan.mode}"
     for name, module in tqdm([*model.named_modules()], title, unit="module", disable=None):
+        if plan is None and not trainable and is_quantized_there(name, module, tensors):
+            model.set_submodule(name, quantized_there(name, module, tensors, dtype, device))
+            continue
         quantized = name in chosen or isinstance(module, QuantizedLinear)
         state = {}
         for full, (key, *_) in own_state(name, module, tied).items():
+            tensor = tensors[full]
             kept = quantized and not key.endswith("bias")
-            value = tensors[full].read()
-            value = value.mT if keys.is_transposed(full) else value
+            value = tensor.read_dense() if is_gguf(tensor) else tensor.read()
+            value = value.mT if is_transposed(keys, full, tensor) else value
             # Copies: what the file's pages hold may change under a mapped tensor.
             state[key] = value.to(device=device, dtype=None if kept else dtype, copy=True).contiguous()
         try:
@@ -205,3 +231,29 @@ def fill(model, keys, tensors, dtype, device, plan: Plan | None, trainable: bool
             model.set_submodule(name, packed)
             if name in tied:
                 model.set_submodule(tied[name], PackedEmbedding(packed))
+
+
+def weights_there(name, module, tensors):
+    """The tensors of a layer's weight in the checkpoint, those of its parts one after the other."""
+    return [tensors[key] for key in own_state(name, module, ()) if key.endswith("weight") and key in tensors]
+
+
+def is_quantized_there(name, module, tensors) -> bool:
+    """Whether a linear layer can stay as a GGUF file has it: all of its parts in one format."""
+    if not hasattr(module, "to_packed"):
+        return False
+    formats = {getattr(tensor, "format", None) for tensor in weights_there(name, module, tensors)}
+    return len(formats) == 1 and None not in formats
+
+
+def quantized_there(name, module, tensors, dtype, device) -> QuantizedLinear:
+    parts = [tensor.read() for tensor in weights_there(name, module, tensors)]
+    rows = module.weight.shape[:-1]
+    values, scales = (torch.cat([part[i] for part in parts]).view(*rows, -1) for i in (0, 1))
+    weight = parts[0]._replace(values=values.to(device), scales=scales.to(device))
+    biases = [key for key in own_state(name, module, ()) if key.endswith("bias")]
+    bias = None
+    if biases:
+        values = torch.cat([tensors[key].read_dense() for key in biases]).view(rows)
+        bias = nn.Parameter(values.to(device=device, dtype=dtype), requires_grad=False)
+    return with_weight(module, weight, bias)

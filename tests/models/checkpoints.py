@@ -97,7 +97,11 @@ DECODERS = {  # name -> (architecture, config)
     "gpt-oss": (
         "GptOss",
         hf.GptOssConfig(
-            **GROUPED, head_dim=16, sliding_window=6, num_local_experts=5, num_experts_per_tok=3,
+            **GROUPED,
+            head_dim=16,
+            sliding_window=6,
+            num_local_experts=5,
+            num_experts_per_tok=3,
             rope_parameters=YARN | {"truncate": False},
         ),
     ),
@@ -105,8 +109,13 @@ DECODERS = {  # name -> (architecture, config)
     "deepseek-v2": (
         "DeepseekV2",
         hf.DeepseekV2Config(
-            **DEEPSEEK, q_lora_rank=24, topk_method="group_limited_greedy", n_group=3, topk_group=2,
-            routed_scaling_factor=2.5, rope_parameters=YARN | {"mscale": 0.707, "mscale_all_dim": 1.2},
+            **DEEPSEEK,
+            q_lora_rank=24,
+            topk_method="group_limited_greedy",
+            n_group=3,
+            topk_group=2,
+            routed_scaling_factor=2.5,
+            rope_parameters=YARN | {"mscale": 0.707, "mscale_all_dim": 1.2},
         ),
     ),
     "gpt2": ("GPT2", hf.GPT2Config(**GPT2)),
@@ -152,7 +161,13 @@ def same(found, expected, tolerance):
 
 BERT = SIZES | dict(pad_token_id=1, initializer_range=0.2)
 DISTILBERT = dict(
-    vocab_size=97, dim=48, n_layers=2, n_heads=4, hidden_dim=80, max_position_embeddings=64, initializer_range=0.2
+    vocab_size=97,
+    dim=48,
+    n_layers=2,
+    n_heads=4,
+    hidden_dim=80,
+    max_position_embeddings=64,
+    initializer_range=0.2,
 )
 ENCODERS = {
     "bert": ("Bert", hf.BertConfig(**BERT, hidden_act="gelu_new")),

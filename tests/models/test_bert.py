@@ -95,7 +95,9 @@ def test_state_dict_round_trip(checkpoint):
     model = wf.load(checkpoint()[0])
     state = model.state_dict()
     assert {k for k in state if "qkv" in k and "layers.0" in k} == {
-        f"layers.0.attention.qkv.{part}.{kind}" for part in ("query", "key", "value") for kind in ("weight", "bias")
+        f"layers.0.attention.qkv.{part}.{kind}"
+        for part in ("query", "key", "value")
+        for kind in ("weight", "bias")
     }
     other = bert.Model(model.config).eval()
     other.load_state_dict(state)

@@ -100,7 +100,15 @@ def test_gradients(name, tmp_path):
     for logits in (theirs(**given, position_ids=places).logits, ours(**given)):
         torch.nn.functional.cross_entropy(logits[kept], given["input_ids"][kept]).backward()
     same(ours.backbone.tokens.weight.grad, theirs.get_input_embeddings().weight.grad, 1e-4)
-    same(ours.lm.dense.weight.grad, [p.grad for n, p in theirs.named_parameters() if "dense.weight" in n or "vocab_transform.weight" in n][-1], 1e-4)
+    same(
+        ours.lm.dense.weight.grad,
+        [
+            p.grad
+            for n, p in theirs.named_parameters()
+            if "dense.weight" in n or "vocab_transform.weight" in n
+        ][-1],
+        1e-4,
+    )
 
 
 @torch.no_grad()

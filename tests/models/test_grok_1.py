@@ -50,7 +50,11 @@ def tensors():
         state[f"{at}.attn.o_proj.weight"] = draw(WIDTH, HEADS * DIM)
         state[f"{at}.moe_block.gate.weight"] = 3 * draw(8, WIDTH)
         for expert in range(8):
-            for name, shape in (("linear", (40, WIDTH)), ("linear_v", (40, WIDTH)), ("linear_1", (WIDTH, 40))):
+            for name, shape in (
+                ("linear", (40, WIDTH)),
+                ("linear_v", (40, WIDTH)),
+                ("linear_1", (WIDTH, 40)),
+            ):
                 state[f"{at}.moe_block.experts.{expert}.{name}.weight"] = draw(*shape)
     return state
 
@@ -82,7 +86,9 @@ def reference(state, ids):
         out = torch.zeros_like(x)
         for row in range(len(x)):
             for weight, expert in zip(chosen[row], experts[row].tolist(), strict=True):
-                up, v, down = (w[f"{at}.experts.{expert}.{n}.weight"] for n in ("linear", "linear_v", "linear_1"))
+                up, v, down = (
+                    w[f"{at}.experts.{expert}.{n}.weight"] for n in ("linear", "linear_v", "linear_1")
+                )
                 gate = nn.functional.gelu(up @ x[row], approximate="tanh")
                 out[row] += weight * (down @ (gate * (v @ x[row])))
         return out
@@ -127,7 +133,11 @@ def test_the_published_sizes():
     from warpformer.models import grok_1
 
     config = grok_1.Config(
-        vocab_size=131072, hidden_size=6144, intermediate_size=32768, num_hidden_layers=64, num_attention_heads=48
+        vocab_size=131072,
+        hidden_size=6144,
+        intermediate_size=32768,
+        num_hidden_layers=64,
+        num_attention_heads=48,
     )
     with torch.device("meta"):
         model = grok_1.ScaledLM(grok_1.Model(config), config)

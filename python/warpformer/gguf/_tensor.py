@@ -52,6 +52,12 @@ class GgufTensor:
         self._heads = heads  # whose rows lie in pairs (i, i + D / 2), as llama.cpp's rope takes them
         self._offset = offset  # that was added to the values
 
+    @property
+    def format(self) -> str | None:
+        """Of the QuantizedWeight that `read` gives; None if that is a tensor."""
+        packed = self._type in FORMATS and len(self.shape) > 1 and not self._offset
+        return FORMATS[self._type] if packed else None
+
     def read(self) -> Tensor | ops.QuantizedWeight:
         """The values: a matrix of Q4_0 or Q8_0, or several, stays packed, in "int4" or "int8" with groups of
         32 and its float16 scales; other quantized types become float32. Floats lie in the mapped file: copy
@@ -60,7 +66,7 @@ class GgufTensor:
         Raises:
             CheckpointError: a scale is not finite, or `gguf` cannot dequantize the type.
         """
-        if self._type in FORMATS and len(self.shape) > 1 and not self._offset:
+        if self.format:
             return self._quantized()
         return self.read_dense(self.dtype if isinstance(self.dtype, torch.dtype) else torch.float32)
 

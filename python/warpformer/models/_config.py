@@ -27,7 +27,8 @@ class Labels:
 
 def read_config(cls, values):
     """A `cls` of the `values` it has fields for; others are ignored. Integers must be in 1..LARGEST, or in
-    0..LARGEST where a field's default is 0 or its metadata is OR_ZERO; a null, where a field cannot be None, is one that is not there."""
+    0..LARGEST where a field's default is 0 or its metadata is OR_ZERO; a null, where a field
+    cannot be None, is one that is not there."""
     chosen = {}
     for field in fields(cls):
         kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)

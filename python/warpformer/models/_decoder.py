@@ -67,8 +67,8 @@ class Decoder(nn.Module):
 
         Args:
             input_ids: [B, T] int64 or int32.
-            attention_mask: [B, T] or, with a cache, [B, T' >= T] of which the last T columns count: nonzero = a
-                token, 0 = padding, anywhere in a row; all tokens if None.
+            attention_mask: [B, T] or, with a cache, [B, T' >= T] of which the last T columns count: nonzero =
+                a token, 0 = padding, anywhere in a row; all tokens if None.
             position_ids: [B, T] or [1, T]; if None those of a row's tokens count from 0, or from the tokens
                 that `cache` holds, whatever the padding.
             inputs_embeds: [B, T, C], in the place of input_ids.
@@ -97,7 +97,9 @@ class Decoder(nn.Module):
             cache.advance(sequences)
         return rows, sequences
 
-    def forward_packed(self, tokens: Tensor, sequences: Sequences, cache: RaggedCache | None = None) -> Tensor:
+    def forward_packed(
+        self, tokens: Tensor, sequences: Sequences, cache: RaggedCache | None = None
+    ) -> Tensor:
         """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences."""
         x = self.dropout(self.embed(tokens, sequences.positions))
         if self.rotary is not None:
@@ -118,9 +120,13 @@ def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None, prefix: st
     """The one that is given, [B, T] or [B, T, C]; their names begin with `prefix`."""
     if (input_ids is None) == (inputs_embeds is None):
         raise InputError(f"a model takes one of {prefix}input_ids and {prefix}inputs_embeds")
-    name, tokens, ndim = ("input_ids", input_ids, 2) if inputs_embeds is None else ("inputs_embeds", inputs_embeds, 3)
+    name, tokens, ndim = (
+        ("input_ids", input_ids, 2) if inputs_embeds is None else ("inputs_embeds", inputs_embeds, 3)
+    )
     if tokens.ndim != ndim or (ndim == 2 and tokens.is_floating_point()):
-        raise InputError(f"{prefix}{name} = {tokens.dtype} {list(tokens.shape)} is not [B, T{', C' * (ndim - 2)}]")
+        raise InputError(
+            f"{prefix}{name} = {tokens.dtype} {list(tokens.shape)} is not [B, T{', C' * (ndim - 2)}]"
+        )
     return tokens
 
 
@@ -161,7 +167,7 @@ class CausalLM(nn.Module):
         """Logits.
 
         Args:
-            logits_to_keep: only those of the last so many tokens of each sequence (not: columns); of all if 0.
+            logits_to_keep: only those of the last so many tokens, not columns, of each sequence; all if 0.
             others: as the backbone has them.
 
         Returns:

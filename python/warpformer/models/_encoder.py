@@ -76,7 +76,7 @@ class Encoder(nn.Module):
             input_ids: [B, T] int64 or int32.
             attention_mask: [B, T], nonzero = a token, 0 = padding, anywhere in the row; all tokens if None.
             token_type_ids: [B, T]; 0 if None.
-            position_ids: [B, T] or [1, T]; if None those of a row's tokens count from 0, whatever the padding.
+            position_ids: [B, T] or [1, T]; if None a row's tokens count from 0, whatever the padding.
             inputs_embeds: [B, T, C], in the place of the rows that input_ids name.
 
         Raises:
@@ -109,7 +109,10 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences; token_type_ids is [N]."""
         places = sequences.positions
-        indices, tables = [places + self.position_offset if self.position_offset else places], [self.positions]
+        indices, tables = (
+            [places + self.position_offset if self.position_offset else places],
+            [self.positions],
+        )
         if self.token_types is not None:
             indices.append(torch.zeros_like(places) if token_type_ids is None else token_type_ids)
             tables.append(self.token_types)
@@ -140,7 +143,7 @@ def first_tokens(rows: Tensor, sequences: Sequences) -> Tensor:
 class MaskedLM(Head):
     """Logits [B, T, V] of the token at every place, 0 at padding.
 
-        decoder(norm(activation(dense(hidden)))), the weight of decoder being the table of tokens
+    decoder(norm(activation(dense(hidden)))), the weight of decoder being the table of tokens
     """
 
     def __init__(self, backbone, config):

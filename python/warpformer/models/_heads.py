@@ -17,7 +17,6 @@ class Head(nn.Module):
     """
 
     prefix: str | None = None  # of the backbone in checkpoints, where it is not the architecture's
-    tied: dict[str, str] = {}
 
     def __init__(self, backbone: nn.Module, config):
         super().__init__()

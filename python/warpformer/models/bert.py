@@ -1,8 +1,8 @@
 """BERT: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers" (2019).
 
-    x = layer_norm(tokens[input_ids] + positions[position_ids] + token_types[token_type_ids])
-    x = layer_norm(x + out(attention(qkv(x))))        for each layer, every token seeing every other
-    x = layer_norm(x + down(gelu(up(x))))
+x = layer_norm(tokens[input_ids] + positions[position_ids] + token_types[token_type_ids])
+x = layer_norm(x + out(attention(qkv(x))))        for each layer, every token seeing every other
+x = layer_norm(x + down(gelu(up(x))))
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
-"""DeepSeek-V2: DeepSeek-AI, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model"
-(2024).
+"""DeepSeek-V2: DeepSeek-AI, "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language
+Model" (2024).
 
     x = x + latent_attention(rms_norm(x))         see nn.LatentAttention: only latents are cached
-    x = x + shared(h) + sum_j w_j expert_j(h), h = rms_norm(x)       w the largest of a softmax, from few groups
-                                                                     of experts; the first layers are dense
+    x = x + shared(h) + sum_j w_j expert_j(h), h = rms_norm(x)
+
+w are the largest of a softmax, from few groups of experts; the first layers are dense.
 """
 
 import math
@@ -57,7 +58,8 @@ class Config(llama.Config):
         super().__post_init__()
         require_experts(num_experts_per_tok=self.num_experts_per_tok, n_routed_experts=self.n_routed_experts)
         require(
-            self.topk_method in TOPK_METHODS, f"topk_method = {self.topk_method!r:.80} is none of {TOPK_METHODS}"
+            self.topk_method in TOPK_METHODS,
+            f"topk_method = {self.topk_method!r:.80} is none of {TOPK_METHODS}",
         )
         require(self.scoring_func == "softmax", f"scoring_func = {self.scoring_func!r:.80} is not 'softmax'")
         require(self.moe_layer_freq == 1, f"moe_layer_freq = {self.moe_layer_freq} is not 1")
@@ -67,7 +69,10 @@ class Config(llama.Config):
             require_multiple(n_routed_experts=self.n_routed_experts, n_group=self.n_group)
             require(self.topk_group <= self.n_group, f"topk_group = {self.topk_group} is over n_group")
             most = self.topk_group * (self.n_routed_experts // self.n_group)
-            require(self.num_experts_per_tok <= most, f"num_experts_per_tok = {self.num_experts_per_tok} is over {most}")
+            require(
+                self.num_experts_per_tok <= most,
+                f"num_experts_per_tok = {self.num_experts_per_tok} is over {most}",
+            )
 
     @property
     def scale(self) -> float:

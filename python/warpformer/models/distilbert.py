@@ -1,5 +1,5 @@
-"""DistilBERT: Sanh et al., "DistilBERT, a distilled version of BERT" (2019): BERT without token types and pooler,
-with heads of its own."""
+"""DistilBERT: Sanh et al., "DistilBERT, a distilled version of BERT" (2019): BERT without token types and
+pooler, with heads of its own."""
 
 from dataclasses import dataclass
 

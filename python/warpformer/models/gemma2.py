@@ -1,9 +1,9 @@
 """Gemma 2: Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size" (2024).
 
-    x = sqrt(C) tokens[input_ids]
-    x = x + norm(out(attention(rope(qkv(norm(x))))))      attention logits through a softcap, every other layer
-    x = x + norm(down(gelu(gate(h)) up(h))), h = norm(x)      with a window; norms multiply by 1 + weight
-    logits = softcap(lm_head(norm(x)))
+x = sqrt(C) tokens[input_ids]
+x = x + norm(out(attention(rope(qkv(norm(x))))))      attention logits through a softcap, every other layer
+x = x + norm(down(gelu(gate(h)) up(h))), h = norm(x)      with a window; norms multiply by 1 + weight
+logits = softcap(lm_head(norm(x)))
 """
 
 from dataclasses import dataclass

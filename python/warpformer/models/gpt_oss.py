@@ -1,8 +1,8 @@
 """gpt-oss: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card" (2025).
 
-    x = x + out(attention(rope(qkv(rms_norm(x)))))      with a sink in every head, every other layer with a window
-    x = x + sum_j w_j expert_j(rms_norm(x))             w the softmax of the chosen experts' logits
-    expert(h) = down((clip(up(h)) + 1) g sigmoid(1.702 g)), g = min(gate(h), 7)
+x = x + out(attention(rope(qkv(rms_norm(x)))))      with a sink in every head, every other layer with a window
+x = x + sum_j w_j expert_j(rms_norm(x))             w the softmax of the chosen experts' logits
+expert(h) = down((clip(up(h)) + 1) g sigmoid(1.702 g)), g = min(gate(h), 7)
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,9 @@ class Config(llama.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        require_experts(num_experts_per_tok=self.num_experts_per_tok, num_local_experts=self.num_local_experts)
+        require_experts(
+            num_experts_per_tok=self.num_experts_per_tok, num_local_experts=self.num_local_experts
+        )
         require(self.swiglu_alpha != 0, "swiglu_alpha = 0")
         if self.layer_types is None:
             kinds = ("sliding_attention", "full_attention")

@@ -130,9 +130,7 @@ def attention(
 ) -> SelfAttention:
     return SelfAttention(
         qkv or qkv_projection(config, config.attention_bias),
-        Linear(
-            config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_bias
-        ),
+        Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_bias),
         config.num_attention_heads,
         config.num_key_value_heads,
         rotary=rotary,

@@ -1,5 +1,5 @@
-"""Mixtral: Jiang et al., "Mixtral of Experts" (2024): Mistral whose feed-forward layers are 8 experts, of which
-every token passes through 2."""
+"""Mixtral: Jiang et al., "Mixtral of Experts" (2024): Mistral whose feed-forward layers are 8 experts, of
+which every token passes through 2."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,9 @@ class Config(llama.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        require_experts(num_experts_per_tok=self.num_experts_per_tok, num_local_experts=self.num_local_experts)
+        require_experts(
+            num_experts_per_tok=self.num_experts_per_tok, num_local_experts=self.num_local_experts
+        )
 
 
 def require_experts(**counts: int):

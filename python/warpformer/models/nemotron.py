@@ -1,7 +1,7 @@
 """Nemotron: Parmar et al., "Nemotron-4 15B Technical Report" (2024).
 
-    x = x + out(attention(rope(qkv(norm(x)))))      half of a head rotates
-    x = x + down(relu(up(norm(x)))^2)               layer norms multiply by 1 + weight
+x = x + out(attention(rope(qkv(norm(x)))))      half of a head rotates
+x = x + down(relu(up(norm(x)))^2)               layer norms multiply by 1 + weight
 """
 
 from dataclasses import dataclass

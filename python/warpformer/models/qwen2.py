@@ -34,9 +34,7 @@ class Model(llama.Model):
 
 def decoder_layer(config: Config, layer: int, rotary) -> PreNormLayer:
     attention = llama.attention(config, layer, rotary, qkv=llama.qkv_projection(config, bias=True))
-    return PreNormLayer(
-        llama.rms_norm(config), attention, llama.rms_norm(config), llama.feed_forward(config)
-    )
+    return PreNormLayer(llama.rms_norm(config), attention, llama.rms_norm(config), llama.feed_forward(config))
 
 
 HEADS = llama.heads("Qwen2")

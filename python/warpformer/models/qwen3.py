@@ -20,9 +20,7 @@ class Model(llama.Model):
 def decoder_layer(config: Config, layer: int, rotary) -> PreNormLayer:
     q_norm, k_norm = (RMSNorm(config.head_dim, eps=config.rms_norm_eps) for _ in range(2))
     attention = llama.attention(config, layer, rotary, q_norm=q_norm, k_norm=k_norm)
-    return PreNormLayer(
-        llama.rms_norm(config), attention, llama.rms_norm(config), llama.feed_forward(config)
-    )
+    return PreNormLayer(llama.rms_norm(config), attention, llama.rms_norm(config), llama.feed_forward(config))
 
 
 NORMS = {

@@ -79,9 +79,7 @@ class StateInParts(nn.Module):
         names = {f"{part}.{kind}": (rows,) for part, rows in self.parts.items()}
         if len(self._rows) == 1:
             return names
-        return {
-            f"{expert}.{name}": rows for expert in range(self._rows[0]) for name, rows in names.items()
-        }
+        return {f"{expert}.{name}": rows for expert in range(self._rows[0]) for name, rows in names.items()}
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         tensors = self.weight_state()

@@ -40,9 +40,9 @@ class GroupedLinear(_Experts, Repacking, StateInParts):
     Args:
         num_experts, in_features, out_features: E, K and N. Of a gated layer N are the rows of gate and up.
         gated: whether the first half of the outputs is a gate of the second; forward then returns N / 2.
-        parts: name -> rows of layers whose weights lie one below the other in each expert. The state_dict then
-            has `<expert>.<name>.weight` [rows, K] and `<expert>.<name>.bias` for each; without parts `weight`
-            and `bias` of all.
+        parts: name -> rows of layers whose weights lie one below the other in each expert. The state_dict
+            then has `<expert>.<name>.weight` [rows, K] and `<expert>.<name>.bias` for each; without parts
+            `weight` and `bias` of all.
 
     Attributes:
         weight: [E, N, K].

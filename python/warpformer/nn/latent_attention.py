@@ -18,9 +18,9 @@ class LatentAttention(nn.Module):
         k_h = [Uk_h c, rope(kr)], v_h = Uv_h c,    [latent, kr] = kv_down(x), c = kv_norm(latent)
         forward(x, ...) = out(concat_h(attention(q_h, k_h, v_h))) + residual
 
-    where kv_up holds Uk_h and, below it, Uv_h of one head after the other. With a cache that holds [c, rope(kr)]
-    of earlier tokens, Uk is absorbed by the query and Uv by the output: q_h k_h = [Uk_h^T qn_h, rope(qr_h)]
-    [c, rope(kr)], and every head attends to the same R + Dr numbers a token.
+    where kv_up holds Uk_h and, below it, Uv_h of one head after the other. With a cache that holds
+    [c, rope(kr)] of earlier tokens, Uk is absorbed by the query and Uv by the output: q_h k_h =
+    [Uk_h^T qn_h, rope(qr_h)] [c, rope(kr)], and every head attends to the same R + Dr numbers a token.
 
     Args:
         q: a module [C] to [H (Dn + Dr)].
@@ -154,7 +154,7 @@ class LatentLayerCache(RaggedLayerCache):
 
     def attend(self, query: Tensor, sequences: Sequences, rope_dim: int, **options) -> Tensor:
         """Attention of the queries [N, H, R + Dr] of new tokens to all that is held, [N, H, R]."""
-        values, starts = self.keys[..., : -rope_dim], sequences.cu_seqlens
+        values, starts = self.keys[..., :-rope_dim], sequences.cu_seqlens
         return ops.cached_attention(
             query, self.keys, values, sequences.totals, cu_seqlens_q=starts, **options
         )

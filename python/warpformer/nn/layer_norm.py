@@ -33,6 +33,4 @@ class OffsetLayerNorm(LayerNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         weight = self.weight.float() + 1
-        return ops.layer_norm(
-            input, self.normalized_shape, weight, self.bias, self.eps, residual=residual
-        )
+        return ops.layer_norm(input, self.normalized_shape, weight, self.bias, self.eps, residual=residual)

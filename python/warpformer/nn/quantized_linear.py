@@ -30,7 +30,9 @@ class QuantizedLinear(PackedModule):
         super().__init__(weight, bias, parts, gated)
 
     @classmethod
-    def from_quantized(cls, weight: ops.QuantizedWeight, bias: nn.Parameter | None = None, *, parts=None, gated=False):
+    def from_quantized(
+        cls, weight: ops.QuantizedWeight, bias: nn.Parameter | None = None, *, parts=None, gated=False
+    ):
         """The layer of a weight that `warpformer.quantization.quantize` made.
 
         Raises:

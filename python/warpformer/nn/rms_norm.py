@@ -29,4 +29,6 @@ class OffsetRMSNorm(RMSNorm):
         nn.init.zeros_(self.weight)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        return ops.rms_norm(input, self.normalized_shape, self.weight.float() + 1, self.eps, residual=residual)
+        return ops.rms_norm(
+            input, self.normalized_shape, self.weight.float() + 1, self.eps, residual=residual
+        )

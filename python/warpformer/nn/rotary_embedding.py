@@ -65,7 +65,7 @@ class RotaryEmbedding(nn.Module):
         self.init_buffers(device)
 
     def init_buffers(self, device=None):
-        """Computes the angles: at first, and where a model is built on the meta device, once it leaves that."""
+        """Computes the angles: at first, and again where a model leaves the meta device."""
         lengths = [None] if self._longer_than is None else [None, self._longer_than + 1]
         tables = []
         for length in lengths:
@@ -102,7 +102,9 @@ class RotaryEmbedding(nn.Module):
         return self
 
     def extra_repr(self):
-        return f"max_length={self.max_length}, rotated={2 * self.cos.shape[1]}, interleaved={self.interleaved}"
+        return (
+            f"max_length={self.max_length}, rotated={2 * self.cos.shape[1]}, interleaved={self.interleaved}"
+        )
 
 
 def _trained_length(scaling, max_position_embeddings):

@@ -124,19 +124,19 @@ class Plan:
         weight = layer.weight
         with _naming(name):
             quantized = quantize(weight, self.mode, **self.options)
-            replacement = _quantized(layer, quantized)
+            replacement = with_weight(layer, quantized, layer.bias)
         replacement.train(layer.training)
         error = relative_error(weight, quantized)
         row = LayerReport(name, tuple(weight.shape), weight.nbytes, replacement.packed.nbytes, error, "")
         return row, replacement
 
 
-def _quantized(layer, weight):
-    """The layer with another weight."""
+def with_weight(layer, weight: ops.QuantizedWeight, bias) -> QuantizedLinear:
+    """A linear layer with a quantized weight in the place of its own."""
     options = {key: getattr(layer, key) for key in ("parts", "gated") if hasattr(layer, key)}
     if isinstance(layer, GroupedLinear | PackedGroupedLinear):
-        return QuantizedGroupedLinear.from_quantized(weight, layer.bias, **options)
-    return quantized_linear(weight, layer.bias, **options)
+        return QuantizedGroupedLinear.from_quantized(weight, bias, **options)
+    return quantized_linear(weight, bias, **options)
 
 
 @contextmanager
