@@ -15,7 +15,7 @@ LEVELS = (
     "ops",
     "nn",
     "quantization models integrations",
-    "gguf load save patch embeddings generation training compression",
+    "gguf checkpoint load save patch embeddings generation training compression",
     "cli",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

@@ -19,6 +19,7 @@ from warpformer.nn._parts import StateInParts
 from warpformer.nn.quantized_linear import QuantizedLinear
 from warpformer.ops._quantized import FLOATS
 from warpformer.quantization.config import prepare_model
+from warpformer.quantization.mxfp4 import joined_mxfp4
 from warpformer.quantization.quantize_ import Plan, with_weight
 
 log = logging.getLogger("warpformer")
@@ -64,6 +65,9 @@ def load(
             model = build(module, values)
         if values.get("quantization_config") is not None:
             prepare_model(model, values["quantization_config"])
+            for name in [*tied_modules(model)]:  # what is quantized has a weight of its own
+                if isinstance(model.get_submodule(name), QuantizedLinear):
+                    del model.tied[name]
         tensors = by_name(model, module.KEYS, stored)
         check(model, module.KEYS, tensors)
         fill(model, module.KEYS, tensors, dtype, device, plan_of(model, quantization), trainable)
@@ -80,7 +84,12 @@ def open_checkpoint(path_or_hub_id, files: ExitStack):
         checkpoint = open_gguf(path)
         return checkpoint.config, checkpoint.tensors
     folder = find_checkpoint(path_or_hub_id)
-    return read_json(folder / "config.json"), open_tensors(folder, files)
+    values, tensors = read_json(folder / "config.json"), open_tensors(folder, files)
+    quantization = values.get("quantization_config")
+    if type(quantization) is dict and quantization.get("quant_method") == "mxfp4":
+        del values["quantization_config"]  # of the original gpt-oss: read as the bfloat16 that it stands for
+        tensors = joined_mxfp4(tensors)
+    return values, tensors
 
 
 def model_module(values):
@@ -174,7 +183,7 @@ def check(model, keys, tensors):
         tensor = tensors[name]
         flipped = is_transposed(keys, name, tensor)
         found = tensor.shape[:-2] + tensor.shape[:-3:-1] if flipped else tensor.shape
-        if tensor.dtype not in dtypes and not is_gguf(tensor):
+        if tensor.dtype not in dtypes and not is_coded(tensor):
             allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             wrong.append(
                 f"{tensor.key!r} has dtype {str(tensor.dtype).removeprefix('torch.')}, not {allowed}"
@@ -186,13 +195,13 @@ def check(model, keys, tensors):
         raise CheckpointError(f"tensors do not fit: {'; '.join(wrong[:NAMED])}{more}")
 
 
-def is_gguf(tensor) -> bool:
-    """Whether it may be quantized, and can be read as floats all the same."""
+def is_coded(tensor) -> bool:
+    """Whether it may be quantized, in a GGUF file or in MXFP4, and can be read as floats all the same."""
     return hasattr(tensor, "read_dense")
 
 
 def is_transposed(keys, name, tensor) -> bool:
-    return keys.is_transposed(name) and not is_gguf(tensor)
+    return keys.is_transposed(name) and not is_coded(tensor)  # those are as ours, [N, K]
 
 
 def fill(model, keys, tensors, dtype, device, plan: Plan | None, trainable: bool):
@@ -209,7 +218,7 @@ def fill(model, keys, tensors, dtype, device, plan: Plan | None, trainable: bool
         for full, (key, *_) in own_state(name, module, tied).items():
             tensor = tensors[full]
             kept = quantized and not key.endswith("bias")
-            value = tensor.read_dense() if is_gguf(tensor) else tensor.read()
+            value = tensor.read_dense() if is_coded(tensor) else tensor.read()
             value = value.mT if is_transposed(keys, full, tensor) else value
             # Copies: what the file's pages hold may change under a mapped tensor.
             state[key] = value.to(device=device, dtype=None if kept else dtype, copy=True).contiguous()

@@ -245,3 +245,23 @@ def test_gradients(checkpoint, name):
             place, _, what = full.removeprefix("backbone.").partition(".feed_forward.")
             stacked = f"model.{place}.{MIXTURE.get(what)}"
             same(grad, reference[stacked if stacked in reference else keys.theirs(full)], 1e-4)
+
+
+QUANTIZED = ["int8", {"mode": "int4", "group_size": 32}, {"mode": "int8", "tied": True}]
+
+
+@pytest.mark.parametrize("name", ["llama-2, tied, biases", "mixtral", "deepseek-v2", "gpt2"])
+@pytest.mark.parametrize("quantization", QUANTIZED, ids=str)
+@torch.no_grad()
+def test_quantized_as_it_is_read(checkpoint, name, quantization, tmp_path):
+    folder, _ = checkpoint(name)
+    model = wf.load(folder, quantization=quantization)
+    options = {"mode": quantization} if isinstance(quantization, str) else quantization
+    later = wf.load(folder)
+    report = {row.name: row.note for row in wf.quantize_(later, **options)}
+    ids, mask = padded_batch()
+    assert torch.equal(model(ids, mask), later(ids, mask))
+    is_tied = "lm_head" in model.tied
+    assert (report["lm_head"] == "") == (not is_tied or bool(options.get("tied")))
+    wf.save(model, tmp_path)
+    assert torch.equal(wf.load(tmp_path)(ids, mask), model(ids, mask))

@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer._C import InputError
+from warpformer.models._config import CheckpointError
 from warpformer.ops._quantized import describe
 
 BLOCK = 1 << 22  # bytes of codes at a time, each of which takes 4 as an index
@@ -43,6 +44,44 @@ def dequantize_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
         found = pairs.index_select(0, codes.flatten().int()).view(torch.bfloat16).view_as(to)
         torch.mul(found, factors.index_select(0, exponents.int())[:, None], out=to)
     return numbers.view(*scales.shape[:-1], 32 * scales.shape[-1])
+
+
+class Mxfp4Tensor:
+    """A weight in MXFP4 as a tensor of a checkpoint: what `dequantize_mxfp4` makes of two tensors there.
+
+    Attributes:
+        key: its name, that of the two less their endings.
+        shape: of the numbers, [..., N, K].
+        dtype: "MXFP4".
+    """
+
+    dtype = "MXFP4"
+
+    def __init__(self, key: str, blocks, scales):
+        self.key = key
+        self.shape = (*scales.shape[:-1], 32 * scales.shape[-1])
+        self._blocks, self._scales = blocks, scales
+
+    def read_dense(self) -> Tensor:
+        """bfloat16.
+
+        Raises:
+            CheckpointError: the two tensors do not fit each other.
+        """
+        try:
+            return dequantize_mxfp4(self._blocks.read(), self._scales.read())
+        except InputError as error:
+            raise CheckpointError(f"{self.key!r:.80}: {error}") from error
+
+
+def joined_mxfp4(tensors: dict) -> dict:
+    """The tensors of a checkpoint with an Mxfp4Tensor in the place of each <name>_blocks and <name>_scales."""
+    joined = dict(tensors)
+    for key in tensors:
+        name = key.removesuffix("_blocks")
+        if name != key and f"{name}_scales" in tensors and tensors[f"{name}_scales"].shape:
+            joined[name] = Mxfp4Tensor(name, joined.pop(key), joined.pop(f"{name}_scales"))
+    return joined
 
 
 def _tables():
