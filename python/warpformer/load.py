@@ -209,7 +209,9 @@ def fill(model, keys, tensors, dtype, device, plan: Plan | None, trainable: bool
     chosen = set() if plan is None else plan.layers.keys() - plan.notes
     tied = tied_modules(model)
     title = "Loading" if plan is None else f"Loading to {plan.mode}"
-    for name, module in tqdm([*model.named_modules()], title, unit="module", disable=None):
+    names = [name for name, _ in model.named_modules()]  # not the modules: what is packed must be freed
+    for name in tqdm(names, title, unit="module", disable=None):
+        module = model.get_submodule(name)
         if plan is None and not trainable and is_quantized_there(name, module, tensors):
             model.set_submodule(name, quantized_there(name, module, tensors, dtype, device))
             continue
@@ -233,6 +235,7 @@ def fill(model, keys, tensors, dtype, device, plan: Plan | None, trainable: bool
         if name in chosen:
             try:
                 model.set_submodule(name, plan.quantize(name)[1])
+                del plan.layers[name]
             except InputError as error:
                 raise CheckpointError(str(error)) from error
         elif hasattr(module, "to_packed") and not trainable:

@@ -75,7 +75,7 @@ class Mxfp4Tensor:
 
 
 def joined_mxfp4(tensors: dict) -> dict:
-    """The tensors of a checkpoint with an Mxfp4Tensor in the place of each <name>_blocks and <name>_scales."""
+    """The tensors of a checkpoint with an Mxfp4Tensor for each <name>_blocks and <name>_scales."""
     joined = dict(tensors)
     for key in tensors:
         name = key.removesuffix("_blocks")
