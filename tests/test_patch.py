@@ -258,7 +258,7 @@ def test_patched_models_are_quantized(model, x):
     wf.patch_(model)
     with torch.no_grad():
         expected = model(x)
-        notes = {row.note for row in wf.quantize_(model, "int8", 16)}
+        notes = {row.note for row in wf.quantize_(model, "int8")}
         assert notes == {""}
         assert relative_error(model(x), expected.double()) < 0.05
     before = classes(model)
@@ -269,7 +269,7 @@ def test_patched_models_are_quantized(model, x):
 
 def test_unpatched_layers_keep_quantized_ones(model, x):
     wf.patch_(model)
-    wf.quantize_(model, "int8", 16, skip=["*attn*", "attention.*"])
+    wf.quantize_(model, "int8", skip=["*attn*", "attention.*"])
     with torch.no_grad():
         expected = model(x)
         wf.unpatch_(model)
