@@ -1,11 +1,10 @@
 """What griffe, which reads the sources for the site, cannot see in them."""
 
 import inspect
+import pydoc
 import re
 
 import griffe
-
-import warpformer
 
 REWRITES = (
     # Links, where a name is one of ours.
@@ -55,7 +54,7 @@ def definition(package, name):
 
 def inherit_constructor(cls):
     """That of torch's class, or of a NamedTuple, neither of which griffe reads."""
-    own = eval(cls.path, {"warpformer": warpformer})
+    own = pydoc.locate(cls.path)
     init = cls.members.get("__init__")
     if issubclass(own, Exception) or (init and "args" not in init.parameters):
         return

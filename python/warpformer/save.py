@@ -27,7 +27,7 @@ def save(model: nn.Module, folder, max_shard_size: int = 5 * GIB) -> None:
     quantized.
 
     Args:
-        model: what `warpformer.load` returned, quantized or not, or a model of `warpformer.models`.
+        model: what `warpformer.load` returned, quantized or not, or a model of warpformer.models.
         folder: where to; made if it is not there. Each file takes its name when it is whole.
         max_shard_size: bytes of tensors in a file: one file is model.safetensors, several come with an
             index. No more of the model than that is unpacked at a time.

@@ -122,7 +122,7 @@ def test_quantized(pair):
     theirs, ours = copy.deepcopy(pair)
     inputs = batch("right")
     for model in (theirs, ours):
-        wf.quantize_(model, "int8", 16)
+        wf.quantize_(model, "int8")
     with torch.no_grad():
         expected, found = (call(model, inputs).logits[inputs.mask == 1] for model in (theirs, ours))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

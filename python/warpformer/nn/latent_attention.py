@@ -18,9 +18,12 @@ class LatentAttention(nn.Module):
         k_h = [Uk_h c, rope(kr)], v_h = Uv_h c,    [latent, kr] = kv_down(x), c = kv_norm(latent)
         forward(x, ...) = out(concat_h(attention(q_h, k_h, v_h))) + residual
 
-    where kv_up holds Uk_h and, below it, Uv_h of one head after the other. With a cache that holds
-    [c, rope(kr)] of earlier tokens, Uk is absorbed by the query and Uv by the output: q_h k_h =
-    [Uk_h^T qn_h, rope(qr_h)] [c, rope(kr)], and every head attends to the same R + Dr numbers a token.
+    where kv_up holds Uk_h and, below it, Uv_h of one head after the other. With a cache that holds c and
+    rope(kr) of earlier tokens, side by side, Uk is absorbed by the query and Uv by the output:
+
+        q_h k_h = (Uk_h^T qn_h) c + rope(qr_h) rope(kr)
+
+    and every head attends to the same R + Dr numbers a token.
 
     Args:
         q: a module [C] to [H (Dn + Dr)].
@@ -36,7 +39,10 @@ class LatentAttention(nn.Module):
         attention_dropout: probability of a 0 in the weights, in training.
 
     Args of forward:
-        as those of SelfAttention.
+        x: [N, C], rows of `sequences`.
+        sequences: whose tokens they are.
+        cache: a LatentLayerCache, to which latents are appended.
+        residual: [N, C].
 
     Returns:
         [N, C].
