@@ -137,3 +137,20 @@ class StateInParts(nn.Module):
         else:
             with torch.no_grad():
                 parameter.copy_(value)
+
+
+class ParameterInParts(StateInParts):
+    """StateInParts of a layer that trains: the weight is the parameter `weight`."""
+
+    @property
+    def held(self):
+        return self.weight
+
+    def weight_layout(self):
+        return {"weight": ((self.in_features,), FLOATS)}
+
+    def weight_state(self):
+        return {"weight": self.weight}
+
+    def load_weight(self, tensors, assign):
+        self._load_parameter("weight", tensors["weight"], assign)

@@ -4,13 +4,12 @@ from torch import Tensor
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn._parts import StateInParts
+from warpformer.nn._parts import ParameterInParts
 from warpformer.nn.linear import Linear
 from warpformer.nn.packed_linear import PackedLinear
-from warpformer.ops._quantized import FLOATS
 
 
-class FusedLinear(StateInParts, Linear):
+class FusedLinear(ParameterInParts, Linear):
     """Linear layers of one input as one product: queries, keys and values, or a gate and what it gates.
 
         forward(input, activation="none", residual=None) = activation(input W^T + bias) + residual
@@ -45,19 +44,6 @@ class FusedLinear(StateInParts, Linear):
 
     def to_packed(self) -> PackedLinear:
         return PackedLinear.of(self.weight, self.bias, parts=self.parts, gated=self.gated)
-
-    @property
-    def held(self):
-        return self.weight
-
-    def weight_layout(self):
-        return {"weight": ((self.in_features,), FLOATS)}
-
-    def weight_state(self):
-        return {"weight": self.weight}
-
-    def load_weight(self, tensors, assign):
-        self._load_parameter("weight", tensors["weight"], assign)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, parts={self.parts}, gated={self.gated}"

@@ -3,11 +3,11 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer.nn._packed import PackedModule, initial_bias
-from warpformer.nn._parts import StateInParts
+from warpformer.nn._parts import ParameterInParts
 from warpformer.nn._repack import Repacking
 from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import QuantizedLinear, zero_weight
-from warpformer.ops._quantized import FLOATS, FORMATS
+from warpformer.ops._quantized import FORMATS
 
 
 class _Experts:
@@ -26,7 +26,7 @@ class _Experts:
         return f"num_experts={self.num_experts}, {of_linear}, gated={self.gated}"
 
 
-class GroupedLinear(_Experts, Repacking, StateInParts):
+class GroupedLinear(_Experts, Repacking, ParameterInParts):
     """A linear layer for each expert of a mixture, on `warpformer.ops.grouped_linear`.
 
         forward(input, offsets, activation="none") = activation(input W[e]^T + bias[e])
@@ -86,19 +86,6 @@ class GroupedLinear(_Experts, Repacking, StateInParts):
     def to_packed(self) -> "PackedGroupedLinear":
         """This layer for inference."""
         return PackedGroupedLinear.of(self.weight, self.bias, parts=self.parts, gated=self.gated)
-
-    @property
-    def held(self):
-        return self.weight
-
-    def weight_layout(self):
-        return {"weight": ((self.in_features,), FLOATS)}
-
-    def weight_state(self):
-        return {"weight": self.weight}
-
-    def load_weight(self, tensors, assign):
-        self._load_parameter("weight", tensors["weight"], assign)
 
 
 class _Packed(_Experts):
