@@ -1,7 +1,7 @@
 """The files of a checkpoint as Hugging Face writes them: config.json and tensors that are not read yet."""
 
 import json
-from contextlib import ExitStack
+import mmap
 from pathlib import Path
 
 import torch
@@ -21,8 +21,27 @@ HUB_FILES = ["*.json", "*/config.json", "*.safetensors"]
 INDEX = "model.safetensors.index.json"
 
 
+class MappedFile:
+    """The bytes of a file, which the system reads where they are touched.
+
+    Attributes:
+        bytes: a private map: what is written to it stays in memory, until it is released.
+    """
+
+    def __init__(self, path: Path):
+        with path.open("rb") as file:
+            # Torch knows no tensors that cannot be written to.
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def release(self, begin: int, end: int) -> None:
+        """Lets the memory of what was read go; to touch it reads it again."""
+        begin -= begin % mmap.PAGESIZE
+        if begin < end:
+            self.bytes.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
 class StoredTensor:
-    """A tensor of an open safetensors file.
+    """A tensor of a safetensors file.
 
     Attributes:
         key: its name there.
@@ -30,16 +49,25 @@ class StoredTensor:
         dtype: a torch dtype; the name of one that is not among DTYPES.
     """
 
-    def __init__(self, file, key: str):
-        self._file = file
+    def __init__(self, file: MappedFile, key: str, shape, dtype: str, begin: int, end: int):
         self.key = key
-        stored = file.get_slice(key)
-        self.shape = tuple(stored.get_shape())
-        self.dtype = DTYPES.get(stored.get_dtype(), stored.get_dtype())
+        self.shape = tuple(shape)
+        self.dtype = DTYPES.get(dtype, dtype)
+        self._file = file
+        self._begin, self._end = begin, end
 
     def read(self) -> Tensor:
-        """The values, which lie in the mapped file: copy what is to stay."""
-        return self._file.get_tensor(self.key)
+        """The values, which lie in the mapped file: copy what is to stay, and `release` it."""
+        if self._begin == self._end:
+            return torch.empty(self.shape, dtype=self.dtype)
+        size = self._end - self._begin
+        values = torch.frombuffer(self._file.bytes, dtype=torch.uint8, count=size, offset=self._begin)
+        if self._begin % self.dtype.itemsize:
+            values = values.clone()
+        return values.view(self.dtype).view(self.shape)
+
+    def release(self) -> None:
+        self._file.release(self._begin, self._end)
 
 
 def find_checkpoint(path_or_hub_id) -> Path:
@@ -75,8 +103,8 @@ def read_json(path: Path, expected: type = dict):
     return value
 
 
-def open_tensors(folder: Path, files: ExitStack) -> dict[str, StoredTensor]:
-    """By name, of all files; these stay open until `files` closes."""
+def open_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """By name, of all files."""
     index = folder / INDEX
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
@@ -95,8 +123,20 @@ def open_tensors(folder: Path, files: ExitStack) -> dict[str, StoredTensor]:
             hint = " (there are *.bin files: pickled weights are never read)" if pickled else ""
             raise FileNotFoundError(f"{path} is missing{hint}")
         try:
-            file = files.enter_context(safe_open(path, framework="pt"))
+            with safe_open(path, framework="np"):
+                tensors |= stored_tensors(MappedFile(path))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
-        tensors.update({key: StoredTensor(file, key) for key in file.keys()})  # noqa: SIM118
+    return tensors
+
+
+def stored_tensors(file: MappedFile) -> dict[str, StoredTensor]:
+    """Those of a safetensors file whose header was checked: its length in 8 bytes, then JSON."""
+    start = 8 + int.from_bytes(file.bytes[:8], "little")
+    header = json.loads(file.bytes[8:start])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for key, info in header.items():
+        begin, end = info["data_offsets"]
+        tensors[key] = StoredTensor(file, key, info["shape"], info["dtype"], start + begin, start + end)
     return tensors

@@ -3,17 +3,18 @@
 import importlib
 import logging
 import pkgutil
-from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from warpformer import models
 from warpformer._C import InputError
 from warpformer.checkpoint import find_checkpoint, open_tensors, read_json
 from warpformer.models._config import CheckpointError, read_config
+from warpformer.models._keys import KeyMap
 from warpformer.nn import PackedEmbedding
 from warpformer.nn._parts import StateInParts
 from warpformer.nn.quantized_linear import QuantizedLinear
@@ -57,25 +58,25 @@ def load(
             that config.json promises. Nothing is unpickled, and no code of a checkpoint is run.
         InputError: an option of quantization is unknown or does not fit, or the checkpoint is quantized.
     """
-    with ExitStack() as files:
-        values, stored = open_checkpoint(path_or_hub_id, files)
-        module = model_module(values)
-        # On the meta device a model has shapes and no memory: all is checked before any is allocated.
-        with torch.device("meta"):
-            model = build(module, values)
-        if values.get("quantization_config") is not None:
-            prepare_model(model, values["quantization_config"])
-            for name in [*tied_modules(model)]:  # what is quantized has a weight of its own
-                if isinstance(model.get_submodule(name), QuantizedLinear):
-                    del model.tied[name]
-        tensors = by_name(model, module.KEYS, stored)
-        check(model, module.KEYS, tensors)
-        fill(model, module.KEYS, tensors, dtype, device, plan_of(model, quantization), trainable)
+    values, stored = open_checkpoint(path_or_hub_id)
+    module = model_module(values)
+    # On the meta device a model has shapes and no memory: all is checked before any is allocated.
+    with torch.device("meta"):
+        model = build(module, values)
+    if values.get("quantization_config") is not None:
+        prepare_model(model, values["quantization_config"])
+        for name in [*tied_modules(model)]:  # what is quantized has a weight of its own
+            if isinstance(model.get_submodule(name), QuantizedLinear):
+                del model.tied[name]
+    tensors = by_name(model, module.KEYS, stored)
+    check(model, module.KEYS, tensors)
+    reader = Reader(module.KEYS, tensors, dtype, device)
+    fill(model, reader, plan_of(model, quantization), trainable)
     model.config.source = values
     return model if trainable else model.eval().requires_grad_(False)
 
 
-def open_checkpoint(path_or_hub_id, files: ExitStack):
+def open_checkpoint(path_or_hub_id):
     """config.json, or what a GGUF file has in its place, and the tensors by their names there."""
     path = Path(path_or_hub_id).expanduser()
     if path.suffix == ".gguf":
@@ -84,7 +85,7 @@ def open_checkpoint(path_or_hub_id, files: ExitStack):
         checkpoint = open_gguf(path)
         return checkpoint.config, checkpoint.tensors
     folder = find_checkpoint(path_or_hub_id)
-    values, tensors = read_json(folder / "config.json"), open_tensors(folder, files)
+    values, tensors = read_json(folder / "config.json"), open_tensors(folder)
     quantization = values.get("quantization_config")
     if type(quantization) is dict and quantization.get("quant_method") == "mxfp4":
         del values["quantization_config"]  # of the original gpt-oss: read as the bfloat16 that it stands for
@@ -151,23 +152,27 @@ def plan_of(model, quantization) -> Plan | None:
 
 
 def own_state(name, module, tied):
-    """Key of each tensor of a module, not of those inside it -> (shape, the dtypes it may have)."""
+    """Each tensor of a module, not of those inside it -> the keys whose rows lie one below the other in it
+    -> (shape, the dtypes it may have)."""
     if isinstance(module, StateInParts):
-        layout = module.state_layout()
+        layout = module.layout_by_tensor()
     else:
-        layout = {key: (tuple(value.shape), FLOATS) for key, value in module.named_parameters(recurse=False)}
+        parameters = module.named_parameters(recurse=False)
+        layout = {key: {key: (tuple(value.shape), FLOATS)} for key, value in parameters}
     if name in tied:
         del layout["weight"]
-    return {f"{name}.{key}" if name else key: (key, *rest) for key, rest in layout.items()}
+    before = f"{name}." if name else ""
+    return {kind: {f"{before}{key}": value for key, value in keys.items()} for kind, keys in layout.items()}
 
 
 def expected_state(model):
-    """`own_state` of all modules of a model."""
+    """Key of each tensor of a model -> (shape, the dtypes it may have)."""
     tied = tied_modules(model)
     return {
         key: value
         for name, module in model.named_modules()
-        for key, value in own_state(name, module, tied).items()
+        for keys in own_state(name, module, tied).values()
+        for key, value in keys.items()
     }
 
 
@@ -177,7 +182,7 @@ def check(model, keys, tensors):
     wrong = [f"{name!r} is missing" for name in expected if name not in tensors]
     for name in [name for name in tensors if name not in expected]:
         log.warning("the tensor %r of the checkpoint is not part of the model", tensors.pop(name).key)
-    for name, (_, shape, dtypes) in expected.items():
+    for name, (shape, dtypes) in expected.items():
         if name not in tensors:
             continue
         tensor = tensors[name]
@@ -204,7 +209,40 @@ def is_transposed(keys, name, tensor) -> bool:
     return keys.is_transposed(name) and not is_coded(tensor)  # those are as ours, [N, K]
 
 
-def fill(model, keys, tensors, dtype, device, plan: Plan | None, trainable: bool):
+class Reader(NamedTuple):
+    """Where the tensors of a model are, by the names here, and how they are to be."""
+
+    keys: KeyMap
+    tensors: dict
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+
+    def read(self, name, dtype, copy: bool = False) -> Tensor:
+        """A tensor in `dtype`. What is no copy may lie in the file: it is to be released, and may change."""
+        tensor = self.tensors[name]
+        stored = tensor.read_dense() if is_coded(tensor) else tensor.read()
+        stored = stored.mT if is_transposed(self.keys, name, tensor) else stored
+        value = stored.to(self.device, dtype, copy=copy, memory_format=torch.contiguous_format)
+        if value is not stored:
+            tensor.release()
+        return value
+
+    def read_joined(self, layout, dtype) -> Tensor:
+        """The tensors of a layer one below the other, no more than one of which is read at a time."""
+        joined, end = None, 0
+        for name in layout:
+            value = self.read(name, dtype)
+            if joined is None:
+                rows = sum(shape[0] for shape, _ in layout.values())
+                joined = value.new_empty(rows, *value.shape[1:])
+            joined = joined.to(torch.promote_types(joined.dtype, value.dtype))
+            joined[end : end + len(value)] = value
+            self.tensors[name].release()
+            end += len(value)
+        return joined
+
+
+def fill(model, reader: Reader, plan: Plan | None, trainable: bool):
     """Reads the tensors of one module after the other, and packs or quantizes what is to be."""
     chosen = set() if plan is None else plan.layers.keys() - plan.notes
     tied = tied_modules(model)
@@ -212,60 +250,69 @@ def fill(model, keys, tensors, dtype, device, plan: Plan | None, trainable: bool
     names = [name for name, _ in model.named_modules()]  # not the modules: what is packed must be freed
     for name in tqdm(names, title, unit="module", disable=None):
         module = model.get_submodule(name)
-        if plan is None and not trainable and is_quantized_there(name, module, tensors):
-            model.set_submodule(name, quantized_there(name, module, tensors, dtype, device))
-            continue
-        quantized = name in chosen or isinstance(module, QuantizedLinear)
-        state = {}
-        for full, (key, *_) in own_state(name, module, tied).items():
-            tensor = tensors[full]
-            kept = quantized and not key.endswith("bias")
-            value = tensor.read_dense() if is_coded(tensor) else tensor.read()
-            value = value.mT if is_transposed(keys, full, tensor) else value
-            # Copies: what the file's pages hold may change under a mapped tensor.
-            state[key] = value.to(device=device, dtype=None if kept else dtype, copy=True).contiguous()
-        try:
-            module.load_state_dict(state, strict=False, assign=True)
-        except RuntimeError as error:
-            raise CheckpointError(f"{name}: {' '.join(str(error).split())}") from error
-        if name in tied:
-            module.weight = model.get_submodule(tied[name]).weight
-        if hasattr(module, "init_buffers"):
-            module.init_buffers(device)
-        if name in chosen:
-            try:
-                model.set_submodule(name, plan.quantize(name)[1])
-                del plan.layers[name]
-            except InputError as error:
-                raise CheckpointError(str(error)) from error
-        elif hasattr(module, "to_packed") and not trainable:
-            packed = module.to_packed()
-            model.set_submodule(name, packed)
+        layout = own_state(name, module, tied)
+        packs = hasattr(module, "to_packed") and not trainable
+        if plan is None and packs and is_quantized_there(layout, reader):
+            model.set_submodule(name, quantized_there(module, layout, reader))
+        else:
+            read_module(name, module, layout, reader, name in chosen, name in chosen or packs)
             if name in tied:
-                model.set_submodule(tied[name], PackedEmbedding(packed))
+                module.weight = model.get_submodule(tied[name]).weight
+            if name in chosen:
+                try:
+                    model.set_submodule(name, plan.quantize(name))
+                    del plan.layers[name]
+                except InputError as error:
+                    raise CheckpointError(str(error)) from error
+            elif packs:
+                packed = module.to_packed()
+                model.set_submodule(name, packed)
+                if name in tied:
+                    model.set_submodule(tied[name], PackedEmbedding(packed))
+        for key in (key for keys in layout.values() for key in keys):
+            reader.tensors[key].release()
 
 
-def weights_there(name, module, tensors):
-    """The tensors of a layer's weight in the checkpoint, those of its parts one after the other."""
-    return [tensors[key] for key in own_state(name, module, ()) if key.endswith("weight") and key in tensors]
+def read_module(name, module, layout, reader: Reader, is_chosen: bool, is_replaced: bool):
+    """Gives a module its own tensors. Those that will be quantized have the dtype of the checkpoint; the
+    weight of what packs it, now or when it is replaced, stays where it is in the file."""
+    is_quantized = isinstance(module, QuantizedLinear)
+    state = {}
+    for kind, keys in layout.items():
+        dtype = None if (is_chosen or is_quantized) and kind != "bias" else reader.dtype
+        if len(keys) == 1:
+            copy = kind == "bias" or not (is_replaced or is_quantized)
+            state[kind] = reader.read(*keys, dtype, copy)
+        else:
+            state[kind] = reader.read_joined(keys, dtype)
+    try:
+        if isinstance(module, StateInParts):
+            module.load_joined(state)
+        else:
+            module.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{name}: {' '.join(str(error).split())}") from error
+    if hasattr(module, "init_buffers"):
+        module.init_buffers(reader.device)
 
 
-def is_quantized_there(name, module, tensors) -> bool:
+def is_quantized_there(layout, reader: Reader) -> bool:
     """Whether a linear layer can stay as a GGUF file has it: all of its parts in one format."""
-    if not hasattr(module, "to_packed"):
-        return False
-    formats = {getattr(tensor, "format", None) for tensor in weights_there(name, module, tensors)}
+    formats = {getattr(reader.tensors[key], "format", None) for key in layout.get("weight", ())}
     return len(formats) == 1 and None not in formats
 
 
-def quantized_there(name, module, tensors, dtype, device) -> QuantizedLinear:
-    parts = [tensor.read() for tensor in weights_there(name, module, tensors)]
+def quantized_there(module, layout, reader: Reader) -> QuantizedLinear:
+    parts = [reader.tensors[key].read() for key in layout["weight"]]
     rows = module.weight.shape[:-1]
-    values, scales = (torch.cat([part[i] for part in parts]).view(*rows, -1) for i in (0, 1))
-    weight = parts[0]._replace(values=values.to(device), scales=scales.to(device))
-    biases = [key for key in own_state(name, module, ()) if key.endswith("bias")]
+    values, scales = (joined([part[i] for part in parts]).view(*rows, -1) for i in (0, 1))
+    weight = parts[0]._replace(values=values.to(reader.device), scales=scales.to(reader.device))
     bias = None
-    if biases:
-        values = torch.cat([tensors[key].read_dense() for key in biases]).view(rows)
-        bias = nn.Parameter(values.to(device=device, dtype=dtype), requires_grad=False)
+    if "bias" in layout:
+        values = joined([reader.read(key, reader.dtype) for key in layout["bias"]]).view(rows)
+        bias = nn.Parameter(values.clone(), requires_grad=False)
     return with_weight(module, weight, bias)
+
+
+def joined(tensors):
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,3 +1,5 @@
+import sys
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tests.check import relative_error, same_bits
 from warpformer import ops
 from warpformer.ops._quantized import FORMATS, NF4, pack_nibbles, unpack_nibbles
 from warpformer.quantization import dequantize, quantize
+from warpformer.quantization.quantize import quantize_packed
 
 ALL = [
     ("int8", False),
@@ -259,3 +262,17 @@ def test_outlier_channels_do_not_hurt_int4_dynamic(device):
 
 def test_every_format_is_tested():
     assert {format for format, _ in ALL} == set(FORMATS)
+
+
+@pytest.mark.parametrize(("format", "zero_points"), ALL)
+@pytest.mark.parametrize(
+    ("shape", "gated"), [((100, 64), False), ((100, 64), True), ((3, 70, 64), True), ((2, 0, 64), False)]
+)
+def test_packing_some_rows_at_a_time_changes_nothing(format, zero_points, shape, gated, monkeypatch):
+    weight, options = torch.randn(shape), {"group_size": grouped(format, 32), "zero_points": zero_points}
+    expected = ops.pack_linear(quantize(weight, format, **options), gated=gated)
+    monkeypatch.setattr(sys.modules[quantize.__module__], "CHUNK", 32 * 64)
+    for strided in (weight, weight.mT.contiguous().mT):
+        found = quantize_packed(strided, format, gated=gated, **options)
+        assert torch.equal(found.data, expected.data)
+        assert found[1:] == expected[1:]

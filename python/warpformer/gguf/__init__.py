@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from warpformer.checkpoint import MappedFile
 from warpformer.gguf._architectures import LONGROPE_FACTORS, ROPE_FACTORS, Architecture, architecture_of
 from warpformer.gguf._header import TENSORS, TensorInfo, read_header
 from warpformer.gguf._tensor import GgufTensor
@@ -53,19 +52,18 @@ def open_gguf(path) -> Gguf:
     try:
         if not path.stat().st_size:
             raise CheckpointError("it is empty")
-        # Copied where it is written to: torch knows no tensors that cannot be.
-        data = np.memmap(path, np.uint8, mode="c")
-        metadata, infos = read_header(data)
+        file = MappedFile(path)
+        metadata, infos = read_header(file.bytes)
         if metadata.get("split.count", 0) not in (0, 1):
             raise CheckpointError(f"it is one of {metadata['split.count']!r:.20} files: join them")
         architecture = architecture_of(metadata)
         stored = {each.name: each for each in infos}
-        plain = {key: _stored(info, data) for key, info in stored.items()}
+        plain = {key: _stored(info, file) for key, info in stored.items()}
         config = architecture.config(metadata, plain)
         tensors = {}
         for info in infos:
             if info.name not in IN_CONFIG:
-                tensors |= _named(architecture, config, info, data)
+                tensors |= _named(architecture, config, info, file)
             if len(tensors) > TENSORS:
                 raise CheckpointError(f"it has more than {TENSORS} tensors")
     except CheckpointError as error:
@@ -73,7 +71,7 @@ def open_gguf(path) -> Gguf:
     return Gguf(metadata, config, tensors)
 
 
-def _named(architecture: Architecture, config: dict, info: TensorInfo, data) -> dict[str, GgufTensor]:
+def _named(architecture: Architecture, config, info: TensorInfo, file) -> dict[str, GgufTensor]:
     stem, _, leaf = info.name.rpartition(".")
     kind = stem.rpartition(".")[-1]
     options = {}
@@ -87,9 +85,7 @@ def _named(architecture: Architecture, config: dict, info: TensorInfo, data) -> 
         options["heads"] = heads
     if architecture.norm_offset and kind.endswith("norm") and leaf == "weight":
         options["offset"] = architecture.norm_offset
-    if kind in architecture.transposed and len(info.shape) == 2:
-        options["transposed"] = True
-    tensor = _stored(info, data, **options)
+    tensor = _stored(info, file, **options)
     is_stack = kind.endswith("_exps") and len(info.shape) == 3 and info.shape[0] <= TENSORS
     names = architecture.names(info.name, info.shape[0] if is_stack else 0)
     if not names:
@@ -99,5 +95,5 @@ def _named(architecture: Architecture, config: dict, info: TensorInfo, data) -> 
     return {name: tensor.part(e) for e, name in enumerate(names)}
 
 
-def _stored(info: TensorInfo, data, **options) -> GgufTensor:
-    return GgufTensor(info.name, info.shape, info.type, data[info.begin : info.end], **options)
+def _stored(info: TensorInfo, file: MappedFile, **options) -> GgufTensor:
+    return GgufTensor(file, *info, **options)

@@ -62,7 +62,6 @@ class Architecture:
         finish: (config, metadata of the architecture, tensors) -> more fields.
         rope_pairs: whether rows of queries and keys lie as an interleaved rope takes them.
         norm_offset: what was added to the weights of norms.
-        transposed: modules whose matrices are transposed in a checkpoint.
     """
 
     model_type: str
@@ -75,7 +74,6 @@ class Architecture:
     finish: Callable[[dict, dict, dict], dict] = lambda config, own, tensors: {}
     rope_pairs: bool = False
     norm_offset: float = 0.0
-    transposed: tuple[str, ...] = ()
 
     def config(self, metadata: dict, tensors: dict) -> dict:
         """Fields of the config.json, with the types that the file has; `tensors` by llama.cpp's names."""
@@ -263,7 +261,6 @@ ARCHITECTURES = {
             "attention.head_count": "n_head",
             "attention.layer_norm_epsilon": "layer_norm_epsilon",
         },
-        transposed=("attn_qkv", "attn_output", "ffn_up", "ffn_down"),
     ),
     "bert": Architecture(
         "bert",

@@ -52,7 +52,7 @@ class TensorInfo(NamedTuple):
     end: int
 
 
-def read_header(data: np.ndarray) -> tuple[dict, list[TensorInfo]]:
+def read_header(data) -> tuple[dict, list[TensorInfo]]:
     """The metadata and the tensors of a file, of which `data` are the bytes.
 
     Raises:

@@ -13,6 +13,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from warpformer import ops
+from warpformer.checkpoint import MappedFile
 from warpformer.models._config import CheckpointError
 
 GROUP = 32  # weights of a block of Q4_0 or Q8_0
@@ -37,18 +38,18 @@ class GgufTensor:
         key: its name in the file.
         shape: a tuple.
         dtype: a torch dtype; the name of the type, as "Q4_K", of one that is quantized.
-        transposed: whether that checkpoint has the transposed matrix, [K, N], as GPT-2's has.
     """
 
     def __init__(
-        self, key, shape, type, data: np.ndarray, *, heads: int = 0, offset: float = 0.0, transposed=False
+        self, file: MappedFile, key, shape, type, begin, end, *, heads: int = 0, offset: float = 0.0
     ):
         self.key = key
         self.shape = tuple(shape)
         self.dtype = DTYPES.get(type, type.name)
-        self.transposed = transposed
         self._type = type
-        self._data = data
+        self._file = file
+        self._begin, self._end = begin, end
+        self._data = np.frombuffer(file.bytes, np.uint8, end - begin, begin)
         self._heads = heads  # whose rows lie in pairs (i, i + D / 2), as llama.cpp's rope takes them
         self._offset = offset  # that was added to the values
 
@@ -61,7 +62,7 @@ class GgufTensor:
     def read(self) -> Tensor | ops.QuantizedWeight:
         """The values: a matrix of Q4_0 or Q8_0, or several, stays packed, in "int4" or "int8" with groups of
         32 and its float16 scales; other quantized types become float32. Floats lie in the mapped file: copy
-        what is to stay.
+        what is to stay, and `release` it.
 
         Raises:
             CheckpointError: a scale is not finite, or `gguf` cannot dequantize the type.
@@ -84,8 +85,12 @@ class GgufTensor:
     def part(self, index: int) -> "GgufTensor":
         """That of one expert."""
         size = len(self._data) // self.shape[0]
-        data = self._data[index * size : (index + 1) * size]
-        return GgufTensor(f"{self.key}[{index}]", self.shape[1:], self._type, data)
+        begin = self._begin + index * size
+        return GgufTensor(self._file, f"{self.key}[{index}]", self.shape[1:], self._type, begin, begin + size)
+
+    def release(self) -> None:
+        """Lets the memory of what was read go."""
+        self._file.release(self._begin, self._end)
 
     def _rows(self):
         """Bytes of each row, and slices of some of them."""

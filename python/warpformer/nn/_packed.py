@@ -13,7 +13,7 @@ class PackedModule(StateInParts):
 
     def __init__(
         self,
-        weight: Tensor | ops.QuantizedWeight,
+        weight: Tensor | ops.QuantizedWeight | ops.PackedWeight,
         bias: nn.Parameter | None,
         parts: Mapping[str, int] | None,
         gated: bool,
@@ -27,9 +27,10 @@ class PackedModule(StateInParts):
         self.bias = bias
         self.set_parts(parts)
 
-    def pack(self, weight: Tensor | ops.QuantizedWeight):
+    def pack(self, weight: Tensor | ops.QuantizedWeight | ops.PackedWeight):
         """Holds `weight` from now on."""
-        packed = ops.pack_linear(weight, gated=self.gated)
+        is_packed = isinstance(weight, ops.PackedWeight)
+        packed = weight if is_packed else ops.pack_linear(weight, gated=self.gated)
         self.packed = packed.data
         self._layout = packed._replace(data=None)
 

@@ -53,11 +53,27 @@ class StateInParts(nn.Module):
 
     def state_layout(self):
         """Key of the state_dict -> (shape, the dtypes it may have)."""
+        return {key: value for keys in self.layout_by_tensor().values() for key, value in keys.items()}
+
+    def layout_by_tensor(self):
+        """Name of each tensor of the layer -> the part of `state_layout` that it is joined of."""
         return {
-            key: ((*rows, *columns), dtypes)
+            kind: {key: ((*rows, *columns), dtypes) for key, rows in self._keys(kind).items()}
             for kind, (columns, dtypes) in self._layout_of_all().items()
-            for key, rows in self._keys(kind).items()
         }
+
+    def load_joined(self, tensors: dict[str, Tensor]):
+        """Takes all that `layout_by_tensor` names, [rows of all parts, ...], in the dtypes that they have.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        layout = self._layout_of_all()
+        tensors = {kind: value.view(*self._rows, *layout[kind][0]) for kind, value in tensors.items()}
+        bias = tensors.pop("bias", None)
+        self.load_weight(tensors, assign=True)
+        if bias is not None:
+            self._load_parameter("bias", bias, assign=True)
 
     @property
     def _rows(self):

@@ -25,15 +25,20 @@ class QuantizedLinear(PackedModule):
     formats = ()
     rank = 2  # of the weight
 
-    def __init__(self, weight: ops.QuantizedWeight, bias, parts, gated):
+    def __init__(self, weight: ops.QuantizedWeight | ops.PackedWeight, bias, parts, gated):
         self._check(weight)
         super().__init__(weight, bias, parts, gated)
 
     @classmethod
     def from_quantized(
-        cls, weight: ops.QuantizedWeight, bias: nn.Parameter | None = None, *, parts=None, gated=False
+        cls,
+        weight: ops.QuantizedWeight | ops.PackedWeight,
+        bias: nn.Parameter | None = None,
+        *,
+        parts=None,
+        gated=False,
     ):
-        """The layer of a weight that `warpformer.quantization.quantize` made.
+        """The layer of a weight that `warpformer.quantization.quantize` made, packed with `gated` or not yet.
 
         Raises:
             InputError: its tensors do not fit each other, or its format is that of another class.
@@ -44,7 +49,8 @@ class QuantizedLinear(PackedModule):
 
     def pack(self, weight):
         super().pack(weight)
-        self.scales_dtype = weight.scales.dtype
+        # quantize() makes no others.
+        self.scales_dtype = torch.bfloat16 if isinstance(weight, ops.PackedWeight) else weight.scales.dtype
 
     @property
     def format(self) -> str:
@@ -94,8 +100,12 @@ class QuantizedLinear(PackedModule):
         name = type(self).__name__
         if weight.format not in self.formats:
             raise InputError(f"{name}: format = {weight.format!r} is none of {self.formats}")
-        if weight.values.ndim != self.rank:
-            raise InputError(f"{name}: values = {describe(weight.values)} have not {self.rank} dimensions")
+        is_packed = isinstance(weight, ops.PackedWeight)
+        values = weight.data if is_packed else weight.values
+        if values.ndim != self.rank:
+            raise InputError(f"{name}: values = {describe(values)} have not {self.rank} dimensions")
+        if is_packed:
+            return
         try:
             check_quantized(weight)
         except InputError as error:

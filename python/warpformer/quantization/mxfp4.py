@@ -73,6 +73,10 @@ class Mxfp4Tensor:
         except InputError as error:
             raise CheckpointError(f"{self.key!r:.80}: {error}") from error
 
+    def release(self) -> None:
+        self._blocks.release()
+        self._scales.release()
+
 
 def joined_mxfp4(tensors: dict) -> dict:
     """The tensors of a checkpoint with an Mxfp4Tensor for each <name>_blocks and <name>_scales."""

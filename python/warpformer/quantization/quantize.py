@@ -1,9 +1,12 @@
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from warpformer import ops
 from warpformer._C import InputError
+from warpformer.ops._library import empty
 from warpformer.ops._quantized import (
     FLOATS,
     INT8_FORMATS,
@@ -14,8 +17,10 @@ from warpformer.ops._quantized import (
     pack_nibbles,
     resolve_group_size,
 )
+from warpformer.ops.linear import PANEL
 
 BLOCK = 1 << 18  # weights at a time: what a search goes over again and again stays in the cache
+CHUNK = 1 << 22  # weights that are quantized before they are packed
 SHRINK = [1 - step / 20 for step in range(1, 15)]  # 0.95 to 0.3
 
 
@@ -59,6 +64,53 @@ def quantize(
     Source: Dettmers et al., "LLM.int8()" (2022), for the largest magnitude as scale; q4_0 of llama.cpp for
     the signed one, with which all 16 codes are used; Dettmers et al., "QLoRA" (2023), for nf4.
     """
+    group_size = _check(weight, format, group_size, zero_points, clip)
+    return _quantized(weight.detach(), format, group_size, zero_points, clip)
+
+
+@torch.no_grad()
+def quantize_packed(
+    weight: Tensor,
+    format: str,
+    group_size: int | None = None,
+    *,
+    zero_points: bool = False,
+    clip: str | None = None,
+    gated: bool = False,
+) -> ops.PackedWeight:
+    """What `pack_linear` makes of `quantize`, some rows at a time: nothing else of the size of a large
+    weight is ever in memory."""
+    options = format, _check(weight, format, group_size, zero_points, clip), zero_points, clip
+    if weight.numel() <= CHUNK:
+        return ops.pack_linear(_quantized(weight.detach(), *options), gated=gated)
+    data = None
+    matrices = as_matrices(weight.detach(), gated)
+    for i, rows, panels in chunks(matrices):
+        packed = ops.pack_linear(_quantized(matrices[i, rows], *options))
+        if data is None:
+            shape = len(matrices), -(-matrices.shape[1] // PANEL), packed.data.shape[1]
+            data = empty(shape, packed.data)
+        data[i, panels] = packed.data
+    data = data.view(*weight.shape[:-2], -1, data.shape[-1])
+    return packed._replace(data=data, out_features=weight.shape[-2], gated=gated)
+
+
+def as_matrices(weight: Tensor, gated: bool) -> Tensor:
+    """[M, N, K]: those of experts, and of a gate and what it gates, whose panels lie apart as well."""
+    return weight.unflatten(-2, (2 if gated else 1, -1)).flatten(0, -3)
+
+
+def chunks(matrices: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """Of each matrix in turn some rows, and their panels."""
+    count, rows, depth = matrices.shape
+    panels = max(1, CHUNK // max(1, depth) // PANEL)
+    for i in range(count):
+        for begin in range(0, -(-rows // PANEL), panels):
+            yield i, slice(begin * PANEL, (begin + panels) * PANEL), slice(begin, begin + panels)
+
+
+def _check(weight, format, group_size, zero_points, clip) -> int:
+    """The group size in weights."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"quantize: weight must be a torch.Tensor, not {type(weight).__name__}")
     if weight.ndim not in (2, 3) or weight.dtype not in FLOATS or weight.is_meta:
@@ -72,25 +124,38 @@ def quantize(
         raise InputError(f"quantize: weight = {describe(weight)}: {error}") from None
     if clip not in (None, "mse"):
         raise InputError(f"quantize: clip = {clip!r} is neither None nor 'mse'")
-    if not weight.isfinite().all():
+    if not all(rows.isfinite().all() for rows in _blocks(weight.detach())):
         raise InputError(f"quantize: weight = {describe(weight)} has NaN or Inf")
-    groups = layout(depth, format, group_size, zero_points)["scales"][0]
-    width = group_size or 1
-    blocks = []
-    for rows in weight.detach().flatten(0, -2).split(max(1, BLOCK // max(1, depth))):
+    return group_size
+
+
+def _blocks(weight):
+    """Its rows, some at a time."""
+    return weight.flatten(0, -2).split(max(1, BLOCK // max(1, weight.shape[-1])))
+
+
+def _quantized(weight, format, group_size, zero_points, clip):
+    depth, width = weight.shape[-1], group_size or 1
+    shapes = layout(depth, format, group_size, zero_points)
+    groups = shapes["scales"][0]
+    dtypes = {"values": shapes["values"][1][0], "scales": torch.bfloat16, "zeros": torch.uint8}
+    tensors = {
+        name: torch.empty(*weight.shape[:-1], columns, dtype=dtypes[name], device=weight.device)
+        for name, (columns, _) in shapes.items()
+    }
+    found = {name: tensor.flatten(0, -2) for name, tensor in tensors.items()}
+    end = 0
+    for rows in _blocks(weight):
         padded = F.pad(rows.float(), (0, groups * width - depth)).contiguous()
-        blocks.append(_round(padded.unflatten(1, (groups, width)), format, zero_points, clip))
-    codes, scales, zeros = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    codes = codes.flatten(1)[:, :depth]
-    values = codes.contiguous() if format in INT8_FORMATS else pack_nibbles(codes)
-    values, scales, zeros = (t.view(*weight.shape[:-1], t.shape[-1]) for t in (values, scales, zeros))
+        codes, scales, zeros = _round(padded.unflatten(1, (groups, width)), format, zero_points, clip)
+        codes = codes.flatten(1)[:, :depth]
+        block = {"values": codes if format in INT8_FORMATS else pack_nibbles(codes)}
+        block |= {"scales": scales, "zeros": zeros}
+        some = slice(end, end := end + len(rows))
+        for name, tensor in found.items():
+            tensor[some] = block[name]
     return ops.QuantizedWeight(
-        values=values,
-        scales=scales,
-        zeros=zeros if zero_points else None,
-        format=format,
-        in_features=depth,
-        group_size=group_size,
+        tensors["values"], tensors["scales"], tensors.get("zeros"), format, depth, group_size
     )
 
 

@@ -22,7 +22,7 @@ from warpformer.nn import (
 )
 from warpformer.nn.quantized_linear import QuantizedLinear, quantized_linear
 from warpformer.ops._quantized import FORMATS, check_format, dequantize, resolve_group_size
-from warpformer.quantization.quantize import BLOCK, quantize
+from warpformer.quantization.quantize import as_matrices, chunks, quantize_packed
 
 Skip = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
@@ -79,13 +79,12 @@ def quantize_(
         raise InputError("quantize_: the model is itself a linear layer, which cannot be replaced in place")
     report, replacements = [], {}
     for name, layer in tqdm(plan.layers.items(), f"Quantizing to {mode}", unit="layer", disable=None):
-        if name in plan.notes:
-            weight = layer.weight
-            size = weight.nbytes
-            report.append(LayerReport(name, tuple(weight.shape), size, size, 0.0, plan.notes[name]))
-        else:
-            row, replacements[layer] = plan.quantize(name)
-            report.append(row)
+        weight = layer.weight
+        size, error, note = weight.nbytes, 0.0, plan.notes.get(name, "")
+        if not note:
+            replacement = replacements[layer] = plan.quantize(name)
+            size, error = replacement.packed.nbytes, relative_error(weight, replacement.packed_weight)
+        report.append(LayerReport(name, tuple(weight.shape), weight.nbytes, size, error, note))
     replace_layers(model, replacements)
     return report
 
@@ -118,20 +117,16 @@ class Plan:
                     size = resolve_group_size(mode, layer.in_features, group_size)
                     check_format(mode, layer.in_features, size, zero_points)
 
-    def quantize(self, name: str) -> tuple[LayerReport, QuantizedLinear]:
-        """The report on a layer, and what replaces it."""
+    def quantize(self, name: str) -> QuantizedLinear:
+        """What replaces a layer."""
         layer = self.layers[name]
-        weight = layer.weight
+        gated = getattr(layer, "gated", False)
         with _naming(name):
-            quantized = quantize(weight, self.mode, **self.options)
-            replacement = with_weight(layer, quantized, layer.bias)
-        replacement.train(layer.training)
-        error = relative_error(weight, quantized)
-        row = LayerReport(name, tuple(weight.shape), weight.nbytes, replacement.packed.nbytes, error, "")
-        return row, replacement
+            packed = quantize_packed(layer.weight, self.mode, gated=gated, **self.options)
+        return with_weight(layer, packed, layer.bias).train(layer.training)
 
 
-def with_weight(layer, weight: ops.QuantizedWeight, bias) -> QuantizedLinear:
+def with_weight(layer, weight: ops.QuantizedWeight | ops.PackedWeight, bias) -> QuantizedLinear:
     """A linear layer with a quantized weight in the place of its own."""
     options = {key: getattr(layer, key) for key in ("parts", "gated") if hasattr(layer, key)}
     if isinstance(layer, GroupedLinear | PackedGroupedLinear):
@@ -229,17 +224,15 @@ def _memory(parameter):
 
 
 @torch.no_grad()
-def relative_error(weight: Tensor, quantized: ops.QuantizedWeight) -> float:
+def relative_error(weight: Tensor, packed: ops.PackedWeight) -> float:
     """|dequantized - weight| / |weight|, Frobenius norms; 0 for a weight of zeros."""
-    weight = weight.flatten(0, -2)
-    tensors = {key: t.flatten(0, -2) for key, t in quantized._asdict().items() if isinstance(t, Tensor)}
-    rows = max(1, BLOCK // max(1, weight.shape[1]))
     wrong, whole = 0.0, 0.0
-    for start in range(0, len(weight), rows):
-        block = slice(start, start + rows)
-        exact = weight[block].double()
-        numbers = dequantize(quantized._replace(**{key: t[block] for key, t in tensors.items()}))
-        wrong += (numbers - exact).square().sum().item()
+    matrices = as_matrices(weight, packed.gated)
+    data = packed.data.view(len(matrices), -1, packed.data.shape[-1])
+    for i, rows, panels in chunks(matrices):
+        exact = matrices[i, rows].double()
+        some = packed._replace(data=data[i, panels], out_features=len(exact), gated=False)
+        wrong += (dequantize(ops.unpack_linear(some)) - exact).square_().sum().item()
         whole += exact.square().sum().item()
     return (wrong / whole) ** 0.5 if whole else 0.0
 
