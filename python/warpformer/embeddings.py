@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from warpformer import _C
-from warpformer.checkpoint import find_checkpoint, read_json
+from warpformer.checkpoint import find_checkpoint, open_tensors, read_json
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
-from warpformer.nn import Sequences
+from warpformer.nn import PackedLinear, Sequences
 from warpformer.ops._library import autocast_dtype, is_direct
+from warpformer.ops._quantized import FLOATS
 from warpformer.save import save, write_json
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -27,10 +29,19 @@ SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 CPU_TOKENS = 768  # of a step, about: the activations of more fall out of the caches
 SHARED_TEXTS = 8  # of a thread, at most: so few are embedded one step after the other, by all threads
 READ_AHEAD = 1024  # sentences that are tokenized at a time
+UNLIMITED = 1 << 30  # tokens of a sentence
+DENSE_ACTIVATIONS = {  # of torch.nn -> of ops.linear
+    "Identity": "none",
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+}
 
 
 class SentenceEncoder:
-    """A sentence-transformers model: encoder, pooling, and normalization where its modules.json has it.
+    """A sentence-transformers model: a transformer, pooling, and the Dense and Normalize modules that its
+    modules.json has after it. The transformer is an encoder, a decoder, or the encoder of T5 or mT5.
 
     Args:
         path_or_hub_id: its folder, or the id of a repository of the Hugging Face hub.
@@ -39,7 +50,7 @@ class SentenceEncoder:
         quantization: as in `warpformer.load`.
 
     Attributes:
-        model: as `warpformer.load` returns it.
+        model: as `warpformer.load` returns it, without a head.
         max_seq_length: tokens of a sentence that are read, special tokens included; the rest is cut off.
         prompts: name -> text that `encode(..., prompt_name=name)` puts before every sentence.
         similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan".
@@ -51,15 +62,18 @@ class SentenceEncoder:
 
     def __init__(self, path_or_hub_id, *, dtype: torch.dtype | None = None, device=None, quantization=None):
         folder = find_checkpoint(path_or_hub_id)
-        transformer, self.pooling, self.normalize = read_modules(folder)
-        self.model = load(transformer, dtype=dtype, device=device, quantization=quantization)
-        self.tokenizer, self.max_seq_length, self.lower_case = read_tokenizer(transformer, self.model)
+        transformer, self.pooling, last = read_modules(folder)
+        options = dict(dtype=dtype, device=device, quantization=quantization)
+        self.model = load(transformer, head=False, **options)
+        if not hasattr(self.model, "forward_packed"):
+            raise CheckpointError(f"{transformer}: {type(self.model).__module__} has no encoder of its own")
+        self.last = build_last(last, self.model.config.hidden_size * len(self.pooling)).to(device)
+        path = transformer / "tokenizer_config.json"  # of which transformers reads more
+        self.tokenizer_config = read_json(path) if path.is_file() else {}
+        self.tokenizer, self.max_seq_length, self.lower_case = read_tokenizer(
+            transformer, self.model, self.tokenizer_config
+        )
         self.prompts, self.default_prompt_name, self.similarity_fn_name = read_settings(folder)
-
-    @property
-    def encoder(self):
-        """`model` without a head."""
-        return getattr(self.model, "backbone", self.model)
 
     def save(self, folder) -> None:
         """Writes a checkpoint that SentenceEncoder reads; `warpformer.save` writes the model of it.
@@ -70,14 +84,19 @@ class SentenceEncoder:
         folder = Path(folder).expanduser()
         save(self.model, folder)
         self.tokenizer.save(str(folder / "tokenizer.json"))
+        if self.tokenizer_config:
+            write_json(folder / "tokenizer_config.json", self.tokenizer_config)
         settings = {"max_seq_length": self.max_seq_length, "do_lower_case": self.lower_case}
         write_json(folder / "sentence_bert_config.json", settings)
-        width = self.encoder.config.hidden_size
+        width = self.model.config.hidden_size
         pooling = {"word_embedding_dimension": width, "pooling_mode": self.pooling}
         write_json(folder / "1_Pooling/config.json", pooling)
         settings = {key: getattr(self, key) for key in SETTINGS}
         write_json(folder / "config_sentence_transformers.json", settings)
-        kinds = ["Transformer", "Pooling"] + ["Normalize"] * self.normalize
+        kinds = ["Transformer", "Pooling", *(type(module).__name__ for module in self.last)]
+        for i, module in enumerate(self.last, 2):
+            if isinstance(module, Dense):
+                module.save(folder / f"{i}_Dense")
         modules = [
             {
                 "idx": i,
@@ -90,7 +109,8 @@ class SentenceEncoder:
         write_json(folder / "modules.json", modules)
 
     def get_embedding_dimension(self) -> int:
-        return self.encoder.config.hidden_size * len(self.pooling)
+        dense = [module.linear.out_features for module in self.last if isinstance(module, Dense)]
+        return dense[-1] if dense else self.model.config.hidden_size * len(self.pooling)
 
     def encode(
         self,
@@ -204,7 +224,7 @@ class SentenceEncoder:
     def _threads(self, count):
         """How many threads take steps of their own; 1 where what torch keeps for each thread is in use:
         autocast, modes, profilers."""
-        weight = self.encoder.norm.weight
+        weight = next(self.model.parameters())
         threads = torch.get_num_threads()
         if count <= SHARED_TEXTS * threads or not weight.is_cpu:
             return 1
@@ -221,7 +241,7 @@ class SentenceEncoder:
             chosen = order[begin : begin + ahead]
             tokens = self._tokenize([prompt + texts[i] for i in chosen])
             enough = sys.maxsize
-            if self.model.norm.weight.is_cpu:
+            if next(self.model.parameters()).is_cpu:
                 total = sum(map(len, tokens))
                 enough = total / (threads * max(1, round(total / (threads * CPU_TOKENS))))
             start = count = 0
@@ -241,14 +261,70 @@ class SentenceEncoder:
         lengths = [len(ids) for ids in tokens]
         ends = np.cumsum([0, *lengths], dtype=np.int32)
         positions = np.arange(ends[-1], dtype=np.int32) - np.repeat(ends[:-1], lengths)
-        device = self.encoder.norm.weight.device
+        device = next(self.model.parameters()).device
         ids, cu_seqlens, positions = (
             torch.from_numpy(a).to(device) for a in (np.concatenate(tokens), ends, positions)
         )
         sequences = Sequences.of_lengths(cu_seqlens, positions, max(lengths))
-        hidden = self.encoder.forward_packed(ids, sequences).float()
-        pooled = torch.cat([pool(hidden, cu_seqlens, mode) for mode in self.pooling], dim=1)
-        return F.normalize(pooled, dim=1) if self.normalize else pooled
+        hidden = self.model.forward_packed(ids, sequences).float()
+        return self.last(torch.cat([pool(hidden, cu_seqlens, mode) for mode in self.pooling], dim=1))
+
+
+class Normalize(nn.Module):
+    """Scales embeddings to length 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1)
+
+
+class Dense(nn.Module):
+    """activation(linear(x)), in float32; `config` are the fields of its config.json."""
+
+    def __init__(self, linear: PackedLinear, activation: str, config: dict):
+        super().__init__()
+        self.linear = linear
+        self.activation = activation
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x, activation=self.activation)
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / "config.json", self.config)
+        tensors = {f"linear.{key}": value for key, value in self.linear.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_dense(folder: Path, width: int) -> Dense:
+    """The one in a folder, of embeddings of so many dimensions."""
+    path = folder / "config.json"
+    config = read_json(path)
+    names = {config.get(key) for key in ("module_input_name", "module_output_name")}
+    if names - {None, "sentence_embedding"} or config.get("use_residual"):
+        raise CheckpointError(f"{path}: use_residual and names of inputs and outputs are not supported")
+    name = str(config.get("activation_function", "Tanh")).rpartition(".")[-1]
+    if name not in DENSE_ACTIVATIONS:
+        raise CheckpointError(f"{path}: activation_function = {name!r:.80} is none of {[*DENSE_ACTIVATIONS]}")
+    tensors = open_tensors(folder)
+    rows = config.get("out_features")
+    shapes = {"linear.weight": (rows, width)} | ({"linear.bias": (rows,)} if config.get("bias", True) else {})
+    for key, shape in shapes.items():
+        found = tensors.get(key)
+        if found is None or found.shape != shape or found.dtype not in FLOATS:
+            is_there = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise CheckpointError(f"{folder}: {key!r} of {list(shape)} floats is {is_there}")
+    weight, *biases = (tensors[key].read().to(torch.float32, copy=True) for key in shapes)
+    bias = nn.Parameter(biases[0], requires_grad=False) if biases else None
+    return Dense(PackedLinear.of(weight, bias), DENSE_ACTIVATIONS[name], config)
+
+
+def build_last(places: list[Path | None], width: int) -> nn.Sequential:
+    """What comes after pooling: a Dense for each folder, Normalize for each None."""
+    modules = nn.Sequential()
+    for place in places:
+        modules.append(Normalize() if place is None else read_dense(place, width))
+        width = width if place is None else modules[-1].linear.out_features
+    return modules
 
 
 def run_on_one_thread():
@@ -282,11 +358,12 @@ def pool(hidden: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
 
 
 def read_modules(folder: Path):
-    """The transformer's folder, the pooling modes, and whether embeddings are normalized."""
+    """The transformer's folder, the pooling modes, and what comes after it: the folder of each Dense, None
+    for a Normalize."""
     path = folder / "modules.json"
     if not path.is_file():
-        return folder, ["mean"], False
-    transformer, pooling, normalize = None, None, False
+        return folder, ["mean"], []
+    transformer, pooling, last = None, None, []
     for module in read_json(path, list):
         kind = str(module.get("type", "")) if type(module) is dict else ""
         place = module.get("path", "") if kind else ""
@@ -297,15 +374,18 @@ def read_modules(folder: Path):
                 transformer = folder / place
             case "Pooling" if transformer is not None and pooling is None:
                 pooling = read_pooling(folder / place / "config.json")
+            case "Dense" if pooling is not None:
+                last.append(folder / place)
             case "Normalize" if pooling is not None:
-                normalize = True
+                last.append(None)
             case _:
                 raise CheckpointError(
-                    f"{path}: the module {kind!r} is not supported there: Transformer, Pooling, Normalize are"
+                    f"{path}: the module {kind!r} is not supported there: Transformer, Pooling, and then "
+                    "Dense and Normalize are"
                 )
     if pooling is None:
         raise CheckpointError(f"{path} has no Transformer followed by Pooling")
-    return transformer, pooling, normalize
+    return transformer, pooling, last
 
 
 def read_pooling(path: Path) -> list[str]:
@@ -330,7 +410,7 @@ def read_pooling(path: Path) -> list[str]:
     return modes
 
 
-def read_tokenizer(folder: Path, model):
+def read_tokenizer(folder: Path, model, tokenizer_config: dict):
     """The tokenizer, the tokens it may make of a sentence, and whether to lower-case before it."""
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -339,13 +419,16 @@ def read_tokenizer(folder: Path, model):
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{path} is no tokenizer: {error}") from error
-    positions = model.config.max_length
-    path = folder / "sentence_bert_config.json"
-    settings = read_json(path) if path.is_file() else {}
-    longest = settings.get("max_seq_length") or positions
+    # The file's name was once that of the architecture.
+    paths = sorted(folder.glob("sentence_*_config.json"), key=lambda path: "_bert_" not in path.name)
+    settings = read_json(paths[0]) if paths else {}
+    longest = settings.get("max_seq_length")
+    if longest is None:
+        longest = tokenizer_config.get("model_max_length", UNLIMITED)
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     if type(longest) is not int or longest <= special:
-        raise CheckpointError(f"{path}: max_seq_length = {longest!r:.80} leaves no room for a token")
+        raise CheckpointError(f"{folder}: max_seq_length = {longest!r:.80} leaves no room for a token")
+    positions = getattr(model.config, "max_length", UNLIMITED)  # those of T5 have no end
     return tokenizer, min(longest, positions), settings.get("do_lower_case") is True
 
 

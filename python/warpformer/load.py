@@ -33,6 +33,7 @@ def load(
     device: torch.device | str | None = None,
     quantization: str | dict | None = None,
     trainable: bool = False,
+    head: bool = True,
 ):
     """The model of a checkpoint.
 
@@ -47,6 +48,8 @@ def load(
             model is never whole in memory. A quantized checkpoint of `warpformer.save` stays as it is.
         trainable: whether to leave linear layers as they train; if not they are packed, each as it is read,
             and the model is in eval mode and without gradients.
+        head: False for the model that gives hidden states, whatever config.json's `architectures` has around
+            it; of T5 and mT5 that is the encoder.
 
     Returns:
         `warpformer.models.<model_type>.Model`, or what config.json's `architectures` has around it:
@@ -60,6 +63,8 @@ def load(
     """
     values, stored = open_checkpoint(path_or_hub_id)
     module = model_module(values)
+    if not head:
+        values = values | {"architectures": [headless(module)]}
     # On the meta device a model has shapes and no memory: all is checked before any is allocated.
     with torch.device("meta"):
         model = build(module, values)
@@ -69,6 +74,8 @@ def load(
             if isinstance(model.get_submodule(name), QuantizedLinear):
                 del model.tied[name]
     tensors = by_name(model, module.KEYS, stored)
+    if not head:
+        tensors = {name: tensors[name] for name in expected_state(model) if name in tensors}
     check(model, module.KEYS, tensors)
     reader = Reader(module.KEYS, tensors, dtype, device)
     fill(model, reader, plan_of(model, quantization), trainable)
@@ -100,6 +107,12 @@ def model_module(values):
     if name not in known:
         raise CheckpointError(f"config.json: model_type = {model_type!r:.80} is none of {known}")
     return importlib.import_module(f"warpformer.models.{name}")
+
+
+def headless(module) -> str:
+    """The architecture of hidden states."""
+    encoders = [name for name in module.HEADS if name.endswith("EncoderModel")]
+    return encoders[0] if encoders else next(name for name, cls in module.HEADS.items() if cls is None)
 
 
 def build(module, values) -> nn.Module:

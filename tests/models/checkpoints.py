@@ -2,6 +2,11 @@
 
 import torch
 import transformers as hf
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 
 SIZES = dict(
     vocab_size=97,
@@ -135,6 +140,18 @@ def random_model(cls, config, seed=0):
             elif config.pad_token_id is not None and parameter.shape[0] == config.vocab_size:
                 parameter[config.pad_token_id].normal_(std=0.2)
     return model
+
+
+def tokenizer(texts, begins=True):
+    """Of 97 tokens, with a mask; a text ends by </s>, and begins by <s>."""
+    found = Tokenizer(BPE(unk_token="<unk>"))
+    found.pre_tokenizer = Whitespace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    found.train_from_iterator(texts, BpeTrainer(vocab_size=97, special_tokens=special))
+    around = "<s> $A </s>" if begins else "$A </s>"
+    found.post_processor = TemplateProcessing(single=around, special_tokens=[("<s>", 0), ("</s>", 2)])
+    names = dict(bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", mask_token="<mask>")
+    return hf.PreTrainedTokenizerFast(tokenizer_object=found, model_max_length=40, **names)
 
 
 def padded_batch(length=21, vocabulary=97):

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 import warpformer as wf
 
-from .checkpoints import ENCODERS, padded_batch, positions, random_model, same
+from .checkpoints import ENCODERS, padded_batch, positions, random_model, same, tokenizer
 
 HEADS = [
     "Model",
@@ -120,3 +120,19 @@ def test_inputs_embeds(tmp_path):
     same(found, model(ids, mask).last_hidden_state, 1e-6)
     with pytest.raises(wf.InputError, match="one of input_ids and inputs_embeds"):
         model(attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_masked_words_are_filled_as_by_the_pipeline(name, tmp_path):
+    theirs = make(name, "ForMaskedLM", tmp_path)
+    words = tokenizer(["It is so sunny outside", "He drove away"])
+    pipeline = transformers.pipeline("fill-mask", model=theirs, tokenizer=words, top_k=5)
+    model = wf.load(tmp_path)
+    for text in ("It is <mask> sunny", "He <mask> away outside", "<mask>"):
+        ids = words(text, return_tensors="pt").input_ids
+        masked = model(ids)[0, ids[0] == words.mask_token_id].softmax(-1)
+        scores, tokens = masked.flatten().topk(5)
+        expected = pipeline(text)
+        assert tokens.tolist() == [each["token"] for each in expected]
+        torch.testing.assert_close(scores, torch.tensor([each["score"] for each in expected]))

@@ -114,7 +114,11 @@ class Seq2Seq(nn.Module):
         """Hidden states of the encoder, without padding. Arguments are those of forward."""
         given = tokens_of(input_ids, inputs_embeds)
         sequences = Sequences.of_batch(given, attention_mask)
-        return Memory(self.encoder(self.embed(sequences.pack(given), self.encoder), sequences), sequences)
+        return Memory(self.encode_packed(sequences.pack(given), sequences), sequences)
+
+    def encode_packed(self, tokens: Tensor, sequences: Sequences) -> Tensor:
+        """Hidden states [N, C] of the encoder, of ids [N] or embeddings [N, C] of packed sequences."""
+        return self.encoder(self.embed(tokens, self.encoder), sequences)
 
     def forward(
         self,

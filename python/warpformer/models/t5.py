@@ -32,6 +32,7 @@ from warpformer.nn import (
     PreNormLayer,
     RMSNorm,
     SelfAttention,
+    Sequences,
 )
 
 
@@ -219,6 +220,10 @@ class EncoderModel(Head):
         """Arguments are those of `encode` of the backbone."""
         rows, sequences = self.backbone.encode(*args, **kwargs)
         return sequences.pad(rows)
+
+    def forward_packed(self, tokens: Tensor, sequences: Sequences) -> Tensor:
+        """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences."""
+        return self.backbone.encode_packed(tokens, sequences)
 
 
 class EncoderTokenClassifier(EncoderModel):
