@@ -8,6 +8,7 @@ import torch
 
 import warpformer as wf
 from tests.integrations.models import MODELS, batch, make
+from warpformer import ops
 
 DECODERS = [name for name, (auto, _) in MODELS.items() if "MaskedLM" not in auto.__name__]
 PADDINGS = (None, "left", "right")
@@ -60,6 +61,19 @@ def test_loss_and_gradients(pair, padding):
     assert gradients[1].keys() == gradients[0].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-4 * largest, msg=name)
+
+
+def test_experts_train_in_grouped_products(monkeypatch):
+    model, calls = make("mixtral"), []
+    wf.patch_(model)
+
+    def product(*args, _product=ops.grouped_linear, **options):
+        calls.append(options)
+        return _product(*args, **options)
+
+    monkeypatch.setattr(ops, "grouped_linear", product)
+    call(model.train(), batch()).loss.backward()
+    assert len(calls) == 2 * model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

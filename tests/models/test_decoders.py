@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import warpformer as wf
 
-from .checkpoints import DECODERS, padded_batch, positions, random_model, same
+from .checkpoints import DECODERS, GROUPED, padded_batch, positions, random_model, same
 
 HEAD = {"GPT2": "LMHeadModel"}
 ALL_EXPERTS = {  # where rounding chooses no other experts
@@ -265,3 +265,21 @@ def test_quantized_as_it_is_read(checkpoint, name, quantization, tmp_path):
     assert (report["lm_head"] == "") == (not is_tied or bool(options.get("tied")))
     wf.save(model, tmp_path)
     assert torch.equal(wf.load(tmp_path)(ids, mask), model(ids, mask))
+
+
+@torch.no_grad()
+def test_dynamic_rope(tmp_path):
+    """Beyond max_position_embeddings transformers' depend on the batch and on what was before."""
+    rope = dict(rope_type="dynamic", factor=2.0, rope_theta=10000.0)
+    config = transformers.LlamaConfig(**GROUPED, rope_parameters=rope)
+    theirs = random_model(transformers.LlamaForCausalLM, config)
+    theirs.save_pretrained(tmp_path)
+    model = wf.load(tmp_path)
+    ids = torch.randint(97, (2, 65))
+    same(model(ids[:, :64]), theirs(ids[:, :64]).logits, 2e-4)
+    with pytest.raises(wf.InputError, match=r"65 tokens is longer than .* = 64: .*'dynamic'"):
+        model(ids)
+    cache = model.make_cache()
+    model(ids[:, :64], cache=cache)
+    with pytest.raises(wf.InputError, match="65 tokens"):
+        model(ids[:, 64:], cache=cache)

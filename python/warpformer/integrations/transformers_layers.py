@@ -96,19 +96,10 @@ class UnitOffsetRMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight.shape, 1 + self.weight.float(), self.eps)
 
 
-def _trains(weight):
-    return torch.is_grad_enabled() and weight.requires_grad
-
-
-def _packed(weight, x, of_mT=False, gated=False):
-    """The pack of a parameter, or of its transpose, for products with `x`, made once."""
+def _packed_mT(weight, x):
+    """The pack of the transpose of a parameter, for products with `x`, made once."""
     dtype = autocast_dtype(x) or weight.dtype
-
-    def pack():
-        values = weight.detach().to(dtype)
-        return ops.pack_linear(values.mT if of_mT else values, gated=gated)
-
-    return kept(weight, (of_mT, gated, dtype), pack)
+    return kept(weight, ("mT", dtype), lambda: ops.pack_linear(weight.detach().to(dtype).mT))
 
 
 @_instead_of(Conv1D)
@@ -116,9 +107,8 @@ class TransposedLinear(Repacking):
     """x weight + bias with a weight [K, N], whose pack is kept as that of wf.nn.Linear is."""
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        weight = (
-            self.weight.mT if _trains(self.weight) or is_tracing(x) else _packed(self.weight, x, of_mT=True)
-        )
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        weight = self.weight.mT if trains or is_tracing(x) else _packed_mT(self.weight, x)
         return ops.linear(x, weight, self.bias, activation=activation)
 
 
@@ -156,20 +146,20 @@ class JoinedGatedMLP(nn.Module):
 
 @_instead_of(MixtralExperts)
 class Experts(Repacking):
-    """The experts of a mixture, all in two products. transformers' own where their weights train or are
-    spread over devices."""
+    """The experts of a mixture, all in two products. transformers' own where they are spread over devices."""
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        weights = (self.gate_up_proj, self.down_proj)
         kind = fusible(self.act_fn)
-        if not kind or any(map(_trains, weights)) or self._is_expert_parallel or is_tracing(hidden_states):
+        if not kind or self._is_expert_parallel or is_tracing(hidden_states):
             return super().forward(hidden_states, top_k_index, top_k_weights)
         experts, order = top_k_index.flatten().sort(stable=True)
         ends = experts.bincount(minlength=self.num_experts).cumsum(0)
         rows = hidden_states[order // top_k_index.shape[1]]
-        up = _packed(self.gate_up_proj, rows, gated=True)
-        hidden = ops.grouped_linear(rows, up, ends, activation=kind)
-        out = ops.grouped_linear(hidden, _packed(self.down_proj, rows), ends)
+        if torch.is_grad_enabled():  # the input of the gate is kept, not computed again
+            hidden = ops.activation(ops.grouped_linear(rows, self.gate_up_proj, ends), kind, gated=True)
+        else:
+            hidden = ops.grouped_linear(rows, self.gate_up_proj, ends, activation=kind, gated=True)
+        out = ops.grouped_linear(hidden, self.down_proj, ends)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         out = out[back].unflatten(0, top_k_index.shape) * top_k_weights[..., None]
         return out.sum(1).to(hidden_states.dtype)

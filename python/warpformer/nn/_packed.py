@@ -9,7 +9,7 @@ from warpformer.ops.linear import PANEL
 
 
 class PackedModule(StateInParts):
-    """What packed and quantized layers are: one packed weight, and a state_dict that unpacks it."""
+    """What packed and quantized layers hold: one packed weight, and a state_dict that unpacks it."""
 
     def __init__(
         self,
@@ -42,6 +42,15 @@ class PackedModule(StateInParts):
     def packed_weight(self) -> ops.PackedWeight:
         return self._layout._replace(data=self.packed)
 
+    def extra_repr(self):
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+class Product(nn.Module):
+    """What a PackedModule of one matrix does."""
+
     def forward(self, input: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
         return ops.linear(input, self.packed_weight, self.bias, activation=activation, residual=residual)
 
@@ -51,11 +60,6 @@ class PackedModule(StateInParts):
             return self(input)[..., begin:end]
         bias = None if self.bias is None else self.bias[begin:end]
         return ops.linear(input, self.packed_weight, bias, rows=(begin, end))
-
-    def extra_repr(self):
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
 
 
 def initial_bias(in_features, shape, device, dtype) -> nn.Parameter:

@@ -5,7 +5,7 @@ from warpformer import ops
 from warpformer.nn._packed import PackedModule, initial_bias
 from warpformer.nn._parts import ParameterInParts
 from warpformer.nn._repack import Repacking
-from warpformer.nn.packed_linear import PackedLinear
+from warpformer.nn.packed_linear import FloatModule
 from warpformer.nn.quantized_linear import QuantizedLinear, zero_weight
 from warpformer.ops._quantized import FORMATS
 
@@ -93,7 +93,7 @@ class _Packed(_Experts):
         return ops.grouped_linear(input, self.packed_weight, offsets, self.bias, activation=activation)
 
 
-class PackedGroupedLinear(_Packed, PackedLinear):
+class PackedGroupedLinear(_Packed, FloatModule):
     """GroupedLinear for inference: the weight is held once, packed as the kernel reads it.
 
         forward(input, offsets, activation="none")

@@ -3,7 +3,7 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn._packed import PackedModule, initial_bias
+from warpformer.nn._packed import PackedModule, Product, initial_bias
 from warpformer.ops._quantized import (
     INT4_FORMATS,
     INT8_FORMATS,
@@ -19,8 +19,8 @@ KEYS = {"values": "qweight", "scales": "scales", "zeros": "zeros"}  # of a Quant
 
 
 class QuantizedLinear(PackedModule):
-    """What Int8Linear and Int4Linear share. `scales_dtype` is that of the scales in the state_dict: packed,
-    they have one of their own."""
+    """What Int8Linear, Int4Linear and QuantizedGroupedLinear share. `scales_dtype` is that of the scales in
+    the state_dict: packed, they have one of their own."""
 
     formats = ()
     rank = 2  # of the weight
@@ -125,7 +125,7 @@ def zero_weight(in_features, rows, device, format, group_size, zero_points):
     )
 
 
-class Int8Linear(QuantizedLinear):
+class Int8Linear(Product, QuantizedLinear):
     """A linear layer whose weight is 8-bit integers with one scale for each output, or each group of a row.
 
         forward(input, activation="none", residual=None) = activation(input W^T + bias) + residual
@@ -170,7 +170,7 @@ class Int8Linear(QuantizedLinear):
         )
 
 
-class Int4Linear(QuantizedLinear):
+class Int4Linear(Product, QuantizedLinear):
     """A linear layer whose weight is 4-bit codes with one scale for each group of a row.
 
         forward(input, activation="none", residual=None) = activation(input W^T + bias) + residual

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from warpformer import ops
+from warpformer._C import InputError
 from warpformer.nn.sequences import Sequences
 
 
@@ -61,7 +62,7 @@ class RotaryEmbedding(nn.Module):
             partial_rotary_factor=partial_rotary_factor,
             max_position_embeddings=max_position_embeddings,
         )
-        self._longer_than = _trained_length(scaling, max_position_embeddings)
+        self._longer_than, self._not_longer_than = _bounds(scaling, max_position_embeddings)
         self.init_buffers(device)
 
     def init_buffers(self, device=None):
@@ -77,8 +78,18 @@ class RotaryEmbedding(nn.Module):
     def prepare(self, sequences: Sequences) -> Sequences:
         """`sequences` with the positions that `forward` takes, once there are angles for all of them.
 
-        With "longrope" a sequence of more tokens than the model was trained for has angles of its own.
+        With "longrope" a sequence of more tokens than the model was trained for has angles of its own; keys
+        in a cache keep theirs when it grows beyond that, as in the models of transformers.
+
+        Raises:
+            InputError: with "dynamic" a sequence is longer than max_position_embeddings: its angles would
+                change with every token, also of those that a cache holds.
         """
+        if self._not_longer_than is not None and sequences.longest > self._not_longer_than:
+            raise InputError(
+                f"a sequence of {sequences.longest} tokens is longer than max_position_embeddings = "
+                f"{self._not_longer_than}: beyond it rope_type 'dynamic' is not supported"
+            )
         if sequences.longest > self.max_length:
             self.max_length = max(sequences.longest, 2 * self.max_length)
             self.init_buffers(self.cos.device)
@@ -107,10 +118,15 @@ class RotaryEmbedding(nn.Module):
         )
 
 
-def _trained_length(scaling, max_position_embeddings):
-    """Beyond how many tokens "longrope" has other frequencies; None for others."""
+def _bounds(scaling, max_position_embeddings):
+    """Beyond how many tokens "longrope" has other frequencies, and up to how many those of "dynamic" are the
+    same; None for others."""
     scaling = scaling if isinstance(scaling, Mapping) else {}
-    if scaling.get("rope_type", scaling.get("type")) != "longrope":
-        return None
-    length = scaling.get("original_max_position_embeddings") or max_position_embeddings
-    return length if isinstance(length, int) else None
+    whole = scaling.get("max_position_embeddings") or max_position_embeddings
+    match scaling.get("rope_type", scaling.get("type")):
+        case "longrope":
+            length = scaling.get("original_max_position_embeddings") or whole
+            return length if isinstance(length, int) else None, None
+        case "dynamic":
+            return None, whole
+    return None, None
