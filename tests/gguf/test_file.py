@@ -117,7 +117,7 @@ BAD = {
     "general.alignment = 0": header([pair("general.alignment", 4, struct.pack("<I", 0))]),
     "general.alignment = 12": header([pair("general.alignment", 4, struct.pack("<I", 12))]),
     "general.alignment = 'x'": header([pair("general.alignment", 8, string("x"))]),
-    "one of 3 files": header([pair("split.count", 2, struct.pack("<H", 3))]),
+    "it is one of 3 files, and not named": header([pair("split.count", 2, struct.pack("<H", 3))]),
     "'w' has 0 dimensions": header(tensors=[tensor("w")]) + bytes(99),
     "'w' has 9 dimensions": header(tensors=[tensor("w", *[1] * 9)]) + bytes(99),
     r"'w' of F32 has the shape \[3, 0\]": header(tensors=[tensor("w", 0, 3)]) + bytes(99),

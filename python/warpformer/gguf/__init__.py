@@ -1,5 +1,6 @@
 """Checkpoints of llama.cpp, each a file with metadata and tensors, as those of transformers they were."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from warpformer.models._config import CheckpointError
 
 __all__ = ["Gguf", "GgufTensor", "open_gguf"]
 
+SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 IN_CONFIG = (ROPE_FACTORS, *LONGROPE_FACTORS)
 
 
@@ -35,7 +37,8 @@ def open_gguf(path) -> Gguf:
 
     Args:
         path: of a file of the architecture llama (Llama, Mistral, Mixtral), qwen2, qwen3, gemma2, phi3,
-            nemotron, gpt2 or bert.
+            nemotron, gpt-oss, deepseek2 (DeepSeek-V2), gpt2 or bert; or of one of several, as llama.cpp
+            splits them, <name>-00001-of-0000N.gguf, which lie beside each other.
 
     Returns:
         What the file holds. Of its config only sizes that had to be computed with are checked.
@@ -47,28 +50,54 @@ def open_gguf(path) -> Gguf:
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; llama.cpp's conversion of each model.
     """
     path = Path(path).expanduser()
+    files = _open_all(path)
+    metadata = files[0][1]
+    stored = [(info, file) for file, _, infos in files for info in infos]
+    try:
+        plain = {info.name: _stored(info, file) for info, file in stored}
+        if len(plain) < len(stored):
+            raise CheckpointError("a tensor is in two of its files")
+        architecture = architecture_of(metadata)
+        config = architecture.config(metadata, plain)
+        tensors = {}
+        for info, file in stored:
+            if info.name not in IN_CONFIG:
+                tensors |= _named(architecture, config, info, file)
+            if len(tensors) > TENSORS:
+                raise CheckpointError(f"it has more than {TENSORS} tensors")
+        tensors = architecture.joined(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Gguf(metadata, config, tensors)
+
+
+def _open_all(path: Path) -> list[tuple[MappedFile, dict, list[TensorInfo]]]:
+    """The file, or all that it is one of, the first of which has the metadata."""
+    opened = _open(path)
+    count = opened[1].get("split.count", 1)
+    if count in (0, 1):
+        return [opened]
+    name = SPLIT.fullmatch(path.name)
+    if name is None or int(name[2]) != count:
+        raise CheckpointError(f"{path}: it is one of {count!r:.20} files, and not named <name>-00001-of-...")
+    paths = [path.with_name(f"{name[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    files = [_open(each) for each in paths]
+    for i, (each, (_, metadata, _)) in enumerate(zip(paths, files, strict=True)):
+        if (metadata.get("split.no"), metadata.get("split.count")) != (i, count):
+            raise CheckpointError(f"{each}: it is not part {i} of {count} files")
+    return files
+
+
+def _open(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
         if not path.stat().st_size:
             raise CheckpointError("it is empty")
         file = MappedFile(path)
-        metadata, infos = read_header(file.bytes)
-        if metadata.get("split.count", 0) not in (0, 1):
-            raise CheckpointError(f"it is one of {metadata['split.count']!r:.20} files: join them")
-        architecture = architecture_of(metadata)
-        stored = {each.name: each for each in infos}
-        plain = {key: _stored(info, file) for key, info in stored.items()}
-        config = architecture.config(metadata, plain)
-        tensors = {}
-        for info in infos:
-            if info.name not in IN_CONFIG:
-                tensors |= _named(architecture, config, info, file)
-            if len(tensors) > TENSORS:
-                raise CheckpointError(f"it has more than {TENSORS} tensors")
+        return file, *read_header(file.bytes)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Gguf(metadata, config, tensors)
 
 
 def _named(architecture: Architecture, config, info: TensorInfo, file) -> dict[str, GgufTensor]:
@@ -90,7 +119,7 @@ def _named(architecture: Architecture, config, info: TensorInfo, file) -> dict[s
     names = architecture.names(info.name, info.shape[0] if is_stack else 0)
     if not names:
         return {info.name: tensor}
-    if not is_stack:
+    if not is_stack or names == architecture.names(info.name, 0):  # or a checkpoint has the stack
         return {names[0]: tensor}
     return {name: tensor.part(e) for e, name in enumerate(names)}
 

@@ -8,6 +8,7 @@ it, and making one of an architecture with tables of its own changes those made 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from warpformer.gguf._tensor import interleaved, keys_and_values
 from warpformer.models._config import CheckpointError
 
 FIELDS = {  # of the metadata, after "<architecture>." -> of config.json
@@ -44,8 +45,7 @@ MIXTURE = {
     "ffn_up_exps": "block_sparse_moe.experts.*.w3",
     "ffn_down_exps": "block_sparse_moe.experts.*.w2",
 }
-
-
+GATING = {None: "softmax", 1: "softmax", 2: "sigmoid"}  # of routers, as llama.cpp counts them
 ROPE_FACTORS = "rope_freqs.weight"
 LONGROPE_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
 
@@ -56,7 +56,8 @@ class Architecture:
     Attributes:
         model_type, model: of config.json; the class that `architectures` names.
         top, layer: llama.cpp's names of modules -> a checkpoint's, those of a layer after `layers` and its
-            number; * is the number of an expert.
+            number; * is the number of an expert. With .weight or .bias they are names of tensors.
+        joins: a checkpoint's name of a tensor of a layer -> llama.cpp's of those that it is made of, and how.
         fields: after the name of the architecture in the metadata -> in config.json.
         constants: fields that llama.cpp knows by the architecture.
         finish: (config, metadata of the architecture, tensors) -> more fields.
@@ -68,6 +69,7 @@ class Architecture:
     model: str
     layer: Mapping[str, str]
     top: Mapping[str, str] = field(default_factory=lambda: TOP)
+    joins: Mapping[str, tuple[tuple[str, ...], Callable]] = field(default_factory=dict)
     layers: str = "model.layers."
     fields: Mapping[str, str] = field(default_factory=lambda: DECODER_FIELDS)
     constants: Mapping[str, object] = field(default_factory=dict)
@@ -94,10 +96,22 @@ class Architecture:
             return [f"{self.top[stem]}.{leaf}"]
         block, _, rest = stem.partition(".")
         number, _, stem = rest.partition(".")
-        if block != "blk" or stem not in self.layer or not number.isdecimal():
+        found = self.layer.get(f"{stem}.{leaf}") or (stem in self.layer and f"{self.layer[stem]}.{leaf}")
+        if block != "blk" or not found or not number.isdecimal():
             return []
-        name = f"{self.layers}{number}.{self.layer[stem]}.{leaf}"
+        name = f"{self.layers}{number}.{found}"
         return [name.replace("*", str(e)) for e in range(experts)] if "*" in name else [name]
+
+    def joined(self, tensors: dict) -> dict:
+        """`tensors`, with what `joins` makes of some of them in their place."""
+        tensors = dict(tensors)
+        for theirs, (names, join) in self.joins.items():
+            for key in [key for key in tensors if key.startswith("blk.") and key.endswith(f".{names[0]}")]:
+                block = key.removesuffix(names[0])
+                if all(block + name in tensors for name in names):
+                    parts = [tensors.pop(block + name) for name in names]
+                    tensors[f"{self.layers}{block.removeprefix('blk.')}{theirs}"] = join(*parts)
+        return tensors
 
 
 def of_architecture(metadata: dict) -> dict:
@@ -169,6 +183,52 @@ def mixtral(config, own, tensors):
     }
 
 
+def gpt_oss(config, own, tensors):
+    fields = rope_scaling(config, own, tensors)
+    if "rope_scaling" in fields:
+        fields["rope_scaling"]["truncate"] = False
+    return fields | {
+        "intermediate_size": own.get("expert_feed_forward_length", config.get("intermediate_size")),
+        "num_local_experts": own.get("expert_count"),
+        "num_experts_per_tok": own.get("expert_used_count"),
+        "sliding_window": own.get("attention.sliding_window"),
+    }
+
+
+def deepseek_v2(config, own, tensors):
+    """Of those of keys and values, attention.key_length and value_length are what a cache has since llama.cpp
+    also stores the absorbed form; then the _mla ones are those of a head."""
+    fields = rope_scaling(config, own, tensors)
+    if "rope.scaling.yarn_log_multiplier" in own and "rope_scaling" in fields:
+        mscale = 10 * own["rope.scaling.yarn_log_multiplier"]
+        fields["rope_scaling"] |= {"mscale": mscale, "mscale_all_dim": mscale}
+    key, value = (
+        own.get(f"attention.{kind}_length_mla", own.get(f"attention.{kind}_length"))
+        for kind in ("key", "value")
+    )
+    rotated = own.get("rope.dimension_count")
+    groups = own.get("expert_group_count")
+    return fields | {
+        "num_key_value_heads": config.get("num_attention_heads"),
+        "q_lora_rank": own.get("attention.q_lora_rank"),
+        "kv_lora_rank": own.get("attention.kv_lora_rank"),
+        "qk_rope_head_dim": rotated,
+        "qk_nope_head_dim": key - rotated if type(key) is type(rotated) is int else None,
+        "v_head_dim": value,
+        "first_k_dense_replace": own.get("leading_dense_block_count"),
+        "moe_intermediate_size": own.get("expert_feed_forward_length"),
+        "n_routed_experts": own.get("expert_count"),
+        "n_shared_experts": own.get("expert_shared_count"),
+        "num_experts_per_tok": own.get("expert_used_count"),
+        "routed_scaling_factor": own.get("expert_weights_scale"),
+        "norm_topk_prob": own.get("expert_weights_norm"),
+        "scoring_func": GATING.get(own.get("expert_gating_func"), "unknown"),
+        "topk_method": "group_limited_greedy" if groups else "greedy",
+        "n_group": groups,
+        "topk_group": own.get("expert_group_used_count"),
+    }
+
+
 def gemma2(config, own, tensors):
     # The 27 B model, of 46 layers, alone has another scale than that of its heads.
     is_27b = config.get("num_hidden_layers") == 46
@@ -234,6 +294,47 @@ ARCHITECTURES = {
         constants={"hidden_act": "relu2"},
         finish=partial_rope,
         norm_offset=1.0,
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {key: value for key, value in ATTENTION.items() if key != "ffn_norm"}
+        | {
+            "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks.weight": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+            "ffn_down_exps.weight": "mlp.experts.down_proj",
+            "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
+        },
+        joins={
+            "mlp.experts.gate_up_proj": (("ffn_gate_exps.weight", "ffn_up_exps.weight"), interleaved),
+            "mlp.experts.gate_up_proj_bias": (("ffn_gate_exps.bias", "ffn_up_exps.bias"), interleaved),
+        },
+        finish=gpt_oss,
+    ),
+    "deepseek2": Architecture(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        ATTENTION
+        | GATED
+        | {
+            "attn_q_a": "self_attn.q_a_proj",
+            "attn_q_a_norm": "self_attn.q_a_layernorm",
+            "attn_q_b": "self_attn.q_b_proj",
+            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+            "attn_kv_b": "self_attn.kv_b_proj",
+            "ffn_gate_inp": "mlp.gate",
+            "ffn_gate_exps": "mlp.experts.*.gate_proj",
+            "ffn_up_exps": "mlp.experts.*.up_proj",
+            "ffn_down_exps": "mlp.experts.*.down_proj",
+            "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+            "ffn_up_shexp": "mlp.shared_experts.up_proj",
+            "ffn_down_shexp": "mlp.shared_experts.down_proj",
+        },
+        joins={"self_attn.kv_b_proj.weight": (("attn_k_b.weight", "attn_v_b.weight"), keys_and_values)},
+        fields={key: value for key, value in DECODER_FIELDS.items() if key != "attention.key_length"},
+        finish=deepseek_v2,
     ),
     "gpt2": Architecture(
         "gpt2",

@@ -129,6 +129,51 @@ class GgufTensor:
         return ops.QuantizedWeight(values, scales, None, FORMATS[self._type], depth, GROUP)
 
 
+class JoinedTensor:
+    """Tensors of a GGUF file that are one of a checkpoint, joined expert by expert or head by head."""
+
+    dtype = "joined"
+
+    def __init__(self, parts, shape, join):
+        self.key = " and ".join(part.key for part in parts)
+        self.shape = shape
+        self._parts, self._join = parts, join
+
+    def read_dense(self) -> Tensor:
+        """float32."""
+        count = self._parts[0].shape[0]
+        values = torch.empty(self.shape)
+        for i, piece in enumerate(values.view(count, -1)):
+            piece.copy_(self._join(*(part.part(i).read_dense() for part in self._parts)).flatten())
+        return values
+
+    def release(self) -> None:
+        for part in self._parts:
+            part.release()
+
+
+def interleaved(gate: GgufTensor, up: GgufTensor) -> JoinedTensor:
+    """[E, 2 N, ...]: the rows 2 n and 2 n + 1 are the rows n of the two, as gpt-oss has them."""
+    if gate.shape != up.shape or len(gate.shape) < 2:
+        raise _do_not_fit(gate, up)
+    experts, rows, *rest = gate.shape
+    return JoinedTensor([gate, up], (experts, 2 * rows, *rest), lambda *two: torch.stack(two, 1))
+
+
+def keys_and_values(keys: GgufTensor, values: GgufTensor) -> JoinedTensor:
+    """[H (D + D'), R]: of each head the rows of keys, which are stored as [R, D], and those of values."""
+    if not len(keys.shape) == len(values.shape) == 3 or keys.shape[:2] != (values.shape[0], values.shape[2]):
+        raise _do_not_fit(keys, values)
+    heads, rank, width = keys.shape
+    shape = heads * (width + values.shape[1]), rank
+    return JoinedTensor([keys, values], shape, lambda k, v: torch.cat((k.mT, v)))
+
+
+def _do_not_fit(a, b):
+    shapes = f"{list(a.shape)} and {list(b.shape)}"
+    return CheckpointError(f"the tensors {a.key!r:.80} and {b.key!r:.80} of {shapes} do not fit each other")
+
+
 def _to_neighbours(codes):
     """Bytes of the codes j and j + 16 -> bytes of the codes 2 j and 2 j + 1."""
     low, high = codes & 15, codes >> 4
