@@ -1,4 +1,4 @@
-"""The prefill of a Llama of TinyLlama's shape, 1.1 billion random parameters, up to the last token's logits."""
+"""The prefill of a Llama of TinyLlama's shape, 1.1 billion random parameters: the last token's logits."""
 
 import tempfile
 from pathlib import Path

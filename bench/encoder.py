@@ -29,6 +29,9 @@ def t5_small():
 @pytest.mark.parametrize("mode", [None, "int8_dynamic"])
 @pytest.mark.parametrize("make", [bert_base, t5_small])
 def bench_encoder(compare, peer, data, tmp_path, make, mode):
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one is enough
     torch.manual_seed(0)
     with torch.inference_mode(False):
         theirs = make().eval()

@@ -67,6 +67,7 @@ class Encoder:
                 spec = TransformerEncoderModelSpec(T5Loader().get_model_spec(model).encoder)
                 spec.config.layer_norm_epsilon = model.config.layer_norm_epsilon
             else:
+                model.config.position_embedding_type = "absolute"  # which transformers 5 no longer writes
                 spec = BertLoader().get_model_spec(model)
                 spec.config.layer_norm_epsilon = model.config.layer_norm_eps
             spec.register_vocabulary([f"<{i}>" for i in range(model.config.vocab_size)])
