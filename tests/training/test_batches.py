@@ -14,7 +14,7 @@ def test_every_example_once_within_the_limit(objective):
     batches = Batches(objective, 1000)
     for epoch in range(3):
         found = batches.epoch(epoch)
-        assert sorted(sum(found, [])) == list(range(objective.examples))
+        assert sorted(index for batch in found for index in batch) == list(range(objective.examples))
         sums = [objective.lengths()[batch].sum() for batch in found]
         assert max(sums) <= 1000
         assert np.mean(sums) > 850

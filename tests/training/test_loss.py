@@ -105,7 +105,8 @@ def test_a_few_steps_lower_the_loss(objective, tokenizer, autocast):
 def test_to_a_device(objective):
     batch = objective.batch(range(3), 0)
     moved = batch.to("meta")
-    assert type(moved) is type(batch) and moved.targets == batch.targets
+    assert type(moved) is type(batch)
+    assert moved.targets == batch.targets
     assert {tensor.device.type for tensor in (moved.labels, *moved.inputs.values())} == {"meta"}
 
 

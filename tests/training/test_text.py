@@ -14,7 +14,8 @@ def test_lines(tmp_path):
     texts = read_texts(write(tmp_path, b"\xef\xbb\xbfone\n  two \r\n\n \nthree\n\n"))
     assert texts.rows == [("one",), ("two",), ("three",)]
     assert texts.documents == [range(2), range(2, 3)]
-    assert texts.skipped == {} and texts.report() == ""
+    assert texts.skipped == {}
+    assert texts.report() == ""
 
 
 def test_what_is_skipped_of_lines(tmp_path):

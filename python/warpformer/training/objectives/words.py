@@ -13,6 +13,7 @@ class Words:
 
     Attributes:
         spaced: [V] bool, whether it begins with white space.
+        spaces: [V] bool, whether it is nothing but spaces, which belong to the word after them.
         kinds: [V], whether its last character is a letter, a digit or neither; bytes of no whole character
             count as letters.
         ends: [V] bool, whether a sentence may end with it: it has a full stop or its like, or a line break.
@@ -22,14 +23,16 @@ class Words:
     def __init__(self, tokenizer: Tokenizer):
         texts = token_texts(tokenizer)
         self.spaced = np.array([text[:1].isspace() for text in texts])
+        self.spaces = np.array([bool(text) and not text.strip(" ") for text in texts])
         self.kinds = np.array([kind(text) for text in texts])
         self.ends = np.array([text.rstrip(CLOSING)[-1:] in [*ENDS] for text in texts])
         self.trails = np.array([bool(text) and not text.strip(CLOSING + ENDS) for text in texts])
 
     def starts(self, tokens: np.ndarray) -> np.ndarray:
         """[N] bool, where in tokens [N] words begin."""
-        kinds = self.kinds[tokens]
-        return self.spaced[tokens] | (np.diff(kinds, prepend=-1) != 0)
+        starts = self.spaced[tokens] | (np.diff(self.kinds[tokens], prepend=-1) != 0)
+        starts[1:] &= ~self.spaces[tokens[:-1]]
+        return starts
 
     def sentences(self, tokens: np.ndarray) -> list[np.ndarray]:
         """Tokens [N] in pieces, each up to the end of a sentence."""
