@@ -60,7 +60,9 @@ def write_checkpoint(
     tensors = {name: value.detach().contiguous() for name, value in trained_parameters(model).items()}
     save_file(tensors, partial / FILES[0])
     save_file(optimizer_state(model, optimizer), partial / FILES[1])
-    files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in FILES}
+    files = {
+        name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in FILES
+    }
     state = {"progress": asdict(progress), "identity": identity, "files": files}
     (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for path in (*partial.iterdir(), partial):
@@ -158,7 +160,9 @@ def check_file(path: Path, expected):
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if (size := path.stat().st_size) != expected["bytes"]:
-        raise CheckpointError(f"{path} is damaged: it has {size} bytes, and was written with {expected['bytes']}")
+        raise CheckpointError(
+            f"{path} is damaged: it has {size} bytes, and was written with {expected['bytes']}"
+        )
     if sha256(path) != expected["sha256"]:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not that of state.json")
 

@@ -33,6 +33,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False):
+        self.board = board(folder / "tensorboard", step) if tensorboard else None
         path = folder / "log.csv"
         kept = [row for row in read_rows(path) if int(row["step"]) <= step] if step else []
         partial = path.with_name("log.csv.partial")
@@ -43,7 +44,6 @@ class Log:
         os.replace(partial, path)
         self.file = path.open("a", buffering=1, newline="", encoding="utf-8")  # a row is there at once
         self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n")
-        self.board = board(folder / "tensorboard", step) if tensorboard else None
 
     def write(self, row: dict):
         self.writer.writerow(row)
@@ -105,7 +105,9 @@ def plot(folder: Path) -> None:
     axes = (figure := Figure((8, 5), layout="constrained")).subplots()
     axes.plot(*train, color="tab:blue", alpha=0.25, linewidth=0.8)
     parts = [part for part in np.array_split(train, SMOOTHED, axis=1) if part.size]
-    axes.plot(*np.array([part.mean(1) for part in parts]).reshape(-1, 2).T, color="tab:blue", label="training")
+    axes.plot(
+        *np.array([part.mean(1) for part in parts]).reshape(-1, 2).T, color="tab:blue", label="training"
+    )
     axes.plot(*valid, color="tab:orange", marker="o", markersize=3, label="validation")
     axes.set(xlabel="step", ylabel="loss, nats per target")
     axes.grid(alpha=0.3)

@@ -16,10 +16,9 @@ from warpformer.models._config import CheckpointError
 from warpformer.models._init import init_
 from warpformer.models._seq2seq import Seq2Seq
 from warpformer.save import write_json
-from warpformer.training import distributed
+from warpformer.training import OBJECTIVES, distributed
 from warpformer.training.checkpoint import check_identity, sha256
 from warpformer.training.config import TrainConfig, check_keys, read_section
-from warpformer.training import OBJECTIVES
 from warpformer.training.objectives.objective import Objective
 from warpformer.training.text import Texts, read_texts
 from warpformer.training.tokenizer import train_tokenizer
@@ -257,7 +256,10 @@ def make_objective(config: RunConfig, of: str, texts: Texts, tokenizer: Tokenize
 def make_model(config: RunConfig, objective: Objective, tokenizer: Tokenizer) -> nn.Module:
     """A new model of the section [model], its parameters by the seed."""
     values = {"vocab_size": tokenizer.get_vocab_size()} | objective.token_ids | config.model
-    module = model_module(values)
+    try:
+        module = model_module(values)
+    except CheckpointError as error:
+        raise InputError(f"[model] {error}") from error
     known = {field.name for field in fields(module.Config)}
     names = ("model_type", "architectures", "initializer_range")
     check_keys("model", config.model, {*known, *objective.token_ids, *names})
@@ -269,7 +271,10 @@ def make_model(config: RunConfig, objective: Objective, tokenizer: Tokenizer) ->
             f"[model] vocab_size = {values['vocab_size']} is below the tokenizer's {tokenizer.get_vocab_size()}"
         )
     torch.manual_seed(config.train.seed)
-    model = build(module, values)
+    try:
+        model = build(module, values)
+    except CheckpointError as error:
+        raise InputError(f"[model] {error}") from error
     if not isinstance(getattr(model, "backbone", model), Seq2Seq):  # those initialize themselves
         init_(model, values.get("initializer_range", INITIALIZER_RANGE))
     longest = getattr(model.config, "max_length", None)

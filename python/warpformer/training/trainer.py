@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from warpformer.training.checkpoint import (
     Progress,
     checkpoints,
     read_checkpoint,
+    sync,
     trained_parameters,
     write_checkpoint,
 )
@@ -33,6 +35,7 @@ from warpformer.training.log import Log, can_plot, plot
 from warpformer.training.objectives.objective import Batch, Objective
 from warpformer.training.schedule import learning_rate
 
+SAME_SIGNAL = 3.0  # seconds
 SAMPLED = 1000  # examples that the fingerprint of an objective is made of
 
 log = logging.getLogger("warpformer")
@@ -150,7 +153,7 @@ class Trainer:
 
     def train(self) -> Result:
         """Trains up to the first limit. SIGINT and SIGTERM end it after the step that they find, with a
-        checkpoint; a second one ends it at once.
+        checkpoint; one more, after three seconds, ends it at once.
 
         Raises:
             DivergedError: the loss or the gradient of a step is no number; the checkpoints before it stay.
@@ -239,10 +242,7 @@ class Trainer:
         (loss,) = distributed.total(loss.item())
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or math.inf).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(
-                f"step {progress.step + 1}: the loss is {loss}, the norm of its gradient {norm}; a lower "
-                f"learning_rate or a longer warm-up may help. {self.last_checkpoint()}"
-            )
+            self.diverged(progress.step + 1, f"the loss is {loss}, the norm of its gradient {norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.step += 1
@@ -293,11 +293,16 @@ class Trainer:
     def save_result(self):
         if self.rank == 0:
             self.save(self.model, self.out)
+            for path in self.out.iterdir():
+                if path.is_file():
+                    sync(path)
 
     def checkpoint(self):
         """Writes one, unless this step has one."""
         if self.progress.step == self.saved:
             return
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            self.diverged(self.progress.step, "a parameter is no number any more")
         if self.rank == 0:
             self.log.sync()
             write_checkpoint(self.out, self.model, self.optimizer, self.progress, self.identity_now)
@@ -312,9 +317,12 @@ class Trainer:
             self.evaluate_and_keep_best()
         self.checkpoint()
 
-    def last_checkpoint(self) -> str:
+    def diverged(self, step: int, what: str) -> NoReturn:
         found = checkpoints(self.out)
-        return f"The last checkpoint is {found[-1]}" if found else "There is no checkpoint yet"
+        last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        raise DivergedError(
+            f"step {step}: {what}; {last}. A lower learning_rate or a longer warm-up may help"
+        )
 
     def bar(self, stack: ExitStack) -> tqdm:
         """Of steps, as many as the limits allow as far as is known."""
@@ -373,16 +381,20 @@ def fingerprint(objective: Objective) -> str:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Yields the SIGINT and SIGTERM that came, one at most: the next does what it did before."""
-    caught = []
+    """Yields what has the first SIGINT or SIGTERM once it came. Another one interrupts, unless it follows at
+    once, as where torchrun passes on what its processes got themselves."""
+    caught, since = [], 0.0
     if threading.current_thread() is not threading.main_thread():
         yield caught  # which gets none
         return
 
     def note(number, frame):
-        caught.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        nonlocal since
+        if caught and time.monotonic() - since > SAME_SIGNAL:
+            raise KeyboardInterrupt
+        if not caught:
+            caught.append(number)
+            since = time.monotonic()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
