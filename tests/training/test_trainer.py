@@ -1,6 +1,7 @@
 import math
 import signal
 import sys
+from itertools import chain
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_accumulation_is_one_large_batch(pairs, tokenizer, tmp_path):
     micro_batches = trainer.batches.epoch(0)[:3]
     targets = [trainer.objective.batch(indices, 0).targets for indices in micro_batches]
     assert len(set(targets)) > 1
-    loss = trainer.objective.loss(model, trainer.objective.batch(sum(micro_batches, []), 0))
+    loss = trainer.objective.loss(model, trainer.objective.batch([*chain(*micro_batches)], 0))
     loss.backward()
     expected = {name: value.grad.clone() for name, value in model.named_parameters()}
     model.zero_grad()
@@ -206,3 +207,14 @@ def test_refusals(pairs, tokenizer, tmp_path):
         make_trainer(pairs, tokenizer, tmp_path, model=model.requires_grad_(False))
     with pytest.raises(wf.InputError, match="patience needs validation data"):
         make_trainer(pairs, tokenizer, tmp_path, patience=1)
+
+
+def test_a_validation_loss_that_is_no_number_is_not_the_best(pairs, tokenizer, tmp_path):
+    valid, saved = make_objective(pairs, tokenizer, range(20)), []
+    valid.loss = lambda model, batch: torch.tensor(math.nan)
+    trainer = make_trainer(
+        pairs, tokenizer, tmp_path, valid=valid, save=lambda *_: saved.append(1), eval_every=2
+    )
+    with pytest.raises(DivergedError, match="step 2: the validation loss is nan; there is no checkpoint yet"):
+        trainer.train()
+    assert not saved

@@ -8,15 +8,18 @@ import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from warpformer.checkpoint import read_json
 from warpformer.models._config import CheckpointError
+from warpformer.training.objectives.objective import Objective
 
 KEPT = 2
 NAME = re.compile(r"checkpoint-(\d+)")
+SAMPLED = 1000  # examples that the fingerprint of an objective is made of
 FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -177,6 +180,17 @@ def check_identity(path: Path, found: dict, identity: dict, free: tuple[str, ...
                 f"{path} is of another run: {name} = {found.get(name)!r:.80} there, "
                 f"{identity.get(name)!r:.80} here"
             )
+
+
+def fingerprint(objective: Objective) -> str:
+    """Of the examples: all lengths, and the values of a thousand."""
+    digest = hashlib.sha256(np.ascontiguousarray(objective.lengths(), np.int64))
+    count = objective.examples
+    for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)).tolist():
+        for name, value in sorted(objective.example(index, 0).items()):
+            digest.update(f"{name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
 
 
 def flat(values: dict, prefix: str = "") -> dict:

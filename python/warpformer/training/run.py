@@ -150,7 +150,7 @@ def check_options(name: str, values: dict):
 
 def train(config: RunConfig, *, resume: bool = False) -> Result:
     """Trains the model of a configuration in the folder config.out, which then is one that `wf.load` reads,
-    with tokenizer.json, log.csv, loss.png and train.json: the configuration, time and tokens, the lowest loss.
+    with tokenizer.json, log.csv, loss.png and train.json: configuration, time and tokens, the lowest loss.
 
     Args:
         resume: go on with the run in that folder; one that has no checkpoint yet begins anew.
@@ -178,7 +178,7 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         trainer = Trainer(model, objectives[0], config.train, out, valid=valid)
         if resume:
             log.info("%s: after step %d", out, trainer.resume())
-        about |= {"processes": distributed.world(), "parameters": sum(p.numel() for p in model.parameters())}
+        about |= {"processes": distributed.world(), "parameters": count_parameters(model)}
         if distributed.rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
             tokenizer.save(str(out / "tokenizer.json"))
@@ -187,6 +187,10 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         if distributed.rank() == 0:
             write_json(out / ABOUT, about | {"result": asdict(result)})
     return result
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def paths(data: DataConfig) -> dict[str, str]:
@@ -266,10 +270,9 @@ def make_model(config: RunConfig, objective: Objective, tokenizer: Tokenizer) ->
     for name, value in objective.token_ids.items():
         if values[name] != value:
             raise InputError(f"[model] {name} = {values[name]!r:.80}, but the tokenizer makes it {value}")
-    if type(values["vocab_size"]) is int and values["vocab_size"] < tokenizer.get_vocab_size():
-        raise InputError(
-            f"[model] vocab_size = {values['vocab_size']} is below the tokenizer's {tokenizer.get_vocab_size()}"
-        )
+    size, tokens = values["vocab_size"], tokenizer.get_vocab_size()
+    if type(size) is int and size < tokens:
+        raise InputError(f"[model] vocab_size = {size} is below the tokenizer's {tokens}")
     torch.manual_seed(config.train.seed)
     try:
         model = build(module, values)
