@@ -152,9 +152,7 @@ def quantize(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A .toml file; docs/training.md has its keys.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run.", show_default="out of CONFIG")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="out of CONFIG")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
 ):
     """Trains a model as CONFIG says. Ctrl-C ends it with a checkpoint, from which --resume goes on.
@@ -165,8 +163,9 @@ def train(
 
     from warpformer.training import run
 
+    is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
-    run.log.setLevel(logging.INFO)
+    run.log.setLevel(logging.INFO if is_first else logging.ERROR)
     settings = run.read_run_config(config)
     if out is not None:
         settings.out = str(out)
@@ -174,10 +173,13 @@ def train(
         result = run.train(settings, resume=resume)
     progress = result.progress
     ended = f"{result.reason} after step {progress.step}, {progress.tokens} tokens, {progress.seconds:.0f} s"
-    if result.signal is not None:
+    if result.signal is not None and is_first:
         option = "" if out is None else f" --out {out}"
         print(f"{ended}; to go on: warpformer train {config}{option} --resume", file=sys.stderr)
+    if result.signal is not None:
         sys.exit(128 + result.signal)
+    if not is_first:
+        return
     best = "" if progress.best_loss is None else f"; validation loss {progress.best_loss:.4f}"
     console.print(f"{ended}{best}; the model is in {settings.out}", highlight=False, soft_wrap=True)
 

@@ -80,7 +80,7 @@ def stored_tensors(model, keys) -> Iterator[tuple[str, Tensor]]:
     """Name in checkpoints and value of each tensor, once where modules share it."""
     prefix = getattr(model, "prefix", None)
     tied = {name for name in tied_modules(model) if not hasattr(model.get_submodule(name), "format")}
-    for name, module in tqdm([*model.named_modules()], "Saving", unit="module", disable=None):
+    for name, module in tqdm([*model.named_modules()], "Saving", unit="module", leave=None, disable=None):
         state = {}
         if isinstance(module, PackedEmbedding):
             state["weight"] = module.weight

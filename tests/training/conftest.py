@@ -1,10 +1,20 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from warpformer.training import Texts, read_texts, train_tokenizer
 
 VERSES = Path(__file__).parents[2] / "examples/data/bible.en-es.valid.tsv"
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread():
+    """Steps of models so small take ten times as long where two threads wait for a busy core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,17 @@
-"""Training: texts, tokenizers, objectives, batches."""
+"""Training: texts, tokenizers, objectives, batches, the loop."""
 
 from warpformer.training.batches import Batches
+from warpformer.training.config import TrainConfig
 from warpformer.training.objectives.causal import CausalLM
 from warpformer.training.objectives.denoising import Denoising
 from warpformer.training.objectives.masked import MaskedLM
 from warpformer.training.objectives.objective import Batch, Objective
 from warpformer.training.objectives.seq2seq import Seq2Seq
 from warpformer.training.objectives.span_corruption import SpanCorruption
+from warpformer.training.schedule import learning_rate
 from warpformer.training.text import Texts, read_texts
 from warpformer.training.tokenizer import train_tokenizer
+from warpformer.training.trainer import DivergedError, Result, Trainer
 
 OBJECTIVES = {
     "causal": CausalLM,
@@ -24,11 +27,16 @@ __all__ = [
     "Batches",
     "CausalLM",
     "Denoising",
+    "DivergedError",
     "MaskedLM",
     "Objective",
+    "Result",
     "Seq2Seq",
     "SpanCorruption",
     "Texts",
+    "TrainConfig",
+    "Trainer",
+    "learning_rate",
     "read_texts",
     "train_tokenizer",
 ]

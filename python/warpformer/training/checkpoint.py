@@ -8,15 +8,18 @@ import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from warpformer.checkpoint import read_json
 from warpformer.models._config import CheckpointError
+from warpformer.training.objectives.objective import Objective
 
 KEPT = 2
 NAME = re.compile(r"checkpoint-(\d+)")
+SAMPLED = 1000  # examples that the fingerprint of an objective is made of
 FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -60,7 +63,9 @@ def write_checkpoint(
     tensors = {name: value.detach().contiguous() for name, value in trained_parameters(model).items()}
     save_file(tensors, partial / FILES[0])
     save_file(optimizer_state(model, optimizer), partial / FILES[1])
-    files = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in FILES}
+    files = {
+        name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in FILES
+    }
     state = {"progress": asdict(progress), "identity": identity, "files": files}
     (partial / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for path in (*partial.iterdir(), partial):
@@ -158,7 +163,9 @@ def check_file(path: Path, expected):
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if (size := path.stat().st_size) != expected["bytes"]:
-        raise CheckpointError(f"{path} is damaged: it has {size} bytes, and was written with {expected['bytes']}")
+        raise CheckpointError(
+            f"{path} is damaged: it has {size} bytes, and was written with {expected['bytes']}"
+        )
     if sha256(path) != expected["sha256"]:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not that of state.json")
 
@@ -173,6 +180,17 @@ def check_identity(path: Path, found: dict, identity: dict, free: tuple[str, ...
                 f"{path} is of another run: {name} = {found.get(name)!r:.80} there, "
                 f"{identity.get(name)!r:.80} here"
             )
+
+
+def fingerprint(objective: Objective) -> str:
+    """Of the examples: all lengths, and the values of a thousand."""
+    digest = hashlib.sha256(np.ascontiguousarray(objective.lengths(), np.int64))
+    count = objective.examples
+    for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)).tolist():
+        for name, value in sorted(objective.example(index, 0).items()):
+            digest.update(f"{name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
 
 
 def flat(values: dict, prefix: str = "") -> dict:

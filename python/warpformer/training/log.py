@@ -1,16 +1,21 @@
-"""What a run of training writes down of itself: log.csv, loss.png, and a log for TensorBoard."""
+"""What a run of training says of itself: log.csv, loss.png, a log for TensorBoard, a progress bar."""
 
 import csv
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from warpformer._C import InputError
 from warpformer.models._config import CheckpointError
+from warpformer.training.checkpoint import Progress
+from warpformer.training.config import TrainConfig
+from warpformer.training.distributed import rank
 
 FIELDS = ("step", "epoch", "tokens", "seconds", "learning_rate", "loss", "gradient_norm", "valid_loss")
 SMOOTHED = 50  # parts of the curve, each the mean of its steps
@@ -33,6 +38,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False):
+        self.board = board(folder / "tensorboard", step) if tensorboard else None
         path = folder / "log.csv"
         kept = [row for row in read_rows(path) if int(row["step"]) <= step] if step else []
         partial = path.with_name("log.csv.partial")
@@ -43,7 +49,6 @@ class Log:
         os.replace(partial, path)
         self.file = path.open("a", buffering=1, newline="", encoding="utf-8")  # a row is there at once
         self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n")
-        self.board = board(folder / "tensorboard", step) if tensorboard else None
 
     def write(self, row: dict):
         self.writer.writerow(row)
@@ -105,7 +110,9 @@ def plot(folder: Path) -> None:
     axes = (figure := Figure((8, 5), layout="constrained")).subplots()
     axes.plot(*train, color="tab:blue", alpha=0.25, linewidth=0.8)
     parts = [part for part in np.array_split(train, SMOOTHED, axis=1) if part.size]
-    axes.plot(*np.array([part.mean(1) for part in parts]).reshape(-1, 2).T, color="tab:blue", label="training")
+    axes.plot(
+        *np.array([part.mean(1) for part in parts]).reshape(-1, 2).T, color="tab:blue", label="training"
+    )
     axes.plot(*valid, color="tab:orange", marker="o", markersize=3, label="validation")
     axes.set(xlabel="step", ylabel="loss, nats per target")
     axes.grid(alpha=0.3)
@@ -113,3 +120,37 @@ def plot(folder: Path) -> None:
     partial = folder / "loss.partial.png"
     figure.savefig(partial, dpi=120)
     os.replace(partial, folder / "loss.png")
+
+
+class Bar(tqdm):
+    """Of steps, as many as the limits allow as far as is known: loss, tokens/s and the time that is left.
+
+    Args:
+        config: its limits.
+        progress: which the trainer moves on.
+        batches: micro-batches of each process in an epoch.
+    """
+
+    def __init__(self, config: TrainConfig, progress: Progress, batches: int):
+        self.config, self.progress = config, progress
+        steps = [config.max_steps] if config.max_steps else []
+        if config.max_epochs:
+            steps.append(config.max_epochs * math.ceil(batches / config.accumulate))
+        super().__init__(
+            total=min(steps, default=None),
+            initial=progress.step,
+            desc="Training",
+            unit="step",
+            disable=None if rank() == 0 else True,
+            smoothing=0.05,
+        )
+
+    def show(self, loss: float):
+        """One more step; where only the time is limited, the end is what the steps so far come to."""
+        progress, config = self.progress, self.config
+        if not (config.max_steps or config.max_epochs):
+            self.total = max(progress.step, int(progress.step * 60 * config.max_minutes / progress.seconds))
+        best = {} if progress.best_loss is None else {"best": f"{progress.best_loss:.3f}"}
+        speed = {"tokens/s": f"{progress.tokens / progress.seconds:.0f}"}
+        self.set_postfix({"loss": f"{loss:.3f}"} | best | speed, refresh=False)
+        self.update()

@@ -16,10 +16,9 @@ from warpformer.models._config import CheckpointError
 from warpformer.models._init import init_
 from warpformer.models._seq2seq import Seq2Seq
 from warpformer.save import write_json
-from warpformer.training import distributed
+from warpformer.training import OBJECTIVES, distributed
 from warpformer.training.checkpoint import check_identity, sha256
 from warpformer.training.config import TrainConfig, check_keys, read_section
-from warpformer.training import OBJECTIVES
 from warpformer.training.objectives.objective import Objective
 from warpformer.training.text import Texts, read_texts
 from warpformer.training.tokenizer import train_tokenizer
@@ -151,7 +150,7 @@ def check_options(name: str, values: dict):
 
 def train(config: RunConfig, *, resume: bool = False) -> Result:
     """Trains the model of a configuration in the folder config.out, which then is one that `wf.load` reads,
-    with tokenizer.json, log.csv, loss.png and train.json: the configuration, time and tokens, the lowest loss.
+    with tokenizer.json, log.csv, loss.png and train.json: configuration, time and tokens, the lowest loss.
 
     Args:
         resume: go on with the run in that folder; one that has no checkpoint yet begins anew.
@@ -179,7 +178,7 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         trainer = Trainer(model, objectives[0], config.train, out, valid=valid)
         if resume:
             log.info("%s: after step %d", out, trainer.resume())
-        about |= {"processes": distributed.world(), "parameters": sum(p.numel() for p in model.parameters())}
+        about |= {"processes": distributed.world(), "parameters": count_parameters(model)}
         if distributed.rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
             tokenizer.save(str(out / "tokenizer.json"))
@@ -188,6 +187,10 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         if distributed.rank() == 0:
             write_json(out / ABOUT, about | {"result": asdict(result)})
     return result
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def paths(data: DataConfig) -> dict[str, str]:
@@ -257,19 +260,24 @@ def make_objective(config: RunConfig, of: str, texts: Texts, tokenizer: Tokenize
 def make_model(config: RunConfig, objective: Objective, tokenizer: Tokenizer) -> nn.Module:
     """A new model of the section [model], its parameters by the seed."""
     values = {"vocab_size": tokenizer.get_vocab_size()} | objective.token_ids | config.model
-    module = model_module(values)
+    try:
+        module = model_module(values)
+    except CheckpointError as error:
+        raise InputError(f"[model] {error}") from error
     known = {field.name for field in fields(module.Config)}
     names = ("model_type", "architectures", "initializer_range")
     check_keys("model", config.model, {*known, *objective.token_ids, *names})
     for name, value in objective.token_ids.items():
         if values[name] != value:
             raise InputError(f"[model] {name} = {values[name]!r:.80}, but the tokenizer makes it {value}")
-    if type(values["vocab_size"]) is int and values["vocab_size"] < tokenizer.get_vocab_size():
-        raise InputError(
-            f"[model] vocab_size = {values['vocab_size']} is below the tokenizer's {tokenizer.get_vocab_size()}"
-        )
+    size, tokens = values["vocab_size"], tokenizer.get_vocab_size()
+    if type(size) is int and size < tokens:
+        raise InputError(f"[model] vocab_size = {size} is below the tokenizer's {tokens}")
     torch.manual_seed(config.train.seed)
-    model = build(module, values)
+    try:
+        model = build(module, values)
+    except CheckpointError as error:
+        raise InputError(f"[model] {error}") from error
     if not isinstance(getattr(model, "backbone", model), Seq2Seq):  # those initialize themselves
         init_(model, values.get("initializer_range", INITIALIZER_RANGE))
     longest = getattr(model.config, "max_length", None)

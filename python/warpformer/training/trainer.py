@@ -1,21 +1,18 @@
 """The loop of training: steps, evaluations, checkpoints."""
 
-import hashlib
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from warpformer._C import InputError
 from warpformer.save import save as save_model
@@ -24,16 +21,17 @@ from warpformer.training.batches import Batches
 from warpformer.training.checkpoint import (
     Progress,
     checkpoints,
+    fingerprint,
     read_checkpoint,
+    sync,
     trained_parameters,
     write_checkpoint,
 )
 from warpformer.training.config import TrainConfig
-from warpformer.training.log import Log, can_plot, plot
+from warpformer.training.log import Bar, Log, can_plot, plot
 from warpformer.training.objectives.objective import Batch, Objective
 from warpformer.training.schedule import learning_rate
-
-SAMPLED = 1000  # examples that the fingerprint of an objective is made of
+from warpformer.training.signals import signals
 
 log = logging.getLogger("warpformer")
 
@@ -127,12 +125,11 @@ class Trainer:
         self.batches = Batches(objective, config.max_tokens, config.seed, self.rank, self.world)
         self.valid_batches = None if valid is None else Batches(valid, config.max_tokens).epoch(0)
         self.progress = Progress()
-
-    def identity(self) -> dict:
-        """What a checkpoint must share with a run that goes on from it."""
-        data = {"train": fingerprint(self.objective)}
-        data |= {} if self.valid is None else {"valid": fingerprint(self.valid)}
-        return {"train": asdict(self.config), "data": data, "processes": self.world}
+        self.saved = 0  # the step of the newest checkpoint
+        self.log: Log | None = None  # of rank 0, while it trains
+        data = {"train": fingerprint(objective)} | ({} if valid is None else {"valid": fingerprint(valid)})
+        # What a checkpoint must share with a run that goes on from it.
+        self.identity = {"train": asdict(config), "data": data, "processes": self.world}
 
     def resume(self) -> int:
         """Goes on from the newest checkpoint in `out`, and returns its step; 0 if there is none.
@@ -144,13 +141,14 @@ class Trainer:
         found = checkpoints(self.out)
         if found:
             self.progress = read_checkpoint(
-                found[-1], self.model, self.optimizer, self.identity(), self.config.free()
+                found[-1], self.model, self.optimizer, self.identity, self.config.free()
             )
+            self.saved = self.progress.step
         return self.progress.step
 
     def train(self) -> Result:
         """Trains up to the first limit. SIGINT and SIGTERM end it after the step that they find, with a
-        checkpoint; a second one ends it at once.
+        checkpoint; one more, after three seconds, ends it at once.
 
         Raises:
             DivergedError: the loss or the gradient of a step is no number; the checkpoints before it stay.
@@ -159,27 +157,25 @@ class Trainer:
         if self.progress.step == 0 and checkpoints(self.out):
             raise FileExistsError(f"{self.out} has checkpoints: resume, or choose another folder")
         self.out.mkdir(parents=True, exist_ok=True)
-        self.saved = self.progress.step
-        self.identity_now = self.identity()
         self.started = time.monotonic() - self.progress.seconds
         self.model.train()
         loss = Loss(self.model, self.objective)
         self.network = DistributedDataParallel(loss) if self.world > 1 else loss
         with ExitStack() as stack:
             caught = stack.enter_context(signals())
-            self.log, plots = None, False
+            plots = False
             if self.rank == 0:
                 self.log = Log(self.out, self.progress.step, self.config.tensorboard)
                 stack.callback(self.log.close)
                 plots = can_plot()
-            bar = self.bar(stack)
+            bar = stack.enter_context(Bar(self.config, self.progress, len(self.batches.epoch(0))))
             reason = self.run(caught, bar)
             self.finish(reason)
         if plots:
             plot(self.out)
         return Result(reason, replace(self.progress), caught[0] if caught else None)
 
-    def run(self, caught: list[int], bar: tqdm) -> str:
+    def run(self, caught: list[int], bar: Bar) -> str:
         """Steps until there is a reason to stop, which is returned."""
         config, progress = self.config, self.progress
         for micro_batches in self.steps():
@@ -187,7 +183,7 @@ class Trainer:
                 return reason
             row = self.step(micro_batches)
             self.write(row)
-            self.show(bar, row)
+            bar.show(row["loss"])
             if self.valid is not None and progress.step % config.eval_every == 0:
                 self.evaluate_and_keep_best()
             if progress.step % config.save_every == 0:
@@ -239,10 +235,7 @@ class Trainer:
         (loss,) = distributed.total(loss.item())
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip or math.inf).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(
-                f"step {progress.step + 1}: the loss is {loss}, the norm of its gradient {norm}; a lower "
-                f"learning_rate or a longer warm-up may help. {self.last_checkpoint()}"
-            )
+            self.diverged(progress.step + 1, f"the loss is {loss}, the norm of its gradient {norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         progress.step += 1
@@ -271,6 +264,8 @@ class Trainer:
 
     def evaluate_and_keep_best(self):
         progress, loss = self.progress, self.evaluate()
+        if not math.isfinite(loss):
+            self.diverged(progress.step, f"the validation loss is {loss}")
         self.write({"valid_loss": loss})
         progress.evaluated = progress.step
         if progress.best_loss is None or loss < progress.best_loss:
@@ -293,14 +288,19 @@ class Trainer:
     def save_result(self):
         if self.rank == 0:
             self.save(self.model, self.out)
+            for path in self.out.iterdir():
+                if path.is_file():
+                    sync(path)
 
     def checkpoint(self):
         """Writes one, unless this step has one."""
         if self.progress.step == self.saved:
             return
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            self.diverged(self.progress.step, "a parameter is no number any more")
         if self.rank == 0:
             self.log.sync()
-            write_checkpoint(self.out, self.model, self.optimizer, self.progress, self.identity_now)
+            write_checkpoint(self.out, self.model, self.optimizer, self.progress, self.identity)
             if self.valid is None:
                 self.save_result()
         self.saved = self.progress.step
@@ -312,36 +312,12 @@ class Trainer:
             self.evaluate_and_keep_best()
         self.checkpoint()
 
-    def last_checkpoint(self) -> str:
+    def diverged(self, step: int, what: str) -> NoReturn:
         found = checkpoints(self.out)
-        return f"The last checkpoint is {found[-1]}" if found else "There is no checkpoint yet"
-
-    def bar(self, stack: ExitStack) -> tqdm:
-        """Of steps, as many as the limits allow as far as is known."""
-        config = self.config
-        steps = [config.max_steps] if config.max_steps else []
-        if config.max_epochs:
-            steps.append(config.max_epochs * math.ceil(len(self.batches.epoch(0)) / config.accumulate))
-        return stack.enter_context(
-            tqdm(
-                total=min(steps, default=None),
-                initial=self.progress.step,
-                desc="Training",
-                unit="step",
-                disable=None if self.rank == 0 else True,
-                smoothing=0.05,
-            )
+        last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        raise DivergedError(
+            f"step {step}: {what}; {last}. A lower learning_rate or a longer warm-up may help"
         )
-
-    def show(self, bar: tqdm, row: dict):
-        """A step in the progress bar; where only the time is limited, its end is what that comes to."""
-        progress, config = self.progress, self.config
-        if not (config.max_steps or config.max_epochs):
-            bar.total = max(progress.step, int(progress.step * 60 * config.max_minutes / progress.seconds))
-        best = {} if progress.best_loss is None else {"best": f"{progress.best_loss:.3f}"}
-        speed = f"{progress.tokens / progress.seconds:.0f}"
-        bar.set_postfix({"loss": f"{row['loss']:.3f}"} | best | {"tokens/s": speed}, refresh=False)
-        bar.update()
 
 
 def adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
@@ -358,35 +334,3 @@ def adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Ad
 def seed_of(*numbers: int) -> int:
     """A seed that all of the numbers decide."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-def fingerprint(objective: Objective) -> str:
-    """Of the examples: all lengths, and the values of a thousand."""
-    digest = hashlib.sha256(np.ascontiguousarray(objective.lengths(), np.int64))
-    count = objective.examples
-    for index in np.unique(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)).tolist():
-        for name, value in sorted(objective.example(index, 0).items()):
-            digest.update(f"{name} {value.dtype} {value.shape}".encode())
-            digest.update(np.ascontiguousarray(value))
-    return digest.hexdigest()
-
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """Yields the SIGINT and SIGTERM that came, one at most: the next does what it did before."""
-    caught = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # which gets none
-        return
-
-    def note(number, frame):
-        caught.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
