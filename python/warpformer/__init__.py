@@ -5,6 +5,7 @@ import torch
 from warpformer import nn, ops, quantization
 from warpformer._C import InputError, __version__
 from warpformer.embeddings import SentenceEncoder
+from warpformer.generation import GenerationConfig, TextStreamer, generate
 from warpformer.integrations import register_with_transformers
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
@@ -15,9 +16,12 @@ from warpformer.save import save
 
 __all__ = [
     "CheckpointError",
+    "GenerationConfig",
     "InputError",
     "SentenceEncoder",
+    "TextStreamer",
     "__version__",
+    "generate",
     "info",
     "load",
     "nn",
