@@ -13,6 +13,7 @@ from warpformer.nn import repack_
 from warpformer.patch import patch_, unpatch_
 from warpformer.quantization import quantize_
 from warpformer.save import save
+from warpformer.translator import Translator
 
 __all__ = [
     "CheckpointError",
@@ -20,6 +21,7 @@ __all__ = [
     "InputError",
     "SentenceEncoder",
     "TextStreamer",
+    "Translator",
     "__version__",
     "generate",
     "info",

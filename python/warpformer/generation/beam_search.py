@@ -27,11 +27,13 @@ def beam_search(decoding: Decoding, logits: Tensor, config: GenerationConfig) ->
     eos = torch.tensor(config.eos_token_ids, dtype=torch.int64, device=logits.device)
 
     best = torch.full((batch, longest), config.padding, device=logits.device)
+    lengths = torch.zeros(batch, dtype=torch.int64, device=logits.device)  # of the best
     rows = torch.arange(batch, device=logits.device)  # that are not done
     scores = logits.new_zeros(batch, 1)  # log-probabilities of the beams: at first one, the prompt
     beams = best[:, None, :0]  # [rows, beams, tokens]
     worths = logits.new_full((batch, count), -torch.inf)
     results = best[:, None].expand(-1, count, -1)
+    sizes = lengths[:, None].expand(-1, count)  # of the results
     for length in range(1, longest + 1):
         scores = ops.log_softmax(logits, -1).unflatten(0, scores.shape) + scores[..., None]
         scores, index = scores.flatten(1).topk(candidates)
@@ -43,22 +45,23 @@ def beam_search(decoding: Decoding, logits: Tensor, config: GenerationConfig) ->
         ended = F.pad(extended[:, :count], (0, longest - length), value=config.padding)
         worths, index = torch.cat([worths, worth[:, :count]], 1).topk(count)
         results = take(torch.cat([results, ended], 1), index)
+        sizes = take(F.pad(sizes, (0, count), value=length), index)
 
         held = beams.shape[1]
         scores, index = scores.masked_fill(ends, -torch.inf).topk(count)
         parents, beams = take(parents, index), take(extended, index)
         going = (~is_done(scores, worths, length, config)).nonzero().flatten()
-        best[rows] = results[:, 0]
+        best[rows], lengths[rows] = results[:, 0], sizes[:, 0]
         if length == longest or not len(going):
             break
         parents = parents + held * torch.arange(len(rows), device=rows.device)[:, None]
         if len(going) < len(rows):
-            rows, scores, beams, worths, results, parents = (
-                t[going] for t in (rows, scores, beams, worths, results, parents)
+            rows, scores, beams, worths, results, sizes, parents = (
+                t[going] for t in (rows, scores, beams, worths, results, sizes, parents)
             )
         decoding.reorder_(parents.flatten())
         logits = decoding.step(beams[..., -1].flatten())
-    return best[:, :length]
+    return best[:, : int(lengths.max())]
 
 
 def take(t: Tensor, index: Tensor) -> Tensor:

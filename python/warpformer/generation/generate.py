@@ -33,8 +33,8 @@ def generate(
     A row gives the same tokens alone and in any batch. Rows that have ended are not computed.
 
     Args:
-        model: what `warpformer.load` returns of a causal or conditional-generation architecture, in eval mode;
-            or any module with `make_cache` that takes what these take.
+        model: what `warpformer.load` returns of a causal or conditional-generation architecture, in eval
+            mode; or any module with `make_cache` that takes what these take.
         input_ids: [B, T] int64 or int32: prompts, or what the encoder reads.
         attention_mask: [B, T], nonzero = a token, 0 = padding, anywhere in a row; all are tokens if None.
         seed: of the draws of row 0; row b has seed + b. Or one for each row. torch's generator gives one
