@@ -15,6 +15,15 @@ OPTIONS = {"max_new_tokens": NEW, "eos_token_id": EOS, "pad_token_id": PADDING}
 SAMPLED = OPTIONS | {"do_sample": True, "top_k": 40, "top_p": 0.9, "temperature": 1.3}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Which is fastest for models so small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     made = {}
