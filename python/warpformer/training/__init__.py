@@ -1,0 +1,34 @@
+"""Training: texts, tokenizers, objectives, batches."""
+
+from warpformer.training.batches import Batches
+from warpformer.training.objectives.causal import CausalLM
+from warpformer.training.objectives.denoising import Denoising
+from warpformer.training.objectives.masked import MaskedLM
+from warpformer.training.objectives.objective import Batch, Objective
+from warpformer.training.objectives.seq2seq import Seq2Seq
+from warpformer.training.objectives.span_corruption import SpanCorruption
+from warpformer.training.text import Texts, read_texts
+from warpformer.training.tokenizer import train_tokenizer
+
+OBJECTIVES = {
+    "causal": CausalLM,
+    "denoising": Denoising,
+    "masked-lm": MaskedLM,
+    "seq2seq": Seq2Seq,
+    "span-corruption": SpanCorruption,
+}
+
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "Batches",
+    "CausalLM",
+    "Denoising",
+    "MaskedLM",
+    "Objective",
+    "Seq2Seq",
+    "SpanCorruption",
+    "Texts",
+    "read_texts",
+    "train_tokenizer",
+]
