@@ -2,7 +2,7 @@
 
 import torch
 
-from warpformer import nn, ops, quantization
+from warpformer import nn, ops, quantization, training
 from warpformer._C import InputError, __version__
 from warpformer.embeddings import SentenceEncoder
 from warpformer.generation import GenerationConfig, TextStreamer, generate
@@ -33,6 +33,7 @@ __all__ = [
     "quantize_",
     "repack_",
     "save",
+    "training",
     "unpatch_",
 ]
 

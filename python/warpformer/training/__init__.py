@@ -1,6 +1,7 @@
-"""Training: texts, tokenizers, objectives, batches."""
+"""Training: texts, tokenizers, objectives, batches, adapters."""
 
 from warpformer.training.batches import Batches
+from warpformer.training.lora import add_lora_, load_lora_, lora_state, merge_lora_, save_lora
 from warpformer.training.objectives.causal import CausalLM
 from warpformer.training.objectives.denoising import Denoising
 from warpformer.training.objectives.masked import MaskedLM
@@ -29,6 +30,11 @@ __all__ = [
     "Seq2Seq",
     "SpanCorruption",
     "Texts",
+    "add_lora_",
+    "load_lora_",
+    "lora_state",
+    "merge_lora_",
     "read_texts",
+    "save_lora",
     "train_tokenizer",
 ]
