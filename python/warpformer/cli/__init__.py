@@ -1,6 +1,7 @@
-"""The command line: `warpformer demo | embed | generate | translate | quantize | bench | info`."""
+"""The command line: `warpformer demo | embed | generate | translate | train | quantize | bench | info`."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ ModelOption = Annotated[
 def main():
     try:
         app()
-    except (ImportError, OSError, ValueError) as error:  # CheckpointError and InputError are ValueErrors
+    except (ArithmeticError, ImportError, OSError, ValueError) as error:  # ours are among them
         fail(error)
 
 
@@ -145,6 +146,39 @@ def quantize(
     console.print(
         f"{before / 2**20:.1f} MiB before, {after / 2**20:.1f} MiB after, embeddings and all", highlight=False
     )
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A .toml file; docs/training.md has its keys.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="out of CONFIG")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+):
+    """Trains a model as CONFIG says. Ctrl-C ends it with a checkpoint, from which --resume goes on.
+
+    On several processes: torchrun --nproc-per-node 2 -m warpformer train CONFIG.
+    """
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from warpformer.training import run
+
+    logging.basicConfig(format="%(message)s")
+    run.log.setLevel(logging.INFO)
+    settings = run.read_run_config(config)
+    if out is not None:
+        settings.out = str(out)
+    with logging_redirect_tqdm():
+        result = run.train(settings, resume=resume)
+    progress = result.progress
+    ended = f"{result.reason} after step {progress.step}, {progress.tokens} tokens, {progress.seconds:.0f} s"
+    if result.signal is not None:
+        option = "" if out is None else f" --out {out}"
+        print(f"{ended}; to go on: warpformer train {config}{option} --resume", file=sys.stderr)
+        sys.exit(128 + result.signal)
+    best = "" if progress.best_loss is None else f"; validation loss {progress.best_loss:.4f}"
+    console.print(f"{ended}{best}; the model is in {settings.out}", highlight=False, soft_wrap=True)
 
 
 def total_bytes(model) -> int:
