@@ -40,7 +40,7 @@ class Lap:
         return (perf_counter() - start) / calls
 
     def rest(self, seconds):
-        """Until the threads of others have ceased to spin; then wakes its own and has them find their cores."""
+        """Until the threads of others have ceased to spin; then has its own wake on their cores."""
         if seconds:
             sleep(seconds)
             self(WAKING_CALLS)
