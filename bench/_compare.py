@@ -15,6 +15,7 @@ MAX_SETS = 256
 WARM_UP_SECONDS = 0.3
 LAP_SECONDS = 0.005
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
+WAKING_CALLS = 2  # of a lap whose threads have slept
 
 
 class Lap:
@@ -38,11 +39,11 @@ class Lap:
         self(calls)
         return (perf_counter() - start) / calls
 
-    def rest(self, seconds, calls):
-        """Until the threads of others have ceased to spin; then wakes its own, where that would be seen."""
+    def rest(self, seconds):
+        """Until the threads of others have ceased to spin; then has its own wake on their cores."""
         if seconds:
             sleep(seconds)
-            self(int(calls > 1))
+            self(WAKING_CALLS)
 
     def warm_up(self):
         """Seconds per call, once they are steady."""
@@ -162,7 +163,8 @@ def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, comp
     own = ours.warm_up()
     calls = max(1, round(LAP_SECONDS / own))
     others = sum(peer.warm_up() for peer in peers.values())
-    round_seconds = calls * (own + others) + rest * (1 + len(peers))
+    waking = WAKING_CALLS if rest else 0
+    round_seconds = (calls + waking) * (own + others) + rest * (1 + len(peers))
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / round_seconds)))
 
     beside = []  # seconds per call of the limit and of each peer, round by round
@@ -173,10 +175,10 @@ def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, comp
         # the best that the process began with.
         times = {"limit": work / (roofline.best_rate if rest else roofline.rate)(limit, threads)}
         for name, peer in peers.items():
-            peer.rest(rest, calls)
+            peer.rest(rest)
             times[name] = peer.seconds(calls)
         beside.append(times)
-        ours.rest(rest, calls)
+        ours.rest(rest)
 
     benchmark.pedantic(ours, (calls,), setup=run_others, rounds=rounds, iterations=1)
     times = [t / calls for t in benchmark.stats.stats.data]

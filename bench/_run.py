@@ -29,6 +29,8 @@ TOOLS = ("roofline", "linear_sweep", "model_memory")
 CPU_ONLY = (
     "append_to_cache_",
     "cached_attention",
+    "causal_lm",
+    "encoder",
     "linear",
     "mixture_of_experts",
     "patch_",

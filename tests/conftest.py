@@ -1,4 +1,6 @@
+import io
 import os
+import sys
 import zlib
 from unittest import mock
 
@@ -95,3 +97,23 @@ def dtype(request):
 @pytest.fixture(autouse=True)
 def _same_random_numbers():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line in this process: (exit status, stdout, stderr)."""
+
+    from warpformer import cli
+
+    def run(*args, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["warpformer", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        monkeypatch.setattr(cli, "console", cli.Console(width=200))
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status or 0, *capsys.readouterr()
+
+    return run

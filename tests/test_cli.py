@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import subprocess
@@ -12,24 +11,6 @@ import warpformer as wf
 from warpformer import cli
 
 LINES = ["In the beginning.", "", "żółć", "last one"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the command line in this process: (exit status, stdout, stderr)."""
-
-    def run(*args, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["warpformer", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        monkeypatch.setattr(cli, "console", cli.Console(width=200))
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

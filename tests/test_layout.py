@@ -14,8 +14,8 @@ LEVELS = (
     "_C",
     "ops",
     "nn",
-    "quantization models integrations",
-    "gguf checkpoint load save patch embeddings generation training compression",
+    "quantization generation models integrations",
+    "gguf checkpoint load save patch embeddings translator training compression",
     "cli",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

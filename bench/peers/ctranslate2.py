@@ -1,13 +1,16 @@
-"""A sentence-transformers BERT by CTranslate2: tokenized, batched by length and pooled as its users do."""
+"""By CTranslate2: a sentence-transformers BERT, tokenized, batched by length and pooled as its users do, and
+encoders as they are."""
 
 import tempfile
 
 import ctranslate2
 import numpy as np
 import torch
-from ctranslate2.converters import TransformersConverter
+from ctranslate2.converters.transformers import BertLoader, T5Loader, TransformersConverter
+from ctranslate2.specs import TransformerEncoderModelSpec
 from tokenizers import Tokenizer
 from torch.nn import functional as F
+from transformers import T5ForConditionalGeneration
 
 
 def is_held_to(isa):
@@ -52,3 +55,28 @@ class SentenceEncoder:
         mask = torch.arange(hidden.shape[1]) < lengths[:, None]
         total = mask[:, None].float() @ hidden  # its direction is the mean's
         return F.normalize(total.squeeze(1)).numpy()
+
+
+class Encoder:
+    """Hidden states [B, T, C] of lists of ids, by the encoder of transformers' BertModel or
+    T5ForConditionalGeneration."""
+
+    def __init__(self, model, compute_type):
+        with torch.no_grad():
+            if isinstance(model, T5ForConditionalGeneration):
+                spec = TransformerEncoderModelSpec(T5Loader().get_model_spec(model).encoder)
+                spec.config.layer_norm_epsilon = model.config.layer_norm_epsilon
+            else:
+                model.config.position_embedding_type = "absolute"  # which transformers 5 no longer writes
+                spec = BertLoader().get_model_spec(model)
+                spec.config.layer_norm_epsilon = model.config.layer_norm_eps
+            spec.register_vocabulary([f"<{i}>" for i in range(model.config.vocab_size)])
+            spec.validate()
+            spec.optimize(quantization=compute_type)
+        with tempfile.TemporaryDirectory() as folder:
+            spec.save(folder)
+            threads = torch.get_num_threads()
+            self.model = ctranslate2.Encoder(folder, compute_type=compute_type, intra_threads=threads)
+
+    def __call__(self, ids):
+        return torch.from_numpy(np.asarray(self.model.forward_batch(ids).last_hidden_state))

@@ -1,13 +1,18 @@
-"""llama.cpp's matrix product, out of the ggml library that llama-cpp-python ships, as llama.cpp calls it."""
+"""llama.cpp's matrix product, out of the ggml library that llama-cpp-python ships, as llama.cpp calls it; and
+the whole of a model."""
 
 import ctypes
 import functools
 import importlib.util
+import json
 import weakref
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
+import numpy as np
 import torch
+
+from warpformer.ops import QuantizedWeight
 
 F32, Q4_0, Q8_0 = 0, 2, 8  # of enum ggml_type
 BLOCK = 32  # values that share a float16 scale, in either
@@ -143,3 +148,84 @@ def _blocks(weight):
         codes = torch.stack((weight.values & 15, weight.values >> 4), -1).view(n, blocks, 2, BLOCK // 2)
         codes = codes[:, :, 0] | codes[:, :, 1] << 4
     return torch.cat((scales.view(torch.uint8).view(n, blocks, 2), codes), -1)
+
+
+class CausalLM:
+    """The logits [1, V] of the last of `tokens` ids [1, T] by the model of a GGUF file."""
+
+    def __init__(self, path, tokens):
+        from llama_cpp import Llama
+
+        threads = torch.get_num_threads()
+        self.model = Llama(
+            str(path), n_ctx=tokens, n_batch=tokens, n_ubatch=tokens, n_threads=threads,
+            n_threads_batch=threads, verbose=False,
+        )  # fmt: skip
+
+    def __call__(self, ids):
+        from llama_cpp import llama_get_logits_ith
+
+        self.model.reset()
+        self.model.eval(ids[0].tolist())
+        logits = llama_get_logits_ith(self.model.ctx, -1)
+        return torch.from_numpy(np.ctypeslib.as_array(logits, (1, self.model.n_vocab())).copy())
+
+
+TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_llama(folder, path):
+    """A GGUF file of the Llama that `warpformer.save` wrote in 4 bits with groups of 32, the same numbers in
+    Q4_0. It has no tokenizer. Returns `path`."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    for key, tensor in tensors.items():
+        module, _, leaf = key.rpartition(".")
+        if leaf == "scales":
+            continue
+        _, _, layer = module.partition("model.layers.")
+        number, _, name = layer.partition(".")
+        name = LAYER[name] if layer else TOP[module]
+        full = f"blk.{number}.{name}.weight" if layer else f"{name}.weight"
+        if leaf == "weight":
+            writer.add_tensor(full, tensor.float().numpy())
+            continue
+        weight = QuantizedWeight(
+            tensor, tensors[f"{module}.scales"], None, "int4", 2 * tensor.shape[1], BLOCK
+        )
+        blocks = _blocks(weight).flatten(1)
+        if name in heads:  # which llama.cpp rotates by pairs of neighbours, not of halves
+            blocks = blocks.unflatten(0, (heads[name], 2, -1)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(full, blocks.numpy(), raw_dtype=GGMLQuantizationType.Q4_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

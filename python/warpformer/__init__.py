@@ -2,9 +2,10 @@
 
 import torch
 
-from warpformer import nn, ops, quantization
+from warpformer import nn, ops, quantization, training
 from warpformer._C import InputError, __version__
 from warpformer.embeddings import SentenceEncoder
+from warpformer.generation import GenerationConfig, TextStreamer, generate
 from warpformer.integrations import register_with_transformers
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
@@ -12,12 +13,17 @@ from warpformer.nn import repack_
 from warpformer.patch import patch_, unpatch_
 from warpformer.quantization import quantize_
 from warpformer.save import save
+from warpformer.translator import Translator
 
 __all__ = [
     "CheckpointError",
+    "GenerationConfig",
     "InputError",
     "SentenceEncoder",
+    "TextStreamer",
+    "Translator",
     "__version__",
+    "generate",
     "info",
     "load",
     "nn",
@@ -27,6 +33,7 @@ __all__ = [
     "quantize_",
     "repack_",
     "save",
+    "training",
     "unpatch_",
 ]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from warpformer.models._config import CheckpointError
@@ -18,6 +19,7 @@ DTYPES = {
     "U8": torch.uint8,
 }  # as safetensors names them
 HUB_FILES = ["*.json", "*/config.json", "*.safetensors"]
+DATA = Path(__file__).parent / "data"  # models that come with the package
 INDEX = "model.safetensors.index.json"
 
 
@@ -88,6 +90,25 @@ def find_checkpoint(path_or_hub_id) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"{name!r} is no folder, nor a model of the hub: {reason}") from error
+
+
+def default_model(name: str) -> Path:
+    """The folder of a model that comes with the package."""
+    folder = DATA / name
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no {name.replace('_', ' ')} comes with this installation: give --model")
+    return folder
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """That of tokenizer.json."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{path} is no tokenizer: {error}") from error
 
 
 def read_json(path: Path, expected: type = dict):

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from warpformer import _C
-from warpformer.checkpoint import find_checkpoint, open_tensors, read_json
+from warpformer.checkpoint import find_checkpoint, open_tensors, open_tokenizer, read_json
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
 from warpformer.nn import PackedLinear, Sequences
@@ -412,13 +411,7 @@ def read_pooling(path: Path) -> list[str]:
 
 def read_tokenizer(folder: Path, model, tokenizer_config: dict):
     """The tokenizer, the tokens it may make of a sentence, and whether to lower-case before it."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} is no tokenizer: {error}") from error
+    tokenizer = open_tokenizer(folder)
     # The file's name was once that of the architecture.
     paths = sorted(folder.glob("sentence_*_config.json"), key=lambda path: "_bert_" not in path.name)
     settings = read_json(paths[0]) if paths else {}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from warpformer._C import InputError
 from warpformer.checkpoint import INDEX
 from warpformer.load import has_head, tied_modules
-from warpformer.nn import PackedEmbedding
+from warpformer.nn import LoRALinear, PackedEmbedding
 from warpformer.quantization.config import quantization_config
 
 GIB = 1 << 30
@@ -35,13 +35,15 @@ def save(model: nn.Module, folder, max_shard_size: int = 5 * GIB) -> None:
     Raises:
         TypeError: `model` is none of warpformer's.
         FileExistsError: the folder has a checkpoint of several files.
-        InputError: max_shard_size is not positive.
+        InputError: max_shard_size is not positive, or layers have adapters.
     """
     module = sys.modules[type(getattr(model, "backbone", model)).__module__]
     if not module.__name__.startswith("warpformer.models."):
         raise TypeError(f"save: model must be of warpformer.models, not {type(model).__name__}")
     if max_shard_size < 1:
         raise InputError(f"save: max_shard_size = {max_shard_size} is no number of bytes")
+    if any(isinstance(layer, LoRALinear) for layer in model.modules()):
+        raise InputError("save: the model has adapters: training.save_lora, or training.merge_lora_ before")
     folder = Path(folder).expanduser()
     if (folder / INDEX).exists():
         raise FileExistsError(f"{folder} has the checkpoint of {INDEX}")
@@ -80,7 +82,7 @@ def stored_tensors(model, keys) -> Iterator[tuple[str, Tensor]]:
     """Name in checkpoints and value of each tensor, once where modules share it."""
     prefix = getattr(model, "prefix", None)
     tied = {name for name in tied_modules(model) if not hasattr(model.get_submodule(name), "format")}
-    for name, module in tqdm([*model.named_modules()], "Saving", unit="module", disable=None):
+    for name, module in tqdm([*model.named_modules()], "Saving", unit="module", leave=None, disable=None):
         state = {}
         if isinstance(module, PackedEmbedding):
             state["weight"] = module.weight

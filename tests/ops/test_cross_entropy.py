@@ -213,3 +213,14 @@ def test_minus_infinity_among_the_logits(device, dtype):
     assert loss.isfinite()
     assert (gradient[:, 5] == 0).all()
     assert gradient.isfinite().all()
+
+
+def test_autocast():
+    """The loss is not rounded to the dtype of logits, as torch has it."""
+    x, y = torch.randn(50, 100).bfloat16().requires_grad_(), torch.randint(100, (50,))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = ops.cross_entropy(x, y), F.cross_entropy(x, y)
+    assert ours.dtype is torch.float32
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(2 * loss, x)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients)

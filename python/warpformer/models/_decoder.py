@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer._C import InputError
+from warpformer.generation import Generating
 from warpformer.nn import Dropout, Embedding, Linear, RaggedCache, RotaryEmbedding, Sequences
 
 
@@ -130,7 +131,7 @@ def tokens_of(input_ids: Tensor | None, inputs_embeds: Tensor | None, prefix: st
     return tokens
 
 
-class CausalLM(nn.Module):
+class CausalLM(Generating, nn.Module):
     """Logits of the next token.
 
         forward(...) = logit_scale lm_head(backbone(...)), with a softcap c: c tanh(logits / c)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from warpformer._C import InputError
+from warpformer.generation import Generating
 from warpformer.models._config import require
 from warpformer.models._decoder import kept_logits
 from warpformer.models._heads import Head, QuestionAnswering, Span
@@ -11,7 +12,7 @@ from warpformer.models._seq2seq import Seq2Seq
 from warpformer.nn import Dropout, Linear, Memory, RaggedCache, Sequences
 
 
-class Seq2SeqLM(nn.Module):
+class Seq2SeqLM(Generating, nn.Module):
     """Logits of the next token of the decoder: lm_head(backbone(...)).
 
     Args:

@@ -23,6 +23,7 @@ from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
 from warpformer.nn.latent_attention import LatentAttention, LatentLayerCache
 from warpformer.nn.layer_norm import LayerNorm, OffsetLayerNorm
 from warpformer.nn.linear import Linear
+from warpformer.nn.lora_linear import LoRALinear
 from warpformer.nn.mixture_of_experts import ClampedSwiGLU, Experts, MixtureOfExperts
 from warpformer.nn.multihead_attention import MultiheadAttention
 from warpformer.nn.packed_embedding import PackedEmbedding
@@ -67,6 +68,7 @@ __all__ = [
     "LatentLayerCache",
     "LayerNorm",
     "Linear",
+    "LoRALinear",
     "Memory",
     "MixtureOfExperts",
     "MultiheadAttention",

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer.nn._parts import StateInParts
-from warpformer.ops.linear import PANEL
+from warpformer.ops.linear import PANEL, _cut_halves, _pad_halves
 
 
 class PackedModule(StateInParts):
@@ -53,6 +53,17 @@ class Product(nn.Module):
 
     def forward(self, input: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
         return ops.linear(input, self.packed_weight, self.bias, activation=activation, residual=residual)
+
+    def before_gate(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., N] input W^T + bias + residual: what a gated layer makes its output of."""
+        if not self.gated:
+            return self(input, residual=residual)
+        half = self.out_features // 2
+        padding = -half % PANEL  # each half of a gated weight is whole panels
+        packed = self.packed_weight._replace(out_features=2 * (half + padding), gated=False)
+        bias, residual = (None if t is None else _pad_halves(t, padding) for t in (self.bias, residual))
+        out = ops.linear(input, packed, bias, residual=residual)
+        return _cut_halves(out, half) if padding else out
 
     def forward_rows(self, input: Tensor, begin: int, end: int) -> Tensor:
         """The outputs from `begin` to before `end`."""

@@ -133,7 +133,7 @@ class CrossLayerCache:
         options.update(cu_seqlens_q=sequences.cu_seqlens, block_table=self.memories, is_causal=False)
         return ops.cached_attention(query, self.keys, self.values, self.lengths, **options)
 
-    def reorder_(self, index: Tensor):
+    def reorder_(self, index: Tensor, slots: int):
         if self.keys is not None:
             self.memories, self.lengths = self.memories[index], self.lengths[index]
 
@@ -144,6 +144,6 @@ class CrossDecoderLayerCache(NamedTuple):
     attention: RaggedLayerCache
     cross_attention: CrossLayerCache
 
-    def reorder_(self, index: Tensor):
+    def reorder_(self, index: Tensor, slots: int):
         for cache in self:
-            cache.reorder_(index)
+            cache.reorder_(index, slots)

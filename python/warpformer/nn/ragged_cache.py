@@ -33,9 +33,10 @@ class RaggedLayerCache:
         caches, starts = (self.keys, self.values), sequences.cu_seqlens
         return ops.cached_attention(query, *caches, sequences.totals, cu_seqlens_q=starts, **options)
 
-    def reorder_(self, index: Tensor):
+    def reorder_(self, index: Tensor, slots: int):
+        """Sequence b becomes what sequence index[b] was, in its first `slots` slots."""
         if self.keys is not None:
-            self.keys, self.values = (t.index_select(0, index) for t in (self.keys, self.values))
+            self.keys, self.values = (_reordered(t, index, slots) for t in (self.keys, self.values))
 
 
 class RaggedCache:
@@ -80,11 +81,12 @@ class RaggedCache:
         self.longest += sequences.shape[1]
 
     def reorder_(self, index: Tensor):
-        """Sequence b becomes what sequence index[b] was, as beam search needs it."""
+        """Sequence b becomes what sequence index[b] was, as beam search needs it; there may be more or fewer
+        than before."""
         if self.lengths is not None:
             self.lengths = self.lengths[index]
         for layer in self.layers:
-            layer.reorder_(index)
+            layer.reorder_(index, self.longest)
 
 
 def _with_room(buffer, new, sequences):
@@ -97,3 +99,10 @@ def _with_room(buffer, new, sequences):
     if buffer is not None:
         grown[:, : buffer.shape[1]] = buffer
     return grown
+
+
+def _reordered(buffer, index, slots):
+    """buffer[index], of which only the first slots are copied."""
+    out = buffer.new_empty(len(index), *buffer.shape[1:])
+    torch.index_select(buffer[:, :slots], 0, index, out=out[:, :slots])
+    return out

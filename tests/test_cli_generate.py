@@ -1,0 +1,95 @@
+import pytest
+
+import warpformer as wf
+from tests.generation.text import TEXTS, save_language_model, save_translator
+from warpformer import checkpoint
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    return save_translator(tmp_path_factory.mktemp("translator"))
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    return save_language_model(tmp_path_factory.mktemp("language_model"))
+
+
+LINES = [*TEXTS, "", "God"]
+SHORT = ["--max-new-tokens", 12]
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--beams", 1, "--batch-size", 2, "--quantization", "int8"]], ids=str
+)
+def test_translate(run, translator, options):
+    status, out, _ = run(
+        "translate", "--model", translator, *SHORT, *options, stdin="\n".join(LINES).encode() + b"\n"
+    )
+    assert status == 0
+    quantization, beams = ("int8", 1) if options else (None, 4)
+    expected = wf.Translator(translator, quantization=quantization)
+    expected = expected.translate(LINES, num_beams=beams, max_new_tokens=12)
+    assert out == "".join(" ".join(text.splitlines()) + "\n" for text in expected)
+
+
+def test_translate_arguments(run, translator):
+    status, out, _ = run("translate", *TEXTS[:2], "--model", translator, *SHORT)
+    assert status == 0
+    assert len(out.splitlines()) == 2
+
+
+def test_generate(run, language_model):
+    def text(*options, stdin=b"", prompt="In the"):
+        status, out, _ = run("generate", prompt, "--model", language_model, *SHORT, *options, stdin=stdin)
+        assert status == 0
+        return out
+
+    greedy = text("--temperature", 0)
+    assert greedy.startswith("In the")
+    assert greedy == text("--temperature", 0) == text("--temperature", 0, prompt="-", stdin=b"In the\n")
+    drawn = [text("--seed", seed, "--top-k", 50, "--top-p", 0.9) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_prompts_begin_with_bos(language_model, tmp_path):
+    from warpformer.cli._generate import prompt_ids
+
+    model, tokenizer = wf.load(language_model), checkpoint.open_tokenizer(language_model)
+    ids = tokenizer.encode("God").ids
+    assert prompt_ids("God", tokenizer, model, language_model) == [1, *ids]
+    assert prompt_ids("", tokenizer, model, language_model) == [1]
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null}')
+    assert prompt_ids("God", tokenizer, model, tmp_path) == ids
+
+
+def test_models_of_the_package_are_the_default(run, translator, language_model, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "DATA", tmp_path)
+    for command, name in (("generate", "language model"), ("translate", "translator")):
+        status, _, err = run(command, "x")
+        assert status == 1
+        assert f"no {name} comes with this installation: give --model" in err
+    (tmp_path / "translator").symlink_to(translator)
+    (tmp_path / "language_model").symlink_to(language_model)
+    for command in ("generate", "translate"):
+        assert run(command, "x", *SHORT)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "x", "--top-p", 2], "top_p = 2.0"),
+        (["translate", "x" * 100], "has 101 tokens, and the model reads 64"),
+        (["translate", "x", "--beams", 1000], "num_beams = 1000 are too many"),
+    ],
+)
+def test_errors(run, translator, language_model, args, message):
+    model = language_model if args[0] == "generate" else translator
+    status, _, err = run(*args, "--model", model)
+    assert status == 1
+    assert message in err
+
+
+def test_wrong_models(run, translator, language_model):
+    assert "is no language model" in run("generate", "x", "--model", translator)[2]
+    assert "is not for conditional generation" in run("translate", "x", "--model", language_model)[2]
