@@ -109,6 +109,7 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["warpformer", *map(str, args)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
         monkeypatch.setattr(cli, "console", cli.Console(width=200))
+        monkeypatch.setenv("COLUMNS", "200")
         try:
             cli.main()
             status = 0

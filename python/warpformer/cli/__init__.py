@@ -19,14 +19,14 @@ import warpformer as wf
 from warpformer.cli._demo import demo
 from warpformer.cli._encoder import EncoderOption, load_encoder
 from warpformer.cli._generate import generate, translate
+from warpformer.cli._quantize import quantize
 from warpformer.cli._text import fail, read_lines
-from warpformer.load import find_checkpoint
 
 app = typer.Typer(
     help="Fused Transformer kernels, drop-in for PyTorch.", no_args_is_help=True, add_completion=False
 )
 console = Console()
-for command in (demo, generate, translate):
+for command in (demo, generate, quantize, translate):
     app.command()(command)
 
 
@@ -67,52 +67,6 @@ def embed(
 
 
 @app.command()
-def quantize(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
-    to: Annotated[str, typer.Option(help="int8, int8_dynamic, int4, int4_dynamic or nf4.")] = "int8",
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Weights per scale: 32, 64, 128, -1 for a row.", show_default="128, a row of 8 bits"
-        ),
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option(help="mse: clip where it lessens the error.", show_default="none")
-    ] = None,
-    zero_points: Annotated[bool, typer.Option("--zero-points", help="A zero per group, int4 only.")] = False,
-    skip: Annotated[
-        list[str] | None, typer.Option(help="Name of a layer to leave, * and ? as wildcards.")
-    ] = None,
-):
-    """Writes a model with its linear layers in fewer bits, and prints what that costs."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        fail(f"{out} exists and is not empty")
-    folder = find_checkpoint(model)
-    is_encoder = any((folder / name).exists() for name in ("modules.json", "tokenizer.json"))
-    whole = wf.SentenceEncoder(folder) if is_encoder else wf.load(folder)
-    network = whole.model if is_encoder else whole
-    before = total_bytes(network)
-    report = wf.quantize_(network, to, group_size, skip=skip or (), clip=clip, zero_points=zero_points)
-    if is_encoder:
-        whole.save(out)
-    else:
-        wf.save(network, out)
-    table = Table(title=f"{model} in {to}")
-    for column in ("layer", "shape", "KiB before", "after", "error of the weight"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
-    for row in report:
-        shape = " x ".join(map(str, row.shape))
-        sizes = f"{row.bytes_before / 1024:.0f}", f"{row.bytes_after / 1024:.0f}"
-        table.add_row(row.name, shape, *sizes, row.note or f"{row.error:.3%}")
-    console.print(table)
-    after = total_bytes(network)
-    console.print(
-        f"{before / 2**20:.1f} MiB before, {after / 2**20:.1f} MiB after, embeddings and all", highlight=False
-    )
-
-
-@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A .toml file; docs/training.md has its keys.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="out of CONFIG")] = None,
@@ -145,10 +99,6 @@ def train(
         return
     best = "" if progress.best_loss is None else f"; validation loss {progress.best_loss:.4f}"
     console.print(f"{ended}{best}; the model is in {settings.out}", highlight=False, soft_wrap=True)
-
-
-def total_bytes(model) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 @app.command()

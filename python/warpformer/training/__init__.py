@@ -2,6 +2,7 @@
 
 from warpformer.training.batches import Batches
 from warpformer.training.config import TrainConfig
+from warpformer.training.evaluation import mean_loss
 from warpformer.training.lora import add_lora_, load_lora_, lora_state, merge_lora_, save_lora
 from warpformer.training.objectives.causal import CausalLM
 from warpformer.training.objectives.denoising import Denoising
@@ -41,6 +42,7 @@ __all__ = [
     "learning_rate",
     "load_lora_",
     "lora_state",
+    "mean_loss",
     "merge_lora_",
     "read_texts",
     "save_lora",

@@ -28,6 +28,7 @@ from warpformer.training.checkpoint import (
     write_checkpoint,
 )
 from warpformer.training.config import TrainConfig
+from warpformer.training.evaluation import summed_loss
 from warpformer.training.log import Bar, Log, can_plot, plot
 from warpformer.training.objectives.objective import Batch, Objective
 from warpformer.training.schedule import learning_rate
@@ -248,16 +249,12 @@ class Trainer:
         dtype = None if self.config.autocast is None else getattr(torch, self.config.autocast)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    @torch.no_grad()
     def evaluate(self) -> float:
         """The mean loss over the targets of `valid`, without dropout."""
         self.model.eval()
-        loss = targets = 0.0
-        for indices in self.valid_batches[self.rank :: self.world]:
-            batch = self.valid.batch(indices, 0).to(self.device)
-            with self.autocast():
-                loss += self.valid.loss(self.model, batch).item() * batch.targets
-            targets += batch.targets
+        with self.autocast():
+            own = self.valid_batches[self.rank :: self.world]
+            loss, targets = summed_loss(self.model, self.valid, own, self.device)
         self.model.train()
         loss, targets = distributed.total(loss, targets)
         return loss / targets
