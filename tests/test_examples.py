@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from warpformer.training import run as training
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -43,3 +45,57 @@ def test_hugging_face():
 def test_classify():
     output = run("classify.py", "--small")
     assert columns(output, "the majority")[-1] < columns(output, "all-MiniLM, fine-tuned")[-1]
+
+
+TEST = EXAMPLES / "data/bible.en-es.test.tsv"
+SMALL = dict(
+    llama=dict(hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2),
+    transformer=dict(
+        d_model=64, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=96, decoder_ffn_dim=96,
+        encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=256,
+    ),
+)  # fmt: skip
+
+
+def trained(recipe, folder):
+    """What a recipe makes in a few steps, in a model that is smaller."""
+    config = training.read_run_config(EXAMPLES / recipe)
+    config.out = str(folder)
+    kind = config.model["model_type"]
+    sizes = SMALL[kind] | ({"tie_word_embeddings": True} if kind == "llama" else {})
+    config.model = {"model_type": kind, "architectures": config.model["architectures"]} | sizes
+    config.data.train = config.data.valid
+    config.tokenizer.vocab_size = 500
+    config.train.max_steps, config.train.warmup_steps = 3, 1
+    training.train(config)
+    return folder
+
+
+def slice_of_test(folder, verses):
+    path = folder / "test.tsv"
+    path.write_text("".join(TEST.read_text().splitlines(keepends=True)[:verses]))
+    return path
+
+
+def test_evaluate_a_language_model(tmp_path):
+    model = trained("language_model/cpu.toml", tmp_path / "model")
+    output = run("language_model/evaluate.py", model, slice_of_test(tmp_path, 20), "--window", "64")
+    rows = [cells(output, name) for name in ("float32", "bfloat16", "int8", "int4, group 32")]
+    losses = [float(row[0]) for row in rows]
+    assert 100 < losses[0] < 600
+    assert losses == pytest.approx([losses[0]] * 4, rel=0.02)
+    assert "trained for 0 minutes" in output
+
+
+def test_evaluate_a_translator(tmp_path):
+    model = trained("translate/cpu.toml", tmp_path / "model")
+    output = run("translate/evaluate.py", model, slice_of_test(tmp_path, 4), "--beams", "1")
+    losses = [float(cells(output, name)[0]) for name in ("float32", "int8", "int4, group 32")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=0.02)
+    assert re.search(r"^BLEU: nrefs:1.*version:", output, re.M)
+    assert "paired bootstrap of 1000 samples, int8 and float32: p = " in output
+
+
+def cells(output, row):
+    """Those of a row of the first table that has it."""
+    return re.search(rf"^\| {re.escape(row)} \| (.*) \|$", output, re.M)[1].split(" | ")

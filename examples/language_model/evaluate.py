@@ -4,7 +4,7 @@
 
 MODEL is what `warpformer train` made, from whose float32 all rows are; or what `warpformer quantize` made of
 that, which has the one row of its own format. A token is predicted from those before it in a window, which
-moves on by --stride tokens: each token counts once, with window - stride + 1 tokens before it or, at the
+moves on by half of it: each token counts once, with more than window / 2 tokens before it or, at the
 beginning of the text, all. Lines of a file of columns are one text, with line breaks between.
 """
 
@@ -41,7 +41,6 @@ def parse():
     parser.add_argument("test", help="a file of text")
     parser.add_argument("--column", type=int, default=1, help="of tab-separated ones; -1: lines of text")
     parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--stride", type=int, default=256)
     return parser.parse_args()
 
 
@@ -54,12 +53,14 @@ def main():
     for name, how in formats_of(options.model).items():
         model = wf.load(options.model, **how)
         start = time.perf_counter()
-        found = perplexity(model, tokenizer, texts, window=options.window, stride=options.stride)
+        found = perplexity(model, tokenizer, texts, window=options.window)
         seconds = time.perf_counter() - start
         first = first or found.perplexity
         of_token = f"{found.perplexity:.3f} | {found.perplexity / first - 1:+.2%}"
         print(f"| {name} | {of_token} | {found.bits_per_byte:.4f} | {seconds:.1f} |", flush=True)
-    print(f"\n{found.tokens} tokens, {found.bytes} bytes; windows of {options.window}, by {options.stride}")
+    seconds = read_json(options.model / "train.json")["result"]["progress"]["seconds"]
+    print(f"\ntrained for {seconds / 60:.0f} minutes")
+    print(f"\n{found.tokens} tokens, {found.bytes} bytes; windows of {options.window}")
 
 
 if __name__ == "__main__":

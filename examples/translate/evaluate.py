@@ -54,32 +54,38 @@ def translations(folder, sources: list[str], how: dict, beams: int) -> tuple[lis
     return found, time.perf_counter() - start
 
 
-def main():
-    options = parse()
-    texts = read_texts(options.test, options.columns)
+def print_scores(folder, texts, ways: dict[str, dict], beams: int):
     sources, references = texts.column(0), texts.column(1)
-    stored = read_json(options.model / "config.json").get("quantization_config")
-    if stored is None:
-        of_bits = {"quantization": options.quantization}
-        ways = {"float32": {}, options.quantization: of_bits}
-        print_losses(options.model, texts, ways | {"int4, group 32": {"quantization": INT4}})
-    else:
-        ways = {" and ".join(sorted({group["format"] for group in stored["groups"]})): {}}
-        print_losses(options.model, texts, ways)
-
-    metrics = {"BLEU": BLEU(), "chrF": CHRF()}
-    print(f"\n| {len(sources)} texts, {options.beams} beams | BLEU | chrF | seconds |\n|---|---|---|---|")
+    metrics = {"BLEU": BLEU(), "chrF2": CHRF()}
+    print(f"\n| {len(sources)} texts, {beams} beams | {' | '.join(metrics)} | seconds |")
+    print("|---|---|---|---|")
     systems = []
     for name, how in ways.items():
-        found, seconds = translations(options.model, sources, how, options.beams)
+        found, seconds = translations(folder, sources, how, beams)
         systems.append((name, found))
         scores = [f"{metric.corpus_score(found, [references]).score:.2f}" for metric in metrics.values()]
         print(f"| {name} | {' | '.join(scores)} | {seconds:.1f} |", flush=True)
-    print(*(f"\n{name}: {metric.get_signature()}" for name, metric in metrics.items()))
+    for name, metric in metrics.items():
+        print(f"\n{name}: {metric.get_signature()}")
     if len(systems) > 1:
         _, rows = PairedTest(systems, metrics, [references], test_type="bs", n_samples=SAMPLES)()
         values = ", ".join(f"p = {rows[name][1].p_value:.3f} of {name}" for name in metrics)
         print(f"\npaired bootstrap of {SAMPLES} samples, {systems[1][0]} and float32: {values}")
+
+
+def main():
+    options = parse()
+    texts = read_texts(options.test, options.columns)
+    stored = read_json(options.model / "config.json").get("quantization_config")
+    if stored is None:
+        ways = {"float32": {}, options.quantization: {"quantization": options.quantization}}
+        print_losses(options.model, texts, ways | {"int4, group 32": {"quantization": INT4}})
+    else:
+        ways = {" and ".join(sorted({group["format"] for group in stored["groups"]})): {}}
+        print_losses(options.model, texts, ways)
+    print_scores(options.model, texts, ways, options.beams)
+    progress = read_json(options.model / "train.json")["result"]["progress"]
+    print(f"\ntrained for {progress['seconds'] / 60:.0f} minutes")
 
 
 if __name__ == "__main__":
