@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import warpformer as wf
 from tests.generation.text import TEXTS, save_language_model, save_translator
@@ -61,6 +62,25 @@ def test_prompts_begin_with_bos(language_model, tmp_path):
     assert prompt_ids("", tokenizer, model, language_model) == [1]
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null}')
     assert prompt_ids("God", tokenizer, model, tmp_path) == ids
+
+
+@pytest.mark.parametrize("command", ["generate", "translate"])
+def test_quantize(run, translator, language_model, tmp_path, command):
+    folder = translator if command == "translate" else language_model
+    (tmp_path / "model").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "model" / path.name).symlink_to(path)
+    (tmp_path / "model" / "train.json").write_text("{}")
+    out = tmp_path / "out"
+    options = ["--to", "int4", "--group-size", 32, "--dtype", "bfloat16"]
+    status, text, _ = run("quantize", tmp_path / "model", out, *options)
+    assert status == 0
+    assert "its weight is also that of" in text or command == "generate"
+    files = {"config.json", "model.safetensors", "tokenizer.json", "train.json"}
+    assert {path.name for path in out.iterdir()} == files
+    dtypes = {parameter.dtype for parameter in wf.load(out).parameters()}
+    assert dtypes == {torch.bfloat16}
+    assert run(command, "In the", "--model", out, *SHORT)[0] == 0
 
 
 def test_models_of_the_package_are_the_default(run, translator, language_model, monkeypatch, tmp_path):
