@@ -35,6 +35,11 @@ def test_causal_labels_are_the_shift(english, tokenizer):
     assert stream[-1] == EOS
 
 
+def test_texts_begin_with_what_is_between_documents(tokenizer):
+    ids = [CausalLM(texts_of(*documents), tokenizer, max_length=9).token_ids for documents in ("ab", "a")]
+    assert [each.get("bos_token_id") for each in ids] == [EOS, None]
+
+
 @pytest.mark.parametrize("lengths", [(5,), (5, 9), (5, 10), (5, 11)])
 def test_causal_blocks_at_every_rest(tokenizer, lengths):
     lines = [" ".join("abcdefghijkl"[:n]) for n in lengths]

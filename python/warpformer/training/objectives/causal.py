@@ -20,8 +20,10 @@ class CausalLM(Objective):
         example i reads stream[i L : (i + 1) L] and predicts stream[i L + 1 : (i + 1) L + 1]
         loss = mean over tokens of -log p(token | those before it in the example)
 
-    so that every token of the documents is predicted once. L is max_length. The model is a CausalLM of
-    `models`. Source: Radford et al., "Improving Language Understanding by Generative Pre-Training".
+    so that every token of the documents is predicted once. L is max_length. Of several documents `</s>`,
+    which is before each, becomes the model's bos_token_id, with which it begins to generate; of one it would be
+    a token that it hardly knows. The model is a CausalLM of `models`. Source: Radford et al., "Improving
+    Language Understanding by Generative Pre-Training".
     """
 
     def __init__(self, texts: Texts, tokenizer: Tokenizer, **options):
@@ -34,10 +36,12 @@ class CausalLM(Objective):
             for row in document:
                 pieces += [lines[row], end if row == document[-1] else line_break]
         self.stream = np.concatenate(pieces)
+        self.documents = len(texts.documents)
 
     @property
     def token_ids(self) -> dict[str, int]:
-        return dict(pad_token_id=self.pad, bos_token_id=self.eos, eos_token_id=self.eos)
+        begin = dict(bos_token_id=self.eos) if self.documents > 1 else {}
+        return dict(pad_token_id=self.pad, eos_token_id=self.eos) | begin
 
     def lengths(self) -> np.ndarray:
         starts = np.arange(0, len(self.stream) - 1, self.max_length)
