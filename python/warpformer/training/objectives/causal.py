@@ -21,8 +21,8 @@ class CausalLM(Objective):
         loss = mean over tokens of -log p(token | those before it in the example)
 
     so that every token of the documents is predicted once. L is max_length. Of several documents `</s>`,
-    which is before each, becomes the model's bos_token_id, with which it begins to generate; of one it would be
-    a token that it hardly knows. The model is a CausalLM of `models`. Source: Radford et al., "Improving
+    which is before each, becomes the model's bos_token_id, with which it begins to generate; of one it would
+    be a token that it hardly knows. The model is a CausalLM of `models`. Source: Radford et al., "Improving
     Language Understanding by Generative Pre-Training".
     """
 
