@@ -56,11 +56,14 @@ def test_translations(device):
     assert together == ["En el principio crió Dios los cielos y la tierra.", "Y la mujer le dió pan y agua."]
 
 
-def test_text(run):
-    out = [
-        run("generate", "And it came to pass", "--temperature", 0, "--max-new-tokens", 24)[1] for _ in "ab"
+def test_text(device, run):
+    prompt = ["The king said to", "--temperature", 0, "--max-new-tokens", 14]
+    texts = [run("generate", *prompt)[1] for _ in range(2)]
+    assert texts == ["The king said to the king, “Don’t let the king go with you,\n"] * 2
+    drawn = [
+        run("generate", "The king said to", "--seed", seed, "--max-new-tokens", 14)[1] for seed in (1, 1, 2)
     ]
-    assert out[0] == out[1] == ""
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def translation_loss(model, folder):
