@@ -57,12 +57,12 @@ def test_translations(device):
 
 
 def test_text(device, run):
-    prompt = ["The king said to", "--temperature", 0, "--max-new-tokens", 14]
-    texts = [run("generate", *prompt)[1] for _ in range(2)]
-    assert texts == ["The king said to the king, “Don’t let the king go with you,\n"] * 2
-    drawn = [
-        run("generate", "The king said to", "--seed", seed, "--max-new-tokens", 14)[1] for seed in (1, 1, 2)
-    ]
+    def text(*options):
+        return run("generate", "And it came to pass", "--max-new-tokens", 14, *options)[1]
+
+    greedy = "And it came to pass, and it was so.\nWhen the Jews heard it, they\n"
+    assert [text("--temperature", 0) for _ in range(2)] == [greedy, greedy]
+    drawn = [text("--seed", seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
