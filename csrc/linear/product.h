@@ -27,16 +27,18 @@ constexpr int64_t kBlockRows = 528;          // of x, at most: a multiple of eve
 constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
 constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
 constexpr int64_t kFewRows = 2 * kTileRows;  // where words are unpacked, else half a tile
-constexpr int64_t kUnits = 12;     // of a thread, about: so many wait for the last one shortly
-constexpr int64_t kPartTiles = 4;  // of a unit, at least
+constexpr int64_t kUnits = 24;     // of a thread, about: so many wait for the last one shortly
+constexpr int64_t kPartTiles = 2;  // of a unit, at least
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
-/// Panels beside whose products memory is fetched, `step` bytes for every k and panel.
+/// Panels beside whose products memory is fetched, `step` bytes for every k and panel, `share` for
+/// every tile.
 struct FetchingPanels : Panels {
   const uint8_t* memory;  // for the first panel
   int64_t apart;          // from one panel's to the next one's
-  int64_t step;
+  int64_t step, share;
 
+  WF_INLINE void end_tile() { memory += share; }
   WF_INLINE Vec fetch(int64_t p, int64_t k, int v) const {
     if (v == 0) __builtin_prefetch(memory + p * apart + k * step);
     return Panels::fetch(p, k, v);
@@ -145,6 +147,9 @@ class Product {
     const int64_t row_size = tiles_.size(1), panels = source_.panels();
     int64_t block = kBlockFloats / row_size / kTileRows * kTileRows;
     block = at_most(p_.rows, block < 8 * kTileRows ? 8 * kTileRows : at_most(block, kBlockRows));
+    // As many rows in each: a small one left over would wait for threads and W as long.
+    const int64_t blocks = (p_.rows + block - 1) / block, even = (p_.rows + blocks - 1) / blocks;
+    block = at_most(p_.rows, (even + kTileRows - 1) / kTileRows * kTileRows);
     const bool columns = p_.x.ndim == 1 && is_columns(p_.x);
     const int64_t columns_size = columns ? kTileRows * (p_.x.n + kPanel) : 0;
     const int64_t thread_size = kScratchWords + c_size() + tiles_.buffer_size() + columns_size;
@@ -235,12 +240,13 @@ class Product {
         fetch_scales(panel, u.panels, end);
         const bool last = end == depth_ && half + 1 == halves_;
         source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
-                      [&](const auto& b) {
-                        for (int64_t i = 0; i < u.tiles; ++i) {
-                          multiply_tile(u, panel, u.tile + i,
-                                        fetching(b, u, ahead, end < depth_ ? end : 0, i), first, n,
-                                        to, stride);
-                          if (last) finish(u, u.tile + i, row, c, stride);
+                      [&](const auto& words) {
+                        auto b = fetching(words, u, ahead, end < depth_ ? end : 0);
+                        for (int64_t i = u.tile; i < u.tile + u.tiles; ++i) {
+                          if (last) fetch_residual(u, i, row);
+                          multiply_tile(u, panel, i, b, first, n, to, stride);
+                          if constexpr (__is_same(decltype(b), FetchingPanels)) b.end_tile();
+                          if (last) finish(u, i, row, c, stride);
                         }
                       });
         first = end;
@@ -254,14 +260,15 @@ class Product {
     return __atomic_load_n(&next_, __ATOMIC_RELAXED) / parts_ * chunk_;
   }
 
-  /// b, and the part of the stretch at word `first` of panels of W that is fetched while tile i of
-  /// a unit is multiplied; values that are unpacked as they are multiplied fetch what follows them.
+  /// b, and the stretch at word `first` of panels of W, which is fetched while the tiles of a unit
+  /// are multiplied; values that are unpacked as they are multiplied fetch what follows them.
   template <class B>
-  auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first, int64_t i) const {
+  auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first) const {
     if constexpr (__is_same(B, Panels) && Source::kIsPacked) {
       const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - first));
       const uint8_t* memory = w_.data + panel * w_.size + source_.template bytes<Word>(first);
-      return FetchingPanels{b, memory + i * size / u.tiles, w_.size, size / u.tiles / kDepth + 1};
+      const int64_t share = size / u.tiles;
+      return FetchingPanels{b, memory, w_.size, share / kDepth + 1, share};
     } else {
       return b;
     }
@@ -336,41 +343,69 @@ class Product {
   void finish(const Unit& u, int64_t tile, int64_t row, float* c, int64_t stride) const {
     const int64_t first = tiles_.first(tile), count = tiles_.height(tile);
     const int64_t at = p_.first + row + first, column = u.panel * kPanel;
-    const int64_t columns = at_most(u.panels * kPanel, p_.out.n - column);
+    const int64_t width = u.panels * kPanel, columns = at_most(width, p_.out.n - column);
     c += (first - tiles_.first(u.tile)) * stride;
-    by_activation(p_.activation, p_.out.dtype != DType::f32, [&](auto act) {
-      for (int64_t i = 0; i < count; ++i) {
-        float* to = c + i * stride;
-        for (int64_t h = 0; h < halves_; ++h)
-          scale_row(u, first + i, h, to + h * u.panels * kPanel);
-        for (int64_t j = 0; j < u.panels * kPanel; j += Vec::kWidth) {
-          const Vec v = act.value(load(to + j));
-          store(to + j, halves_ == 2 ? v * load(to + u.panels * kPanel + j) : v);
-        }
-      }
-    });
-    if (p_.residual.data) add_spans(p_.residual, at, column, columns, count, c, stride);
+    for (int64_t h = 0; h < halves_; ++h)
+      for (int64_t p = 0; p < u.panels; ++p)
+        scale_panel(h * panels_of_half() + u.panel + p, tile, c + h * width + p * kPanel, stride);
+    if (p_.activation != Activation::none || halves_ == 2)
+      by_activation(p_.activation, p_.out.dtype != DType::f32, [&](auto act) {
+        for (int64_t i = 0; i < count; ++i)
+          for (int64_t j = 0; j < width; j += Vec::kWidth) {
+            float* to = c + i * stride + j;
+            const Vec v = act.value(load(to));
+            store(to, halves_ == 2 ? v * load(to + width) : v);
+          }
+      });
+    const Rows& residual = p_.residual;
+    if (columns == width && fits(p_.out) && (!residual.data || fits(residual)))
+      return write_tile(c, stride, at, column, width, count);
+    if (residual.data) add_spans(residual, at, column, columns, count, c, stride);
     write_spans(c, stride, p_.out, at, column, columns, count);
   }
 
-  /// c = factor c + bias
-  void scale_row(const Unit& u, int64_t i, int64_t half, float* c) const {
-    const int64_t panel = half * panels_of_half() + u.panel;
-    for (int64_t p = 0; p < u.panels; ++p) {
-      const float* factors =
-          reinterpret_cast<const float*>(w_.data + (panel + p) * w_.size + w_.factors);
-      for (int64_t j = 0; j < kPanel; j += Vec::kWidth) {
-        float* at = c + p * kPanel + j;
+  static bool fits(const Rows& rows) { return rows.dtype == DType::f32 && rows.step == 1; }
+  static float* row_at(const Rows& rows, int64_t r, int64_t column) {
+    return static_cast<float*>(rows.data) + row_offset(rows, r) + column;
+  }
+  /// out = c + residual, of whole panels of floats
+  void write_tile(const float* c, int64_t stride, int64_t row, int64_t column, int64_t width,
+                  int64_t count) const {
+    for (int64_t i = 0; i < count; ++i, c += stride) {
+      float* out = row_at(p_.out, row + i, column);
+      const float* added = p_.residual.data ? row_at(p_.residual, row + i, column) : nullptr;
+      for (int64_t j = 0; j < width; j += Vec::kWidth)
+        store(out + j, added ? load(c + j) + load(added + j) : load(c + j));
+    }
+  }
+  /// Brings the residual of a tile into the cache while the tile is multiplied.
+  void fetch_residual(const Unit& u, int64_t tile, int64_t row) const {
+    if (!p_.residual.data || !fits(p_.residual)) return;
+    const int64_t first = p_.first + row + tiles_.first(tile);
+    for (int64_t i = 0; i < tiles_.height(tile); ++i)
+      for (int64_t p = 0; p < u.panels; ++p)
+        __builtin_prefetch(row_at(p_.residual, first + i, (u.panel + p) * kPanel));
+  }
+
+  /// c = factor c + bias, of a panel and the rows of a tile
+  void scale_panel(int64_t panel, int64_t tile, float* c, int64_t stride) const {
+    const int64_t count = tiles_.height(tile);
+    const int32_t *zeros = tiles_.zeros(tile, 0), *offsets = tiles_.offsets(tile, 0);
+    const float* scales = tiles_.scales(tile, 0);
+    const uint8_t* data = w_.data + panel * w_.size;
+    const auto* factors = reinterpret_cast<const float*>(data + w_.factors);
+    const auto* sums = reinterpret_cast<const int32_t*>(data + w_.sums);
+    for (int64_t j = 0; j < kPanel; j += Vec::kWidth) {
+      const Vec factor = source_.has_factors() ? load(factors + j) : set(1.0f);
+      const Vec bias = load(bias_ + panel * kPanel + j);
+      for (int64_t i = 0; i < count; ++i) {
+        float* at = c + i * stride + j;
         Vec v = load(at);
         if constexpr (kKind == Kind::tokens) {
-          const auto* sums =
-              reinterpret_cast<const int32_t*>(w_.data + (panel + p) * w_.size + w_.sums);
-          const Ints shift = set(tiles_.zeros(0, 0)[i]) * load(sums + j);
-          v = to_float(bits_of(v) - shift + set(tiles_.offsets(0, 0)[i])) *
-              set(tiles_.scales(0, 0)[i]);
+          const Ints shift = set(zeros[i]) * load(sums + j);
+          v = to_float(bits_of(v) - shift + set(offsets[i])) * set(scales[i]);
         }
-        if (source_.has_factors()) v = v * load(factors + j);
-        store(at, v + load(bias_ + (panel + p) * kPanel + j));
+        store(at, v * factor + bias);
       }
     }
   }

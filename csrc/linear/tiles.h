@@ -80,8 +80,9 @@ class Tiles {
 
   /// Makes tiles of the next `rows` rows, at `memory`.
   void begin(int64_t rows, float* memory) {
-    rows_ = rows;
     count_ = (rows + kRows - 1) / kRows;
+    low_ = rows / count_;
+    higher_ = rows % count_;
     words_ = memory;
     scales_ = words_ + rows * stretches_ * kParts * kStride;
     offsets_ = reinterpret_cast<int32_t*>(scales_ + rows * blocks_);
@@ -90,8 +91,9 @@ class Tiles {
   }
 
   int64_t count() const { return count_; }
-  int64_t first(int64_t tile) const { return rows_ * tile / count_; }
-  int height(int64_t tile) const { return static_cast<int>(first(tile + 1) - first(tile)); }
+  // Without a division, which takes as long as a part of a tile.
+  int64_t first(int64_t tile) const { return low_ * tile + at_most(tile, higher_); }
+  int height(int64_t tile) const { return static_cast<int>(low_ + (tile < higher_)); }
 
   const Word* words(int64_t tile, int64_t word) const {
     return reinterpret_cast<const Word*>(at(tile, word / kDepth, 0) + word % kDepth);
@@ -119,14 +121,18 @@ class Tiles {
     } else if (__is_same(Word, float)) {
       for (int64_t s = 0; s < stretches_; ++s) pack_span(x, row, s, at(tile, s, i));
     }
-    if (groups_ || quantizes(kKind) || kParts == 2) {
+    const bool whole = kKind == Kind::tokens && depth_ % kBlock == 0;
+    const float* values = buffer;
+    if (whole) {
+      values = row_in(x, row, buffer);
+    } else if (groups_ || quantizes(kKind) || kParts == 2) {
       read_span(x, row, 0, depth_, buffer);
       for (int64_t k = depth_; k < depth_ + kBlock; ++k) buffer[k] = 0.0f;
     }
     if constexpr (kParts == 2)
       for (int64_t s = 0; s < stretches_; ++s) split(buffer, s, at(tile, s, i));
     if constexpr (quantizes(kKind)) {
-      pack_bytes(tile, i, buffer);
+      pack_bytes(tile, i, values, buffer);
     } else {
       for (int64_t g = 0; g < groups_; ++g)
         *sum_at(tile, i, g) =
@@ -175,11 +181,11 @@ class Tiles {
 #endif
   }
 
-  void pack_bytes(int64_t tile, int64_t i, float* buffer) {
+  void pack_bytes(int64_t tile, int64_t i, const float* values, float* buffer) {
     const int64_t step = kKind == Kind::tokens ? (depth_ + kBlock - 1) / kBlock * kBlock : kBlock;
     int8_t* bytes = reinterpret_cast<int8_t*>(buffer + depth_ + kBlock);
     for (int64_t b = 0; b < blocks_; ++b) {
-      Quantized row = quantize<kKind>(buffer + b * step, step, bytes + b * step);
+      Quantized row = quantize<kKind>(values + b * step, step, bytes + b * step);
       if constexpr (kKind == Kind::tokens) {
         memset(bytes + depth_, 0, step - depth_);
         row.sum -= row.zero * static_cast<float>(step - depth_);
@@ -215,7 +221,7 @@ class Tiles {
   static void store_words(const int8_t*, int64_t, Pair*) {}
 
   const int64_t depth_, length_, group_, groups_, stretches_, blocks_;
-  int64_t rows_ = 0, count_ = 1;
+  int64_t count_ = 1, low_ = 0, higher_ = 0;  // tiles; rows of each, and those that have one more
   float *words_ = nullptr, *scales_ = nullptr, *sums_ = nullptr;
   int32_t *offsets_ = nullptr, *zeros_ = nullptr;
 };

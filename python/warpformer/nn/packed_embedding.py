@@ -46,9 +46,12 @@ class PackedEmbedding(nn.Module):
             raise InputError(f"an id of input = {list(input.shape)} is not in 0..{packed.out_features - 1}")
         panels, place = torch.unique(input // PANEL, return_inverse=True)
         some = packed._replace(data=packed.data[panels], out_features=len(panels) * PANEL)
-        rows = ops.unpack_linear(some)
-        rows = rows if isinstance(rows, Tensor) else dequantize(rows)
-        return rows[place * PANEL + input % PANEL]
+        rows, index = ops.unpack_linear(some), place * PANEL + input % PANEL
+        if isinstance(rows, Tensor):
+            return rows[index]
+        values, scales, zeros = (t if t is None else t[index.flatten()] for t in rows[:3])
+        picked = rows._replace(values=values, scales=scales, zeros=zeros)
+        return dequantize(picked).view(*input.shape, packed.in_features)
 
     def extra_repr(self):
         return f"{self.layer.out_features}, {self.layer.in_features}"
