@@ -169,12 +169,12 @@ class Unit {
     Tile tile;
     const int64_t slots = rows < kManyRows ? P::kSlots : P::kManySlots;
     const int64_t begin = first + (span.slots.begin - first) / slots * slots;
+    Slot place = slot_of(c_, span.batch, begin);
     for (int64_t slot = begin; slot < span.slots.end; slot += slots) {
       tile.count = smaller(slots, span.slots.end - slot);
       // Rounded up: what is fetched must not fall behind what is worked on.
       const int64_t parts = (rows + kLineTile - 1) / kLineTile;
       share_ = (tile.count * span.width * int64_t{sizeof(T)} + parts - 1) / parts;
-      Slot place = slot_of(c_, span.batch, slot);
       for (int64_t j = 0; j < slots; ++j, ++place.offset) {
         if (place.offset == c_.block_size && j < tile.count)
           place = slot_of(c_, span.batch, slot + j);

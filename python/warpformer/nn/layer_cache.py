@@ -34,6 +34,7 @@ class LayerCache:
         self.values: Tensor | None = None
         self.key_scales: Tensor | None = None
         self.value_scales: Tensor | None = None
+        self._blocks = 0
 
     def append(self, key: Tensor, value: Tensor | None, sequences: Sequences):
         """Writes keys and values of new tokens behind those held.
@@ -96,7 +97,7 @@ class LayerCache:
 
     def reserve(self, pool: BlockPool):
         """Has memory for all blocks of the pool."""
-        if len(self.keys) < pool.capacity:
+        if self._blocks < pool.capacity:
             self._grow(pool)
 
     @property
@@ -123,6 +124,7 @@ class LayerCache:
                 new = empty((pool.capacity, *old.shape[1:]), old)
                 new[: len(old)] = old
                 setattr(self, name, new)
+        self._blocks = pool.capacity
 
 
 class DecoderLayerCache(NamedTuple):
