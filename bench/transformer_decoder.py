@@ -19,7 +19,7 @@ def bench_decoding(compare):
     masks = [nn.Transformer.generate_square_subsequent_mask(n + 1) for n in range(TOKENS)]
 
     def decode(tokens, memory):
-        cache = wf.nn.DecoderCache()
+        cache = ours.make_cache()
         outputs = [ours(tokens[:, n : n + 1], memory, cache=cache) for n in range(TOKENS)]
         return torch.cat(outputs, 1)
 

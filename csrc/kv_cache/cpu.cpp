@@ -23,18 +23,18 @@ void copy(const From* x, int64_t step, int64_t n, To* out) {
 }
 
 /// Rounds to nearest even; a head of zeros has scale 0. NaN and infinity become a scale that is
-/// NaN, which attention shows.
-template <class From>
-void quantize(const From* x, int64_t step, int64_t n, int8_t* out, float* scale) {
+/// NaN, which attention shows. Also by a scale in bf16, 2^-9 off, nothing is beyond 127.25.
+template <class From, class Scale>
+void quantize(const From* x, int64_t step, int64_t n, int8_t* out, Scale* scale) {
   float high = 0.0f;
   for (int64_t i = 0; i < n; ++i) {
     const float magnitude = __builtin_fabsf(to_float(x[i * step]));
     if (!(magnitude <= high)) high = magnitude;
     if (magnitude != magnitude) break;
   }
-  const bool finite = high < INFINITY, zero = high < 0x1p-120f;  // 127 / high stays finite
-  *scale = !finite ? NAN : zero ? 0.0f : high / 127.0f;
-  const float inverse = finite && !zero ? 127.0f / high : 0.0f;
+  const bool finite = high < INFINITY, zero = high < 0x1p-110f;  // others are normal numbers
+  *scale = from_float<Scale>(!finite ? NAN : zero ? 0.0f : high / 127.0f);
+  const float inverse = finite && !zero ? 1.0f / to_float(*scale) : 0.0f;
   for (int64_t i = 0; i < n; ++i)
     out[i] = finite ? static_cast<int8_t>(rintf(to_float(x[i * step]) * inverse)) : 0;
 }
@@ -46,7 +46,10 @@ void append_token(const Heads& x, Slot token, const Heads& cache, const Heads& s
     for (int64_t h = 0; h < heads; ++h) {
       const From* row = at<From>(x, token, h);
       if (cache.dtype == DType::i8)
-        quantize(row, x.stride[3], width, at<int8_t>(cache, slot, h), at<float>(scales, slot, h));
+        by_float(scales.dtype, [&](auto scale) {
+          quantize(row, x.stride[3], width, at<int8_t>(cache, slot, h),
+                   at<decltype(scale)>(scales, slot, h));
+        });
       by_float(cache.dtype,
                [&](auto to) { copy(row, x.stride[3], width, at<decltype(to)>(cache, slot, h)); });
     }

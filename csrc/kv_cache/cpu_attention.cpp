@@ -102,7 +102,10 @@ class Unit {
     for_tiles(
         keys(item, seen), item.rows, first,
         [&](const Tile& tile, int64_t head, int64_t slot) { score_tile(tile, item, head, slot); });
-    if (c_.k_scales.data) read_scales(item, first, seen.end - first);
+    if (c_.k_scales.data) {
+      read_scales(c_.k_scales, item, first, seen.end - first, k_scales_);
+      read_scales(c_.v_scales, item, first, seen.end - first, v_scales_);
+    }
     for (int64_t i = 0; i < item.lines(); ++i)
       partials.state(place, chunk, i) = weigh(item, i, first, seen.end);
     float* o = partials.row(place, chunk, 0);
@@ -166,15 +169,17 @@ class Unit {
     Tile tile;
     const int64_t slots = rows < kManyRows ? P::kSlots : P::kManySlots;
     const int64_t begin = first + (span.slots.begin - first) / slots * slots;
+    Slot place = slot_of(c_, span.batch, begin);
     for (int64_t slot = begin; slot < span.slots.end; slot += slots) {
       tile.count = smaller(slots, span.slots.end - slot);
       // Rounded up: what is fetched must not fall behind what is worked on.
       const int64_t parts = (rows + kLineTile - 1) / kLineTile;
       share_ = (tile.count * span.width * int64_t{sizeof(T)} + parts - 1) / parts;
-      for (int64_t j = 0; j < slots; ++j)
-        tile.rows[j] = j < tile.count
-                           ? at<T>(*span.operand, slot_of(c_, span.batch, slot + j), span.head)
-                           : tile.rows[j - 1];
+      for (int64_t j = 0; j < slots; ++j, ++place.offset) {
+        if (place.offset == c_.block_size && j < tile.count)
+          place = slot_of(c_, span.batch, slot + j);
+        tile.rows[j] = j < tile.count ? at<T>(*span.operand, place, span.head) : tile.rows[j - 1];
+      }
       for (int64_t head = 0; head < span.heads; ++head) {
         f(tile, head, slot - first);
         for (int64_t j = 0; j < slots; ++j) tile.rows[j] += span.operand->stride[2];
@@ -247,19 +252,18 @@ class Unit {
     return {highest, total.total()};
   }
 
-  void read_scales(const Item& item, int64_t first, int64_t n) {
-    for (int64_t j = 0, run; j < n; j += run) {
-      const Slot slot = slot_of(c_, item.batch, first + j);
-      run = smaller(n - j, c_.block_size - slot.offset);
-      for (int64_t head = 0; head < item.heads; ++head) {
-        const float* k = at<float>(c_.k_scales, slot, item.head + head);
-        const float* v = at<float>(c_.v_scales, slot, item.head + head);
-        for (int64_t i = 0; i < run; ++i) {
-          k_scales_[head * kChunk + j + i] = k[i * c_.k_scales.stride[1]];
-          v_scales_[head * kChunk + j + i] = v[i * c_.v_scales.stride[1]];
+  void read_scales(const Heads& scales, const Item& item, int64_t first, int64_t n, float* to) {
+    by_float(scales.dtype, [&](auto type) {
+      for (int64_t j = 0, run; j < n; j += run) {
+        const Slot slot = slot_of(c_, item.batch, first + j);
+        run = smaller(n - j, c_.block_size - slot.offset);
+        for (int64_t head = 0; head < item.heads; ++head) {
+          const auto* from = at<decltype(type)>(scales, slot, item.head + head);
+          for (int64_t i = 0; i < run; ++i)
+            to[head * kChunk + j + i] = to_float(from[i * scales.stride[1]]);
         }
       }
-    }
+    });
   }
 
   void add_tile(const Tile& tile, const Item& item, int64_t head, int64_t first, int64_t slot,

@@ -13,8 +13,8 @@ bool is_cache(const Tensor& t) {
          (t.stride[3] == 1 || t.dim(3) <= 1 || t.numel() == 0);
 }
 bool are_scales(const Tensor& t, const Tensor& cache) {
-  return t.dtype == DType::f32 && t.ndim == 3 && t.dim(0) == cache.dim(0) &&
-         t.dim(1) == cache.dim(1) && t.dim(2) == cache.dim(2);
+  return (t.dtype == DType::f32 || t.dtype == DType::bf16) && t.ndim == 3 &&
+         t.dim(0) == cache.dim(0) && t.dim(1) == cache.dim(1) && t.dim(2) == cache.dim(2);
 }
 bool is_per_head(const Tensor& t, const Tensor& query) {
   return t.dtype == DType::f32 && t.ndim == 1 && t.dim(0) == query.dim(-2) && t.contiguous();

@@ -3,8 +3,8 @@
 //   key_cache  [B, S, G, D]     value_cache [B, S, G, Dv]      one dtype of f32 f16 bf16 int8
 //   or paged   [blocks, block_size, G, D]; slot j of sequence b is slot j % block_size of block
 //              block_table[b, j / block_size]
-//   int8: key_scales, value_scales [B, S, G] f32 (paged [blocks, block_size, G]): one per slot and
-//   head, the value is int8 * scale
+//   int8: key_scales, value_scales [B, S, G] f32 or bf16 (paged [blocks, block_size, G]): one per
+//   slot and head, the value is int8 * scale
 //
 // cached_attention, per sequence b of n = lengths[b] slots in use and per head, T queries at once:
 //
@@ -20,7 +20,8 @@
 //   position_bias [buckets, H] floats
 //
 // append_to_cache_ writes key and value [B, T, G, D] into slots lengths[b] .. lengths[b] + T - 1;
-// where the cache is int8 as round(x / scale), scale = max |x| / 127 of each slot and head.
+// where the cache is int8 as round(x / scale), scale = max |x| / 127 of each slot and head, rounded
+// to its dtype.
 //
 // Packed: the tokens of all sequences one after the other, [N, ...] in place of [B, T, ...] and lse
 // [H, N]; cu_seqlens [B + 1] i32 are where each begins, and N. T is then a sequence's own.

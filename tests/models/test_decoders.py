@@ -117,6 +117,76 @@ def test_reordered_cache(checkpoint):
     assert torch.equal(found, model(ids[:, :1], cache=again))
 
 
+@each
+@torch.no_grad()
+def test_a_shared_prefix_gives_the_same_bits_as_one_of_ones_own(checkpoint, name):
+    """The last, partly filled block is copied; a window passes the prefix."""
+    model = wf.load(checkpoint(name)[0])
+    ids, mask = padded_batch()
+    prefix = ids[:1, :11]
+    shared, own = model.make_cache(block_size=4), model.make_cache(block_size=4)
+    model(prefix, cache=shared)
+    model(prefix.expand(3, -1), cache=own)
+    fork = shared.fork([0, 0, 0])
+    for part in (slice(0, 9), slice(9, 10), slice(10, 11)):
+        steps = [model(ids[:, part], mask[:, : part.stop], cache=cache) for cache in (fork, own)]
+        assert torch.equal(*steps)
+    del fork  # the prefix is as it was
+    again = model.make_cache(block_size=4)
+    model(prefix, cache=again)
+    assert torch.equal(model(ids[:1], cache=shared), model(ids[:1], cache=again))
+
+
+@each
+@torch.no_grad()
+def test_tokens_taken_back(checkpoint, name):
+    """As speculative decoding does it: each sequence keeps some of the tokens it was offered."""
+    model = wf.load(checkpoint(name)[0])
+    ids, mask = padded_batch()
+    tried, never = model.make_cache(block_size=8), model.make_cache(block_size=8)
+    for cache in (tried, never):
+        model(ids, mask, cache=cache)
+    model(ids[:, :6], cache=tried)
+    tried.rewind_([6, 3, 1])
+    offered = torch.arange(6) < torch.tensor([0, 3, 5])[:, None]
+    model(ids[:, :6], offered, cache=never)
+    assert tried.tokens.tolist() == never.tokens.tolist()
+    assert torch.equal(model(ids[:, 7:8], cache=tried), model(ids[:, 7:8], cache=never))
+
+
+@pytest.mark.parametrize("name", [n for n, (_, c) in DECODERS.items() if getattr(c, "sliding_window", None)])
+@torch.no_grad()
+def test_windows_give_the_same_bits_as_the_whole_cache(checkpoint, name):
+    """Also where what they have passed is NaN."""
+    model = wf.load(checkpoint(name)[0])
+    ids, mask = padded_batch(40)
+    sliding = model.make_cache(block_size=4)
+    whole = wf.nn.KVCache([wf.nn.LayerCache() for _ in sliding.layers], block_size=4)
+    for begin, end in [(0, 9), (9, 25), *((i, i + 1) for i in range(25, 40))]:
+        given = ids[:, begin:end], mask[:, :end]
+        assert torch.equal(*(model(*given, cache=cache) for cache in (sliding, whole)))
+        for layer in sliding.layers:
+            free = sliding.tables[layer.table].pool.users == 0
+            layer.keys[torch.from_numpy(free)] = torch.nan
+            layer.values[torch.from_numpy(free)] = torch.nan
+    assert sliding.memory().held < whole.memory().held
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek-v2"])
+@torch.no_grad()
+def test_int8_cache(checkpoint, name):
+    """The perplexity of the model's own greedy tokens is that of the float32 cache to 0.1 %."""
+    model = wf.load(checkpoint(name)[0])
+    ids = wf.generate(model, padded_batch(8)[0], max_new_tokens=32, eos_token_id=[])
+    losses = []
+    for dtype in (None, torch.int8):
+        cache = model.make_cache(dtype=dtype)
+        logits = [model(ids[:, i : i + 1], cache=cache) for i in range(ids.shape[1] - 1)]
+        losses.append(wf.ops.cross_entropy(torch.cat(logits, 1).flatten(0, 1), ids[:, 1:].flatten()))
+    assert cache.layers[0].keys.dtype == torch.int8
+    assert 0 < (losses[1] - losses[0]).exp().sub(1).abs() < 1e-3
+
+
 @torch.no_grad()
 def test_cache_errors(checkpoint):
     model = wf.load(checkpoint("llama")[0])

@@ -144,6 +144,43 @@ def test_reordered_cache(checkpoint, name):
 
 @each
 @torch.no_grad()
+def test_joined_caches(checkpoint, name):
+    """As requests join a batch: each with what was encoded for it alone."""
+    model = wf.load(checkpoint(name)[0])
+    given = batch()
+    together, joined = model.make_cache(), model.make_cache()
+    model(*given, cache=together)
+    empty = joined.fork([])
+    for _, ids, decoder_ids in rows(*given):
+        alone = empty.fork()
+        model(ids, None, decoder_ids, cache=alone)
+        joined.join_(alone)
+    tokens = given[2][:, :1]
+    assert torch.equal(*(model(decoder_input_ids=tokens, cache=cache) for cache in (together, joined)))
+    del alone
+    held = joined.memory().held
+    joined.reorder_([1, 1])
+    assert joined.memory().held < held
+    model(decoder_input_ids=tokens[:2], cache=joined)
+    joined.reorder_([])
+    assert joined.memory().held == 0
+
+
+@torch.no_grad()
+def test_int8_cache(checkpoint):
+    model = wf.load(checkpoint("bart")[0])
+    given = batch()
+    caches = model.make_cache(), model.make_cache(dtype=torch.int8)
+    for cache in caches:
+        model(*given, cache=cache)
+    exact, found = (model(decoder_input_ids=given[2][:, :1], cache=cache) for cache in caches)
+    same(found, exact, 2e-2)
+    assert 0 < (found - exact).norm() < 1e-2 * exact.norm()
+    assert caches[1].layers[0].cross_attention.keys.dtype == torch.int8
+
+
+@each
+@torch.no_grad()
 def test_a_sequence_gives_the_same_bits_alone_and_in_any_batch(checkpoint, name):
     model = wf.load(checkpoint(name)[0])
     given = batch()

@@ -44,7 +44,7 @@ def test_layers_and_their_caches():
     rotary = wf.nn.RotaryEmbedding(C // H, 20)
     layer = wf.nn.TransformerDecoderLayer(C, H, 48, batch_first=True, rotary=rotary)
     decoder = wf.nn.TransformerDecoder(layer, 2).eval()
-    tgt, memory, cache = torch.randn(B, T, C), torch.randn(B, 5, C), wf.nn.DecoderCache()
+    tgt, memory, cache = torch.randn(B, T, C), torch.randn(B, 5, C), decoder.make_cache()
     whole = decoder(tgt, memory, tgt_mask=nn.Transformer.generate_square_subsequent_mask(T))
     steps = [decoder(tgt[:, t : t + 1], memory, cache=cache) for t in range(T)]
     torch.testing.assert_close(torch.cat(steps, 1), whole)

@@ -21,7 +21,7 @@ def test_decoding_with_a_cache(batch_first):
     src, tgt = torch.randn(B, S, C), torch.randn(B, T, C)
     with torch.no_grad():
         whole = model(order(src), order(tgt), tgt_mask=model.generate_square_subsequent_mask(T))
-        memory, cache = model.encoder(order(src)), wf.nn.DecoderCache()
+        memory, cache = model.encoder(order(src)), model.decoder.make_cache()
         steps = [order(model.decoder(order(tgt[:, t : t + 1]), memory, cache=cache)) for t in range(T)]
     torch.testing.assert_close(torch.cat(steps, 1), order(whole))
 

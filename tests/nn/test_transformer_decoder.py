@@ -54,7 +54,7 @@ def test_cache_gives_what_recomputing_gives(batch_first, norm_first, padded):
         tgt_key_padding_mask=padding if padded else None,
         **masks,
     )
-    cache = wf.nn.DecoderCache()
+    cache = model.make_cache()
     outputs, begin = [], 0
     for count in (3, 1, 1, 2, 1, 1):
         end = begin + count
@@ -62,13 +62,14 @@ def test_cache_gives_what_recomputing_gives(batch_first, norm_first, padded):
             masks["tgt_key_padding_mask"] = padding[:, :end]
         outputs.append(order(model(order(tgt[:, begin:end]), memory, cache=cache, **masks)))
         begin = end
-        assert cache.length == end
+        assert cache.longest == end
     torch.testing.assert_close(torch.cat(outputs, 1), order(whole))
 
 
 @torch.no_grad()
 def test_reordered_cache():
-    model, cache = decoder(), wf.nn.DecoderCache()
+    model = decoder()
+    cache = model.make_cache()
     tgt, memory, index = torch.randn(B, T, C), torch.randn(B, S, C), torch.tensor([2, 2, 0, 1])
     model(tgt[:, :-1], memory, cache=cache)
     cache.reorder_(index)
@@ -79,15 +80,17 @@ def test_reordered_cache():
 
 @torch.no_grad()
 def test_a_cache_of_another_decoder():
-    cache = wf.nn.DecoderCache()
+    model = decoder()
+    cache = model.make_cache()
     tgt, memory = torch.randn(B, 1, C), torch.randn(B, S, C)
-    decoder()(tgt, memory, cache=cache)
+    model(tgt, memory, cache=cache)
     with pytest.raises(wf.InputError, match="that of 2 layers, not 3"):
         decoder(layers=3)(tgt, memory, cache=cache)
     with pytest.raises(wf.InputError, match=r"attn_mask = float32\[1, 1\] is not \[1, 2\]"):
-        decoder()(tgt, memory, tgt_mask=torch.zeros(1, 1), cache=cache)
+        model(tgt, memory, tgt_mask=torch.zeros(1, 1), cache=cache)
 
 
 def test_caches_are_for_inference():
+    model = decoder()
     with pytest.raises(wf.InputError, match="no_grad"):
-        decoder()(torch.randn(B, 1, C), torch.randn(B, S, C), cache=wf.nn.DecoderCache())
+        model(torch.randn(B, 1, C), torch.randn(B, S, C), cache=model.make_cache())

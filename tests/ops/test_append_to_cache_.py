@@ -38,15 +38,17 @@ def test_values(device, dtype, count, cache_dtype):
     assert same_bits(v, expected[1])
 
 
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("magnitude", [1.0, 1e30, 1e-30, 0.0])
-def test_int8(device, dtype, magnitude):
+def test_int8(device, dtype, magnitude, scale_dtype):
     if dtype == torch.float16 and magnitude != 0.0:
         magnitude = magnitude ** (1 / 15)
     key, value = magnitude * tokens(5, dtype)
-    k, v, key_scales, value_scales = caches(torch.int8)
+    k, v, *scales = caches(torch.int8)
+    key_scales, value_scales = (t.to(scale_dtype) for t in scales)
     ops.append_to_cache_(key, value, k, v, LENGTHS, key_scales=key_scales, value_scales=value_scales)
     for new, cache, scales in ((key, k, key_scales), (value, v, value_scales)):
-        scale = new.float().abs().amax(-1) / 127
+        scale = (new.float().abs().amax(-1) / 127).to(scale_dtype)
         torch.testing.assert_close(scales, expected_cache(scale, torch.zeros_like(scales)), rtol=1e-6, atol=0)
         back = cache.double() * scales.double()[..., None]
         error = (back - expected_cache(new.double(), torch.zeros_like(back))).abs()

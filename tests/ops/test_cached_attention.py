@@ -194,6 +194,20 @@ def test_paged(device, dtype, block_size, int8):
     assert same_bits(ops.cached_attention(q, k, v, lengths, block_table=table, **scales), expected)
 
 
+@pytest.mark.parametrize("block_size", [None, 16])
+def test_scales_in_bfloat16(device, dtype, block_size):
+    """Give the bits of the same scales in float32."""
+    q, k, v, lengths = operands([613, 18], 620, 3, dtype=dtype)
+    (k, v), scales, _ = as_int8(k, v, lengths)
+    rounded = {name: t.bfloat16() for name, t in scales.items()}
+    expected = ops.cached_attention(q, k, v, lengths, **{n: t.float() for n, t in rounded.items()})
+    table = None
+    if block_size:
+        (k, table), (v, _) = paged(k, block_size), paged(v, block_size)
+        rounded = {name: paged(t, block_size)[0] for name, t in rounded.items()}
+    assert same_bits(ops.cached_attention(q, k, v, lengths, block_table=table, **rounded), expected)
+
+
 RAGGED = {
     "decode": ([1, 1, 1, 1], [613, 18, 256, 1]),
     "mixed": ([1, 70, 0, 5, 1, 300], [613, 70, 20, 258, 0, 299]),

@@ -7,7 +7,7 @@ from warpformer.generation.config import GenerationConfig, of_model, require
 
 
 class Cache(Protocol):
-    """What RaggedCache is."""
+    """What wf.nn.KVCache is."""
 
     def reorder_(self, index: Tensor): ...
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from warpformer import ops
 from warpformer._C import InputError
 from warpformer.generation import Generating
-from warpformer.nn import Dropout, Embedding, Linear, RaggedCache, RotaryEmbedding, Sequences
+from warpformer.nn import Dropout, Embedding, KVCache, Linear, RotaryEmbedding, Sequences
 
 
 class Decoder(nn.Module):
@@ -51,9 +51,9 @@ class Decoder(nn.Module):
         self.embedding_scale = embedding_scale
         self.dropout = Dropout(dropout)
 
-    def make_cache(self) -> RaggedCache:
-        """For decoding: `model(new_tokens, cache=cache)`."""
-        return RaggedCache([layer.attention.make_cache() for layer in self.layers])
+    def make_cache(self, **options) -> KVCache:
+        """For decoding: `model(new_tokens, cache=cache)`. Options are those of KVCache: dtype, max_tokens."""
+        return KVCache([layer.attention.make_cache() for layer in self.layers], **options)
 
     def forward(
         self,
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         position_ids: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
-        cache: RaggedCache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states after the last norm.
 
@@ -98,9 +98,7 @@ class Decoder(nn.Module):
             cache.advance(sequences)
         return rows, sequences
 
-    def forward_packed(
-        self, tokens: Tensor, sequences: Sequences, cache: RaggedCache | None = None
-    ) -> Tensor:
+    def forward_packed(self, tokens: Tensor, sequences: Sequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences."""
         x = self.dropout(self.embed(tokens, sequences.positions))
         if self.rotary is not None:
@@ -152,8 +150,8 @@ class CausalLM(Generating, nn.Module):
         self.logit_scale = logit_scale
         self.softcap = softcap
 
-    def make_cache(self) -> RaggedCache:
-        return self.backbone.make_cache()
+    def make_cache(self, **options) -> KVCache:
+        return self.backbone.make_cache(**options)
 
     def forward(
         self,
@@ -162,7 +160,7 @@ class CausalLM(Generating, nn.Module):
         position_ids: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
-        cache: RaggedCache | None = None,
+        cache: KVCache | None = None,
         logits_to_keep: int = 0,
     ) -> Tensor:
         """Logits.

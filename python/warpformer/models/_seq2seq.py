@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from warpformer._C import InputError
 from warpformer.models._decoder import tokens_of
-from warpformer.nn import Dropout, Embedding, Memory, RaggedCache, Sequences
+from warpformer.nn import Dropout, Embedding, KVCache, Memory, Sequences
 
 
 class EncoderStack(nn.Module):
@@ -64,7 +64,7 @@ class DecoderStack(EncoderStack):
     """An EncoderStack of layers (x, sequences, memory, cache of the layer), which attend to a memory."""
 
     def forward(
-        self, x: Tensor, sequences: Sequences, memory: Memory | None, cache: RaggedCache | None = None
+        self, x: Tensor, sequences: Sequences, memory: Memory | None, cache: KVCache | None = None
     ) -> Tensor:
         x = self.begin(x, sequences)
         for i, layer in enumerate(self.layers):
@@ -100,10 +100,11 @@ class Seq2Seq(nn.Module):
         self.decoder = decoder
         self.embedding_scale = embedding_scale
 
-    def make_cache(self) -> RaggedCache:
+    def make_cache(self, **options) -> KVCache:
         """For decoding: `model(ids, mask, first_tokens, cache=cache)`, and from then on
-        `model(decoder_input_ids=new_tokens, cache=cache)`: it holds what was encoded."""
-        return RaggedCache([layer.make_cache() for layer in self.decoder.layers])
+        `model(decoder_input_ids=new_tokens, cache=cache)`: it holds what was encoded. Options are those of
+        KVCache: dtype, max_tokens."""
+        return KVCache([layer.make_cache() for layer in self.decoder.layers], **options)
 
     def encode(
         self,
@@ -129,7 +130,7 @@ class Seq2Seq(nn.Module):
         *,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
-        cache: RaggedCache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states of the decoder.
 
@@ -171,7 +172,7 @@ class Seq2Seq(nn.Module):
         given = tokens_of(decoder_input_ids, decoder_inputs_embeds, "decoder_")
         sequences = Sequences.of_batch(given, decoder_attention_mask, cache=cache)
         memory = None
-        if cache is None or not holds_memory(cache):
+        if cache is None or not cache.holds_memory:
             memory = self.encode(input_ids, attention_mask, inputs_embeds)
         elif input_ids is not None or inputs_embeds is not None:
             raise InputError("the cache holds what was encoded: call the model without the encoder's input")
@@ -181,13 +182,15 @@ class Seq2Seq(nn.Module):
         return rows, sequences
 
     def decode(
-        self, tokens: Tensor, sequences: Sequences, memory: Memory | None, cache: RaggedCache | None = None
+        self, tokens: Tensor, sequences: Sequences, memory: Memory | None, cache: KVCache | None = None
     ) -> Tensor:
         """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences; memory is None where
         `cache` holds it."""
         if memory is not None and memory.sequences.shape[0] != sequences.shape[0]:
             counts = memory.sequences.shape[0], sequences.shape[0]
             raise InputError("the encoder's batch is {}, and the decoder's is {}".format(*counts))
+        if memory is not None and cache is not None:
+            memory = Memory(memory.rows, cache.hold_memory(memory.sequences))
         return self.decoder(self.embed(tokens, self.decoder), sequences, memory, cache)
 
     def forward_shifted(
@@ -216,7 +219,3 @@ class Seq2Seq(nn.Module):
             return tokens
         x = (self.tokens if stack.tokens is None else stack.tokens)(tokens)
         return x if self.embedding_scale == 1.0 else x * self.embedding_scale
-
-
-def holds_memory(cache: RaggedCache) -> bool:
-    return cache.layers[0].cross_attention.keys is not None

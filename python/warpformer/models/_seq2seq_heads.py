@@ -9,7 +9,7 @@ from warpformer.models._config import require
 from warpformer.models._decoder import kept_logits
 from warpformer.models._heads import Head, QuestionAnswering, Span
 from warpformer.models._seq2seq import Seq2Seq
-from warpformer.nn import Dropout, Linear, Memory, RaggedCache, Sequences
+from warpformer.nn import Dropout, KVCache, Linear, Memory, Sequences
 
 
 class Seq2SeqLM(Generating, nn.Module):
@@ -32,8 +32,8 @@ class Seq2SeqLM(Generating, nn.Module):
         if tied:
             self.lm_head.weight = table.weight
 
-    def make_cache(self) -> RaggedCache:
-        return self.backbone.make_cache()
+    def make_cache(self, **options) -> KVCache:
+        return self.backbone.make_cache(**options)
 
     def encode(self, *args, **kwargs) -> Memory:
         return self.backbone.encode(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Layers with the constructors and state_dicts of torch.nn, on the kernels of warpformer.ops."""
 
 from warpformer.nn._repack import repack_
+from warpformer.nn.block_pool import CacheFull
 from warpformer.nn.blocks import (
     PostNormCrossLayer,
     PostNormLayer,
@@ -8,19 +9,15 @@ from warpformer.nn.blocks import (
     PreNormLayer,
     SandwichNormLayer,
 )
-from warpformer.nn.cross_attention import (
-    CrossAttention,
-    CrossDecoderLayerCache,
-    CrossLayerCache,
-    Memory,
-)
+from warpformer.nn.cross_attention import CrossAttention, Memory
 from warpformer.nn.dropout import Dropout
 from warpformer.nn.embedding import Embedding, SinusoidalPositions, sinusoidal_positions
 from warpformer.nn.feed_forward import FeedForward
 from warpformer.nn.fused_linear import FusedLinear
 from warpformer.nn.grouped_linear import GroupedLinear, PackedGroupedLinear, QuantizedGroupedLinear
-from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache, KVCache
-from warpformer.nn.latent_attention import LatentAttention, LatentLayerCache
+from warpformer.nn.kv_cache import CacheMemory, KVCache
+from warpformer.nn.latent_attention import LatentAttention
+from warpformer.nn.layer_cache import DecoderLayerCache, LayerCache
 from warpformer.nn.layer_norm import LayerNorm, OffsetLayerNorm
 from warpformer.nn.linear import Linear
 from warpformer.nn.lora_linear import LoRALinear
@@ -29,7 +26,6 @@ from warpformer.nn.multihead_attention import MultiheadAttention
 from warpformer.nn.packed_embedding import PackedEmbedding
 from warpformer.nn.packed_linear import PackedLinear
 from warpformer.nn.quantized_linear import Int4Linear, Int8Linear
-from warpformer.nn.ragged_cache import RaggedCache, RaggedLayerCache
 from warpformer.nn.rms_norm import OffsetRMSNorm, RMSNorm
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.router import (
@@ -48,11 +44,10 @@ from warpformer.nn.transformer_decoder import TransformerDecoder, TransformerDec
 from warpformer.nn.transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
+    "CacheFull",
+    "CacheMemory",
     "ClampedSwiGLU",
     "CrossAttention",
-    "CrossDecoderLayerCache",
-    "CrossLayerCache",
-    "DecoderCache",
     "DecoderLayerCache",
     "Dropout",
     "Embedding",
@@ -65,7 +60,7 @@ __all__ = [
     "Int8Linear",
     "KVCache",
     "LatentAttention",
-    "LatentLayerCache",
+    "LayerCache",
     "LayerNorm",
     "Linear",
     "LoRALinear",
@@ -83,8 +78,6 @@ __all__ = [
     "PreNormLayer",
     "QuantizedGroupedLinear",
     "RMSNorm",
-    "RaggedCache",
-    "RaggedLayerCache",
     "RotaryEmbedding",
     "Router",
     "Routing",

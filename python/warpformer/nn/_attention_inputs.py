@@ -21,6 +21,11 @@ def shape_of(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
 
 
+def as_batch(t: Tensor, batch_first: bool) -> Tensor:
+    """[B, T, E] of that, of [T, B, E] or of unbatched [T, E]."""
+    return t[None] if t.ndim == 2 else t if batch_first else t.transpose(0, 1)
+
+
 def check_operands(
     query: Tensor, key: Tensor, value: Tensor, widths: tuple[int, int, int], batch_first: bool
 ):

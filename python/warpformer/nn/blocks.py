@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from warpformer.nn.cross_attention import CrossDecoderLayerCache, Memory
-from warpformer.nn.ragged_cache import RaggedLayerCache
+from warpformer.nn.cross_attention import Memory
+from warpformer.nn.layer_cache import DecoderLayerCache, LayerCache
 from warpformer.nn.sequences import Sequences
 
 
@@ -25,7 +25,7 @@ class PreNormLayer(nn.Module):
         self.feed_forward_norm = feed_forward_norm
         self.feed_forward = feed_forward
 
-    def forward(self, x: Tensor, sequences: Sequences, cache: RaggedLayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences, cache: LayerCache | None = None) -> Tensor:
         x = self.attention(self.attention_norm(x), sequences, cache, residual=x)
         return self.feed_forward(self.feed_forward_norm(x), residual=x)
 
@@ -38,7 +38,7 @@ class PostNormLayer(PreNormLayer):
     on rows [N, C] of packed sequences. Source: "Attention Is All You Need", 3.1.
     """
 
-    def forward(self, x: Tensor, sequences: Sequences, cache: RaggedLayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences, cache: LayerCache | None = None) -> Tensor:
         x = self.attention_norm(self.attention(x, sequences, cache, residual=x))
         return self.feed_forward_norm(self.feed_forward(x, residual=x))
 
@@ -64,7 +64,7 @@ class SandwichNormLayer(PreNormLayer):
         self.attention_post_norm = attention_post_norm
         self.feed_forward_post_norm = feed_forward_post_norm
 
-    def forward(self, x: Tensor, sequences: Sequences, cache: RaggedLayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention_post_norm(self.attention(self.attention_norm(x), sequences, cache))
         return x + self.feed_forward_post_norm(self.feed_forward(self.feed_forward_norm(x)))
 
@@ -97,7 +97,7 @@ class PreNormCrossLayer(PreNormLayer):
         x: Tensor,
         sequences: Sequences,
         memory: Memory | None,
-        cache: CrossDecoderLayerCache | None = None,
+        cache: DecoderLayerCache | None = None,
     ) -> Tensor:
         """memory: None where `cache` holds it."""
         own, cross = cache or (None, None)
@@ -105,8 +105,8 @@ class PreNormCrossLayer(PreNormLayer):
         x = self.cross_attention(self.cross_attention_norm(x), sequences, memory, cross, residual=x)
         return self.feed_forward(self.feed_forward_norm(x), residual=x)
 
-    def make_cache(self) -> CrossDecoderLayerCache:
-        return CrossDecoderLayerCache(self.attention.make_cache(), self.cross_attention.make_cache())
+    def make_cache(self) -> DecoderLayerCache:
+        return DecoderLayerCache(self.attention.make_cache(), self.cross_attention.make_cache())
 
 
 class PostNormCrossLayer(PreNormCrossLayer):
@@ -123,7 +123,7 @@ class PostNormCrossLayer(PreNormCrossLayer):
         x: Tensor,
         sequences: Sequences,
         memory: Memory | None,
-        cache: CrossDecoderLayerCache | None = None,
+        cache: DecoderLayerCache | None = None,
     ) -> Tensor:
         own, cross = cache or (None, None)
         x = self.attention_norm(self.attention(x, sequences, own, residual=x))

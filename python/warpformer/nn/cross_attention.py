@@ -1,12 +1,11 @@
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer.nn.dropout import Dropout
 from warpformer.nn.feed_forward import added
-from warpformer.nn.ragged_cache import RaggedLayerCache
+from warpformer.nn.layer_cache import LayerCache
 from warpformer.nn.sequences import Sequences
 
 
@@ -15,7 +14,7 @@ class Memory(NamedTuple):
 
     Attributes:
         rows: [M, C], without padding.
-        sequences: whose rows they are.
+        sequences: whose rows they are; with a cache, what its `hold_memory` made of them.
     """
 
     rows: Tensor
@@ -42,7 +41,7 @@ class CrossAttention(nn.Module):
         x: [N, C], rows of `sequences`.
         sequences: whose tokens they are.
         memory: one of each sequence, [M, C]; None where `cache` holds its keys and values.
-        cache: a CrossLayerCache, which keeps them for later calls.
+        cache: a LayerCache of memories, which keeps them for later calls.
         residual: [N, C].
 
     Returns:
@@ -78,7 +77,7 @@ class CrossAttention(nn.Module):
         x: Tensor,
         sequences: Sequences,
         memory: Memory | None,
-        cache: "CrossLayerCache | None" = None,
+        cache: LayerCache | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1))
@@ -86,7 +85,7 @@ class CrossAttention(nn.Module):
             k, v = self.kv(memory.rows).unflatten(-1, (2 * self.num_kv_heads, -1)).chunk(2, 1)
         if cache is not None:
             if memory is not None:
-                cache.keep(k, v, memory.sequences)
+                cache.append(k, v, memory.sequences)
             out = cache.attend(q, sequences, **self.options)
         else:
             starts = dict(cu_seqlens_q=sequences.cu_seqlens, cu_seqlens_k=memory.sequences.cu_seqlens)
@@ -95,55 +94,8 @@ class CrossAttention(nn.Module):
             out = ops.scaled_dot_product_attention(q, k, v, **options)
         return added(self.out, self.dropout, out.flatten(1), residual)
 
-    def make_cache(self) -> "CrossLayerCache":
-        return CrossLayerCache()
+    def make_cache(self) -> LayerCache:
+        return LayerCache(of_memory=True)
 
     def extra_repr(self):
         return f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, {self.options}"
-
-
-class CrossLayerCache:
-    """Keys and values of the memories of one layer, computed once. Beams of one memory share it: reordering
-    moves no keys, but the number of the memory that a sequence attends to.
-
-    Attributes:
-        keys: [memories, S, G, D], the first rows of each in use; None before `keep`.
-        values: [memories, S, G, Dv].
-        memories: [B, 1] int32, which one is that of sequence b.
-        lengths: [B] int32, rows of it.
-    """
-
-    def __init__(self):
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-        self.memories: Tensor | None = None
-        self.lengths: Tensor | None = None
-
-    def keep(self, key: Tensor, value: Tensor, sequences: Sequences):
-        """Holds key [M, G, D] and value [M, G, Dv] of memories, one for each sequence."""
-        count, starts = sequences.shape[0], sequences.cu_seqlens
-        self.keys, self.values = (t.new_empty(*sequences.shape, *t.shape[1:]) for t in (key, value))
-        nothing = torch.zeros(count, dtype=torch.int32, device=key.device)
-        ops.append_to_cache_(key, value, self.keys, self.values, nothing, cu_seqlens=starts)
-        self.memories = torch.arange(count, dtype=torch.int32, device=key.device)[:, None]
-        self.lengths = starts.diff()
-
-    def attend(self, query: Tensor, sequences: Sequences, **options) -> Tensor:
-        """Attention of the queries [N, H, D] to all rows of their memories, [N, H, Dv]."""
-        options.update(cu_seqlens_q=sequences.cu_seqlens, block_table=self.memories, is_causal=False)
-        return ops.cached_attention(query, self.keys, self.values, self.lengths, **options)
-
-    def reorder_(self, index: Tensor, slots: int):
-        if self.keys is not None:
-            self.memories, self.lengths = self.memories[index], self.lengths[index]
-
-
-class CrossDecoderLayerCache(NamedTuple):
-    """What a decoder layer with cross attention keeps, of itself and of the memory."""
-
-    attention: RaggedLayerCache
-    cross_attention: CrossLayerCache
-
-    def reorder_(self, index: Tensor, slots: int):
-        for cache in self:
-            cache.reorder_(index, slots)

@@ -5,7 +5,7 @@ from warpformer import ops
 from warpformer.nn._packed import PackedModule
 from warpformer.nn.dropout import Dropout
 from warpformer.nn.feed_forward import added
-from warpformer.nn.ragged_cache import RaggedLayerCache
+from warpformer.nn.layer_cache import LayerCache
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.sequences import Sequences
 
@@ -41,7 +41,7 @@ class LatentAttention(nn.Module):
     Args of forward:
         x: [N, C], rows of `sequences`.
         sequences: whose tokens they are.
-        cache: a LatentLayerCache, to which latents are appended.
+        cache: a LayerCache, to which latents are appended.
         residual: [N, C].
 
     Returns:
@@ -85,7 +85,7 @@ class LatentAttention(nn.Module):
         self,
         x: Tensor,
         sequences: Sequences,
-        cache: "LatentLayerCache | None" = None,
+        cache: LayerCache | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1))  # [N, H, Dn + Dr]
@@ -94,7 +94,7 @@ class LatentAttention(nn.Module):
         q_rope, k_rope = self.rotary(q[..., -self.rope_dim :], k_rope[:, None], sequences.positions)
         q_plain = q[..., : -self.rope_dim]
         if cache is not None:
-            cache.append(torch.cat([latent[:, None], k_rope], -1), sequences)
+            cache.append(torch.cat([latent[:, None], k_rope], -1), None, sequences)
         if cache is not None and not sequences.is_first:
             out = self._attend_to_latents(q_plain, q_rope, cache, sequences)
         else:
@@ -114,7 +114,7 @@ class LatentAttention(nn.Module):
     def _attend_to_latents(self, q_plain, q_rope, cache, sequences):
         up_keys, up_values = self._absorbed_weights()
         q = torch.cat([self._by_head(q_plain, up_keys), q_rope], -1)  # [N, H, R + Dr]
-        return self._by_head(cache.attend(q, sequences, self.rope_dim, scale=self.scale), up_values)
+        return self._by_head(cache.attend(q, sequences, scale=self.scale), up_values)
 
     def _by_head(self, x, weight):
         """[N, H, outputs] of x [N, H, inputs] by the weight [H, outputs, inputs]."""
@@ -133,8 +133,9 @@ class LatentAttention(nn.Module):
             self._absorbed = (key, ops.pack_linear(up_keys.mT), ops.pack_linear(up_values))
         return self._absorbed[1:]
 
-    def make_cache(self) -> "LatentLayerCache":
-        return LatentLayerCache()
+    def make_cache(self) -> LayerCache:
+        """Of latents and rotated keys, [.., 1, R + Dr]: the first R numbers are the values, too."""
+        return LayerCache(value_width=self.kv_down.out_features - self.rope_dim)
 
     def _apply(self, fn, recurse=True):
         self._absorbed = (None, None, None)
@@ -145,22 +146,3 @@ class LatentAttention(nn.Module):
 
     def extra_repr(self):
         return f"num_heads={self.num_heads}, rope_dim={self.rope_dim}, value_dim={self.value_dim}"
-
-
-class LatentLayerCache(RaggedLayerCache):
-    """The latents of one layer, of sequences of unequal lengths.
-
-    Attributes:
-        keys: [B, capacity, 1, R + Dr]; `values` has no width, as the values are the first R numbers of keys.
-    """
-
-    def append(self, latents: Tensor, sequences: Sequences):
-        """Writes latents [N, 1, R + Dr] of new tokens behind those held."""
-        super().append(latents, latents[..., :0], sequences)
-
-    def attend(self, query: Tensor, sequences: Sequences, rope_dim: int, **options) -> Tensor:
-        """Attention of the queries [N, H, R + Dr] of new tokens to all that is held, [N, H, R]."""
-        values, starts = self.keys[..., :-rope_dim], sequences.cu_seqlens
-        return ops.cached_attention(
-            query, self.keys, values, sequences.totals, cu_seqlens_q=starts, **options
-        )

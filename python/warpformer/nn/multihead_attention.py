@@ -10,9 +10,11 @@ from warpformer.nn._attention_inputs import (
     merge_masks,
     with_keys,
 )
+from warpformer.nn._cached_layer import CachedLayer, cached_call
 from warpformer.nn._drop_in import drop_in, drop_in_
 from warpformer.nn._repack import Repacking
 from warpformer.nn.kv_cache import KVCache
+from warpformer.nn.layer_cache import MEMORY, LayerCache
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 
 
@@ -39,9 +41,10 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
         attn_mask: [T, S] or [B H, T, S]; bool (True = masked) or additive.
         average_attn_weights: the mean of the weights of all heads, [B, T, S], not [B, H, T, S].
         is_causal: query i sees keys up to i; an `attn_mask` that says otherwise is an error.
-        cache: a KVCache. `key` and `value` are new tokens, whose projections are appended to those it
+        cache: from `make_cache`. `key` and `value` are new tokens, whose projections are appended to those it
             has, and `query` attends to all; queries are the last of its tokens, and see none after them.
-            Masks cover all keys. For inference.
+            Masks cover all keys; with any, or with `need_weights`, each call copies keys and values. Of a
+            memory, `key` and `value` are read at the first call alone. For inference.
 
     Returns:
         The output in the shape of `query` with embed_dim, and the weights, or None.
@@ -88,34 +91,45 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | CachedLayer | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         check_operands(query, key, value, (self.embed_dim, self.kdim, self.vdim), self.batch_first)
         batched = query.ndim == 3
+        if isinstance(cache, KVCache):
+            masks = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            new = query if MEMORY in cache.tables else key
+            with cached_call(cache, new, key, self.batch_first) as (layer,):
+                return self.forward(query, key, value, *masks, cache=layer)
         tokens = 1 if batched and self.batch_first else 0
-        past = 0 if cache is None else cache.length
         length = query.shape[tokens]
-        keys = past if cache is not None and cache.is_full else past + key.shape[tokens]
+        keys = key.shape[tokens] if cache is None else cache.length
+        past = 0 if cache is None or cache.of_memory else keys - key.shape[tokens]
         batch = query.shape[1 - tokens] if batched else 1
         check_mask("attn_mask", attn_mask, (length, keys), (batch * self.num_heads, length, keys))
         check_mask("key_padding_mask", key_padding_mask, (batch, keys) if batched else (keys,))
         if key_padding_mask is not None and not batched:
             key_padding_mask = key_padding_mask[None]
         if cache is not None:
-            is_causal = cache.growing
+            is_causal = not cache.of_memory
         elif is_causal and attn_mask is not None and not torch.compiler.is_compiling():
             check_causal_hint(attn_mask)
             attn_mask = None  # the kernel knows it without reading
 
-        q, k, v = self._projections(query, key, value, cache)
         own = self._own_keys()
         if is_causal and (own or (need_weights and past)):
-            attn_mask, is_causal = and_causal(attn_mask, length, keys, past, q.device), False
+            attn_mask, is_causal = and_causal(attn_mask, length, keys, past, query.device), False
+        plain = attn_mask is None and key_padding_mask is None and not (self.training and self.dropout)
+        attends = cache is not None and plain and not own and not need_weights
+        q, k, v = self._projections(query, key, value, cache)
+        if attends:
+            return self.out_proj(self._tokens(cache.attend(q), batched)), None
+        if cache is not None:
+            k, v = cache.heads()
         if own:
             k, v = (torch.cat([t, *each], 2) for t, each in zip((k, v), self._as_heads(own, k), strict=True))
             attn_mask, key_padding_mask = (with_keys(m, len(own)) for m in (attn_mask, key_padding_mask))
         mask = merge_masks(attn_mask, key_padding_mask, self.num_heads)
-        out, weights = self._attend(q, k, v, mask, is_causal, past, need_weights, None if own else cache)
+        out, weights = self._attend(q, k, v, mask, is_causal, past, need_weights)
         out = self.out_proj(self._tokens(out, batched))
         if weights is not None:
             weights = _mean_of_heads(weights) if average_attn_weights else weights
@@ -143,23 +157,24 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
         return self.out_proj(out.flatten(-2))
 
     def _projections(self, query, key, value, cache):
-        """q [B, H, T, D]; k and v [B, H, S, D], with those that the cache has."""
-        if cache is not None and cache.is_full:
-            q = self._heads(self._project(query, 0, 1))
-            return self._rotated(q), *cache.heads()
+        """q [B, H, T, D]; k and v [B, H, S, D], which are appended to the cache, or None of a memory that it
+        holds."""
+        if cache is not None and cache.of_memory and cache.new_memory is None:
+            return self._rotated(self._heads(self._project(query, 0, 1))), None, None
         q, k, v = (self._heads(t) for t in self._project_all(query, key, value))
-        past = 0 if cache is None else cache.length
-        q, k = self._rotated(q, past), self._rotated(k, past)
-        if cache is None:
-            return q, k, v
-        cache.append(k, v)
-        return q, *cache.heads()
+        held = None if cache is None or cache.of_memory else cache.sequences.held
+        q, k = self._rotated(q, held), self._rotated(k, held)
+        if cache is not None:
+            cache.append(k, v)
+        return q, k, v
 
-    def _rotated(self, x, past=0):
-        """[B, H, T, D] by positions past, past + 1, ..."""
+    def _rotated(self, x, held=None):
+        """[B, H, T, D] by positions 0, 1, ..., or held[b], held[b] + 1, ..."""
         if "rotary" not in self._modules:
             return x
-        positions = torch.arange(past, past + x.shape[2], device=x.device)
+        positions = torch.arange(x.shape[2], device=x.device)
+        if held is not None:
+            positions = held[:, None] + positions
         return self.rotary(x.transpose(1, 2), positions=positions).transpose(1, 2)
 
     def _project_all(self, query, key, value):
@@ -193,6 +208,15 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
             return x.squeeze(0).transpose(0, 1).flatten(-2)
         return (x.transpose(1, 2) if self.batch_first else x.permute(2, 0, 1, 3)).flatten(-2)
 
+    def make_cache(self, of_memory: bool = False, **options) -> KVCache:
+        """For decoding: `forward(query, key, value, cache=cache)`.
+
+        Args:
+            of_memory: the keys and values of the first call are those of all.
+            options: those of KVCache: dtype, max_tokens.
+        """
+        return KVCache([LayerCache(of_memory=of_memory)], **options)
+
     def set_in_proj(self, layer: nn.Module):
         """Puts a quantized layer in the place of in_proj_weight and in_proj_bias, as `quantize_` does."""
         self.in_proj = layer
@@ -216,7 +240,7 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
             for each in zip(*pairs, strict=True)
         ]
 
-    def _attend(self, q, k, v, mask, is_causal, past, need_weights, cache):
+    def _attend(self, q, k, v, mask, is_causal, past, need_weights):
         """The output [B, H, T, D], and the weights [B, H, T, S] or None."""
         dropout = self.dropout if self.training else 0.0
         if need_weights:
@@ -227,10 +251,6 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
             weights = ops.softmax(scores, mask=mask, scale=scale, is_causal=is_causal, out=place)
             weights = ops.dropout(weights, dropout, self.training)
             return torch.matmul(weights, v), weights
-        if cache is not None and mask is None and not dropout:
-            q = q.transpose(1, 2)
-            out = ops.cached_attention(q, cache.keys, cache.values, cache.lengths(), is_causal=is_causal)
-            return out.transpose(1, 2), None
         alignment = "bottom-right" if past and is_causal else "top-left"
         return ops.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, alignment=alignment), None
 

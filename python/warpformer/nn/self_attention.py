@@ -3,7 +3,7 @@ from torch import Tensor, nn
 from warpformer import ops
 from warpformer.nn.dropout import Dropout
 from warpformer.nn.feed_forward import added
-from warpformer.nn.ragged_cache import RaggedLayerCache
+from warpformer.nn.layer_cache import LayerCache
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.sequences import Sequences
 
@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
     Args of forward:
         x: [N, C], rows of `sequences`.
         sequences: whose tokens they are.
-        cache: a RaggedLayerCache, to which keys and values are appended; queries then see all of the
+        cache: a LayerCache, to which keys and values are appended; queries then see all of the
             sequence that it holds.
         residual: [N, C].
 
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         sequences: Sequences,
-        cache: RaggedLayerCache | None = None,
+        cache: LayerCache | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
         heads, groups = self.num_heads, self.num_kv_heads
@@ -101,8 +101,9 @@ class SelfAttention(nn.Module):
             out = ops.scaled_dot_product_attention(q, k, v, **options)
         return added(self.out, self.dropout, out.flatten(1), residual)
 
-    def make_cache(self) -> RaggedLayerCache:
-        return RaggedLayerCache()
+    def make_cache(self) -> LayerCache:
+        left, _ = self.options.get("window", (None, None))
+        return LayerCache(left)
 
     def extra_repr(self):
         return f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, {self.options}"

@@ -17,7 +17,8 @@ class Sequences:
         longest: tokens of the longest, those of a cache included; the host knows it without waiting.
         shape: (B, T) of the padded batch.
         kept: [B, T] bool, where that has tokens; None if everywhere.
-        held: [B] int32, earlier tokens of each sequence, which a cache holds; None without a cache.
+        cache: the KVCache of the sequences.
+        held: [B] int32, earlier tokens of each sequence, which the cache holds; None without a cache.
         totals: [B] int32, those and the new ones.
         is_first: whether there are no earlier tokens.
     """
@@ -27,6 +28,7 @@ class Sequences:
     longest: int
     shape: tuple[int, int]
     kept: Tensor | None = None
+    cache: "KVCache | None" = None  # noqa: F821, it is made of Sequences
     held: Tensor | None = None
     totals: Tensor | None = None
     is_first: bool = True
@@ -47,35 +49,33 @@ class Sequences:
                 be anywhere in a row. All are tokens if None.
             position_ids: broadcastable to [B, T]. If None they count the tokens of a row, from those that
                 `cache` holds on.
-            cache: a RaggedCache.
+            cache: a KVCache, which then has room for the tokens; `cache.advance` counts them.
 
         Raises:
             InputError: a shape does not fit, `cache` is that of another batch, or a gradient is asked for
                 beside it.
         """
-        batch, length = shape = tuple(tokens.shape[:2])
+        shape = tuple(tokens.shape[:2])
         device = tokens.device
         kept = None if attention_mask is None else _last_columns(attention_mask, shape) != 0
         if kept is not None and kept.is_cpu and kept.all():
             kept = None
-        counts = torch.full((batch,), length, device=device) if kept is None else kept.sum(1)
-        cu_seqlens = F.pad(counts.cumsum(0), (1, 0)).int()
+        counts = shape[1] if kept is None else kept.sum(1)
+        starts = _starts(counts, shape[0], device)
         past = 0 if cache is None else cache.longest
-        held = None if cache is None else cache.held(batch, device)
+        held = totals = None
+        if cache is not None:
+            held = cache.begin(counts if kept is None else counts.cpu().numpy(), shape[0], device)
+            totals = (held + counts).int()
         if position_ids is None:
-            positions = (
-                torch.arange(length, device=device).expand(shape) if kept is None else kept.cumsum(1) - 1
-            )
-            if past:
-                positions = positions + held[:, None]
+            positions = _positions(shape, kept, held if past else None, device)
         else:
             positions = _expanded("position_ids", position_ids, shape)
         positions = positions.flatten() if kept is None else positions[kept]
-        longest = past + length
+        longest = past + shape[1]
         if position_ids is not None and len(positions):
             longest = max(longest, int(positions.max()) + 1)
-        totals = None if held is None else held + cu_seqlens.diff()
-        return cls(cu_seqlens, positions, longest, shape, kept, held, totals, not past)
+        return cls(starts, positions, longest, shape, kept, cache, held, totals, not past)
 
     @classmethod
     def of_lengths(cls, cu_seqlens: Tensor, positions: Tensor, longest: int) -> "Sequences":
@@ -103,6 +103,21 @@ class Sequences:
         rows = self.cu_seqlens[1:, None] - torch.arange(count, 0, -1, device=self.cu_seqlens.device)
         there = rows >= self.cu_seqlens[:-1, None]
         return rows.clamp(min=0).long(), None if self.kept is None and count <= self.shape[1] else there
+
+
+def _starts(counts, batch, device):
+    """[B + 1] int32: 0, and where each sequence ends."""
+    if isinstance(counts, int):
+        return torch.arange(batch + 1, dtype=torch.int32, device=device) * counts
+    return F.pad(counts.cumsum(0), (1, 0)).int()
+
+
+def _positions(shape, kept, held, device):
+    """[B, T], behind those that are held."""
+    if held is not None and shape[1] == 1:
+        return held[:, None]  # also where there is no token
+    new = torch.arange(shape[1], device=device).expand(shape) if kept is None else kept.cumsum(1) - 1
+    return new if held is None else new + held[:, None]
 
 
 def _last_columns(mask, shape):

@@ -13,7 +13,7 @@ class Transformer(nn.Transformer):
 
     Constructor, parameters, initialization, state_dict and forward(src, tgt, masks) are torch's. To decode
     token by token, call its parts: `memory = model.encoder(src)`, then `model.decoder(tokens, memory,
-    cache=cache)` with one DecoderCache.
+    cache=cache)` with one cache of `model.decoder.make_cache()`.
 
     Source: torch.nn.Transformer; "Attention Is All You Need".
     """

@@ -3,9 +3,12 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from warpformer._C import InputError
 from warpformer.nn._blocks import feed_forward, norm_alone_of_sum, norm_of_sum
+from warpformer.nn._cached_layer import cached_call
 from warpformer.nn._drop_in import drop_in, drop_in_
-from warpformer.nn.kv_cache import DecoderCache, DecoderLayerCache
+from warpformer.nn.kv_cache import KVCache
+from warpformer.nn.layer_cache import DecoderLayerCache, LayerCache
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.transformer_encoder import found_causal
 
@@ -30,7 +33,7 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         memory: what the encoder gave, [B, S, C], [S, B, C] or [S, C].
         tgt_mask, tgt_key_padding_mask, tgt_is_causal: masks of the attention of `tgt` to itself.
         memory_mask, memory_key_padding_mask, memory_is_causal: masks of its attention to `memory`.
-        cache: a DecoderLayerCache. `tgt` are then the tokens after those that it has, which see these, too,
+        cache: from `make_cache`. `tgt` are then the tokens after those that it has, which see these, too,
             and none after them; masks of `tgt` cover all keys, [T, past + T] and [B, past + T]. `memory` is
             read at the first call alone. For inference.
 
@@ -78,9 +81,13 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         tgt_is_causal: bool = False,
         memory_is_causal: bool = False,
         *,
-        cache: DecoderLayerCache | None = None,
+        cache: KVCache | DecoderLayerCache | None = None,
     ) -> Tensor:
-        own, other = ({}, {}) if cache is None else ({"cache": cache.tokens}, {"cache": cache.memory})
+        if isinstance(cache, KVCache):
+            masks = tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask
+            with cached_call(cache, tgt, memory, self.self_attn.batch_first) as (layer,):
+                return self.forward(tgt, memory, *masks, tgt_is_causal, memory_is_causal, cache=layer)
+        own, other = ({}, {}) if cache is None else ({"cache": each} for each in cache)
 
         def attention(x):
             own.update(attn_mask=tgt_mask, key_padding_mask=tgt_key_padding_mask, is_causal=tgt_is_causal)
@@ -101,6 +108,10 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         x = norm_alone_of_sum(self.norm2, x, attention_to_memory(x))
         return norm_alone_of_sum(self.norm3, x, self._ff_block(x))
 
+    def make_cache(self, **options) -> KVCache:
+        """For decoding. Options are those of KVCache: dtype, max_tokens."""
+        return KVCache([_layer_cache()], **options)
+
     def _ff_block(self, x):
         return self.dropout3(feed_forward(self.linear1, self.activation, self.dropout, self.linear2, x))
 
@@ -114,7 +125,8 @@ class TransformerDecoder(nn.TransformerDecoder):
     Args of forward:
         tgt, memory, memory_is_causal, and masks: as TransformerDecoderLayer has them.
         tgt_is_causal: whether `tgt_mask` is the causal one; found out if None.
-        cache: a DecoderCache, for decoding: see there.
+        cache: from `make_cache`, for decoding: `tgt` are then the tokens after those that it holds, and the
+            output is that of all of them at once. `memory` is read at the first call alone.
 
     Raises:
         ArgumentError: as MultiheadAttention.
@@ -133,24 +145,38 @@ class TransformerDecoder(nn.TransformerDecoder):
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
         *,
-        cache: DecoderCache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         if tgt_is_causal is None:
             tgt_is_causal = cache is None and found_causal(tgt_mask)
-        caches = [{}] * len(self.layers)
-        if cache is not None:
-            caches = [{"cache": each} for each in cache.of_layers(len(self.layers))]
+        options = dict(
+            tgt_mask=tgt_mask,
+            memory_mask=memory_mask,
+            tgt_key_padding_mask=tgt_key_padding_mask,
+            memory_key_padding_mask=memory_key_padding_mask,
+            tgt_is_causal=tgt_is_causal,
+            memory_is_causal=memory_is_causal,
+        )
         x = tgt
-        for layer, cached in zip(self.layers, caches, strict=True):
-            x = layer(
-                x,
-                memory,
-                tgt_mask=tgt_mask,
-                memory_mask=memory_mask,
-                tgt_key_padding_mask=tgt_key_padding_mask,
-                memory_key_padding_mask=memory_key_padding_mask,
-                tgt_is_causal=tgt_is_causal,
-                memory_is_causal=memory_is_causal,
-                **cached,
-            )
+        if cache is None:
+            for layer in self.layers:
+                x = layer(x, memory, **options)
+        else:
+            x = self._forward_cached(x, memory, options, cache)
         return x if self.norm is None else self.norm(x)
+
+    def _forward_cached(self, x, memory, options, cache):
+        if len(cache.layers) != len(self.layers):
+            raise InputError(f"the cache is that of {len(cache.layers)} layers, not {len(self.layers)}")
+        with cached_call(cache, x, memory, self.layers[0].self_attn.batch_first) as caches:
+            for layer, own in zip(self.layers, caches, strict=True):
+                x = layer(x, memory, **options, cache=own)
+        return x
+
+    def make_cache(self, **options) -> KVCache:
+        """For decoding. Options are those of KVCache: dtype, max_tokens."""
+        return KVCache([_layer_cache() for _ in self.layers], **options)
+
+
+def _layer_cache():
+    return DecoderLayerCache(LayerCache(), LayerCache(of_memory=True))

@@ -28,7 +28,8 @@ def append_to_cache_(
     for T new tokens of each sequence b, or as many as `cu_seqlens` gives it.
 
     With `cos` and `sin`, keys (and `query`) are first rotated by the angles of positions lengths[b] + t,
-    as `rope` does. Into int8 caches goes round(x / scale), with scale = max |x| / 127 of each token and head.
+    as `rope` does. Into int8 caches goes round(x / scale), with scale = max |x| / 127 of each token and head,
+    rounded to the dtype of the scales.
 
     Args:
         key: [B, T, G, D], float32, bfloat16 or float16, any strides; with `cu_seqlens` [N, G, D].

@@ -47,8 +47,8 @@ def cached_attention(
             from cu_seqlens_q[b] to cu_seqlens_q[b + 1] - 1; there may be none.
         block_table: [B, max_blocks] int32, contiguous: slot j is slot j % block_size of block
             block_table[b, j // block_size]. Entries beyond the length are not read.
-        key_scales, value_scales: of int8 caches, [B, S, G] float32, paged [blocks, block_size, G]: what
-            the int8 of a slot and head are multiples of, as `append_to_cache_` writes it.
+        key_scales, value_scales: of int8 caches, [B, S, G] float32 or bfloat16, paged [blocks, block_size,
+            G]: what the int8 of a slot and head are multiples of, as `append_to_cache_` writes it.
         is_causal: query t sees slots up to its own, t + n - T.
         scale: 1 / sqrt(D) if None.
         window: (left, right): query t sees slots t + n - T - left to t + n - T + right; None: no limit.
