@@ -10,7 +10,7 @@ from tqdm import tqdm
 import warpformer as wf
 from warpformer.checkpoint import default_model, find_checkpoint, open_tokenizer, read_json
 from warpformer.cli._text import fail, read_lines
-from warpformer.generation.config import of_model
+from warpformer.generation.defaults import of_model
 
 ModelOption = Annotated[
     str | None,
