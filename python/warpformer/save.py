@@ -21,7 +21,8 @@ GIB = 1 << 30
 
 
 def save(model: nn.Module, folder, max_shard_size: int = 5 * GIB) -> None:
-    """Writes config.json, generation_config.json if there is one, and the weights in safetensors files, quantized layers as they are.
+    """Writes config.json, generation_config.json if the model has one, and the weights in safetensors files,
+    quantized layers as they are.
 
     Tensors have the names that transformers gives them, which also reads the checkpoint if nothing in it is
     quantized.

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from warpformer._C import InputError
 from warpformer.checkpoint import find_checkpoint, open_tokenizer
 from warpformer.generation import generate
-from warpformer.generation.config import as_tuple
+from warpformer.generation.checks import as_tuple
 from warpformer.generation.defaults import of_model
 from warpformer.load import load
 from warpformer.models._config import CheckpointError

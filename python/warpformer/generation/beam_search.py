@@ -7,15 +7,16 @@ from torch import Tensor
 
 from warpformer import ops
 from warpformer.generation.beam_results import Results, best_results, is_done
-from warpformer.generation.config import GenerationConfig, require
+from warpformer.generation.checks import require
+from warpformer.generation.config import GenerationConfig
 from warpformer.generation.decoding import Decoding
 from warpformer.generation.history import History
 from warpformer.generation.rules import Rules
 
 
 def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
-    """The best num_return_sequences of each row: new tokens [R, new], their log-probabilities [R, new], and the
-    worths [R].
+    """The best num_return_sequences of each row: new tokens [R, new], their log-probabilities, and the worths
+    [R].
 
     At every step a search has its best candidates, beams and one token more. Those that end compete for its
     results, by their worth; the best of the others run on. It is done when its results cannot become better,
@@ -133,9 +134,8 @@ def best_candidates(
         if config.num_beam_groups > 1:
             penalize(penalties, rows, group, config)
         first += size
-    return Candidates(
-        *(torch.cat(parts) for parts in zip(*(group[:-1] for group in groups), strict=True)), history
-    )
+    parts = zip(*(group[:-1] for group in groups), strict=True)  # all but the history
+    return Candidates(*(torch.cat(part) for part in parts), history)
 
 
 def penalize(penalties: Tensor, rows: Tensor, group: Candidates, config: GenerationConfig):

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from math import isfinite
-from numbers import Real
 from typing import Literal
 
-from warpformer._C import InputError
+from warpformer.generation.checks import ALLOWED, as_tuple, is_integer, require
 
 NEW_TOKENS = 128  # of a row, where nothing limits them
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -106,57 +104,20 @@ class GenerationConfig:
 
     def __post_init__(self):
         self._check_values()
-        self._check_tokens()
         self._check_combinations()
+        self._check_lists()
 
     def _check_values(self):
-        for name in ("max_new_tokens", "max_length"):
-            self._check(
-                name, lambda value: value is None or (is_integer(value) and value > 0), "None or 1, 2..."
-            )
-        for name in ("num_beams", "num_beam_groups", "num_return_sequences"):
-            self._check(name, lambda value: is_integer(value) and value > 0, "1, 2...")
-        for name in ("min_length", "min_new_tokens", "no_repeat_ngram_size"):
-            self._check(name, lambda value: is_integer(value) and value >= 0, "0, 1, 2...")
-        self._check(
-            "top_k", lambda value: value is None or (is_integer(value) and value >= 0), "None or 0, 1..."
-        )
-        for name in ("temperature", "repetition_penalty", "patience"):
-            self._check(name, lambda value: is_number(value) and value > 0, "a finite number above 0")
-        for name in ("top_p", "typical_p"):
-            allowed = "None or above 0 and at most 1"
-            self._check(name, lambda value: value is None or (is_number(value) and 0 < value <= 1), allowed)
-        self._check(
-            "min_p",
-            lambda value: value is None or (is_number(value) and 0 <= value <= 1),
-            "None or in [0, 1]",
-        )
-        for name in ("frequency_penalty", "presence_penalty", "length_penalty"):
-            self._check(name, is_number, "a finite number")
-        self._check(
-            "diversity_penalty", lambda value: is_number(value) and value >= 0, "a finite number from 0"
-        )
-        for name in ("do_sample", "renormalize_logits", "return_dict_in_generate"):
-            self._check(name, lambda value: type(value) is bool, "True or False")
-        self._check("early_stopping", lambda value: value in (False, True, "never"), "True, False or 'never'")
-        strings = as_tuple(self.stop_strings)
-        self._check(
-            "stop_strings",
-            lambda _: all(type(text) is str and text for text in strings),
-            "a text or texts, none of them empty",
-        )
-
-    def _check_tokens(self):
+        for names, allows, allowed in ALLOWED:
+            for name in names.split():
+                value = getattr(self, name)
+                require(allows(value), f"{name} = {value!r:.80} is not {allowed}")
         for name in TOKENS:
             tokens = self.tokens(name)
             require(
                 all(is_integer(token) and token >= 0 for token in tokens),
                 f"{name} = {getattr(self, name)!r:.80} is not of tokens 0, 1, 2...",
             )
-        require(
-            all(isinstance(word, Sequence) and len(word) for word in self.bad_words_ids or ()),
-            "bad_words_ids is not a list of lists of tokens, none of them empty",
-        )
 
     def _check_combinations(self):
         require(
@@ -176,14 +137,16 @@ class GenerationConfig:
         )
         require(
             (groups > 1) == (self.diversity_penalty > 0),
-            f"num_beam_groups = {groups} and diversity_penalty = {self.diversity_penalty}: groups differ by a "
-            "penalty above 0, and a penalty counts between groups",
+            f"diversity_penalty = {self.diversity_penalty} does not go with num_beam_groups = {groups}: "
+            "several groups have one above 0, and one has none",
         )
-        most = groups * self.results if self.num_beams > 1 else 1
+
+    def _check_lists(self):
+        most = self.num_beam_groups * self.results if self.num_beams > 1 else 1
         require(
             self.do_sample or self.num_return_sequences <= most,
-            f"num_return_sequences = {self.num_return_sequences} is over {most}, of which there are results "
-            "without do_sample=True",
+            f"num_return_sequences = {self.num_return_sequences} is over {most}, and there are no more "
+            "results without do_sample=True",
         )
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             tokens = self.tokens(name)
@@ -191,10 +154,6 @@ class GenerationConfig:
                 not tokens or not set(tokens) <= set(self.suppress_tokens or ()),
                 f"{name} = {getattr(self, name)} is among suppress_tokens",
             )
-
-    def _check(self, name, allows, allowed):
-        value = getattr(self, name)
-        require(allows(value), f"{name} = {value!r:.80} is not {allowed}")
 
     def _check_unused(self, names, used, why):
         for field in fields(self):
@@ -229,22 +188,3 @@ class GenerationConfig:
     def results(self) -> int:
         """Of a group, at most."""
         return max(1, round(self.patience * self.beams))
-
-
-def require(condition, message):
-    if not condition:
-        raise InputError(f"generate: {message}")
-
-
-def is_integer(value) -> bool:
-    return type(value) is int
-
-
-def is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-
-
-def as_tuple(value) -> tuple:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)

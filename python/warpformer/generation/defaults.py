@@ -4,16 +4,28 @@ import logging
 from collections.abc import Mapping
 from dataclasses import fields
 
-from warpformer.generation.config import OF_BEAMS, OF_SAMPLING, TOKENS, GenerationConfig, require
+from warpformer.generation.checks import require
+from warpformer.generation.config import OF_BEAMS, OF_SAMPLING, TOKENS, GenerationConfig
 
 log = logging.getLogger("warpformer")
 KNOWN = [field.name for field in fields(GenerationConfig)]
 IDS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")  # which a model has besides
 UNKNOWN = (  # options of transformers that change tokens, and are none of ours
-    "constraints dola_layers encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff "
-    "exponential_decay_length_penalty force_words_ids guidance_scale penalty_alpha remove_invalid_values "
-    "sequence_bias top_h watermarking_config"
-).split()
+    "constraints",
+    "dola_layers",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "exponential_decay_length_penalty",
+    "force_words_ids",
+    "guidance_scale",
+    "penalty_alpha",
+    "remove_invalid_values",
+    "sequence_bias",
+    "top_h",
+    "watermarking_config",
+)
 
 
 def of_model(model, name):

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from warpformer.generation.beam_search import beam_search
-from warpformer.generation.config import require
+from warpformer.generation.checks import require
 from warpformer.generation.decoding import Decoding
 from warpformer.generation.defaults import check_tokens, config_for
 from warpformer.generation.processors import LogitsProcessor

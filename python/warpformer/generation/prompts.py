@@ -3,12 +3,16 @@
 import torch
 from torch import Tensor
 
-from warpformer.generation.config import NEW_TOKENS, GenerationConfig, require
+from warpformer.generation.checks import require
+from warpformer.generation.config import NEW_TOKENS, GenerationConfig
 
 
 def check_prompts(model, input_ids: Tensor, attention_mask: Tensor | None, prefix: str = ""):
-    """That every row has a token, no more of them than the model reads, and all in its vocabulary. Names begin
-    with `prefix`."""
+    """That every row has a token, no more of them than the model reads, and all in its vocabulary.
+
+    Args:
+        prefix: of the names in messages.
+    """
     shape, mask = list(input_ids.shape), None
     name = f"{prefix}input_ids"
     require(input_ids.ndim == 2 and all(shape), f"{name} = {shape} is not [B, T] with a row and a column")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from warpformer.generation.config import is_integer, require
+from warpformer.generation.checks import is_integer, require
 from warpformer.generation.philox import uniform
 
 
@@ -68,9 +68,7 @@ def seeds_of(seed: int | Sequence[int] | None, rows: int, sequences: int) -> np.
     listed = isinstance(seed, Sequence)
     require(not listed or len(seed) == rows, f"there are {len(seed) if listed else 1} seeds of {rows} rows")
     values = [*seed] if listed else [seed]
-    require(
-        all(is_integer(value) for value in values), f"seed = {seed!r:.80} is not an integer, or one per row"
-    )
+    require(all(map(is_integer, values)), f"seed = {seed!r:.80} is not an integer, or one for each row")
     values = values if listed else [seed + row for row in range(rows)]
     seeds = np.array([value % 2**64 for value in values], dtype=np.uint64).repeat(sequences)
     return np.stack([seeds, np.tile(np.arange(sequences, dtype=np.uint64), rows)], 1)

@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from warpformer.generation.config import GenerationConfig, as_tuple, require
+from warpformer.generation.checks import as_tuple, require
+from warpformer.generation.config import GenerationConfig
 from warpformer.generation.history import PADDING, History
 
 StoppingCriterion = Callable[..., Tensor | bool]  # of transformers, and of users

@@ -24,7 +24,7 @@ def write(
     choose: Callable[[Tensor], Tensor],
     streamer: Streamer | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """New tokens [R, new], one column after the other, and their log-probabilities if they are to be returned.
+    """New tokens [R, new], and their log-probabilities if they are to be returned.
 
     Args:
         logits: [B, V] of the first new token; R = B num_return_sequences.
