@@ -139,8 +139,9 @@ def best_candidates(
 
 
 def penalize(penalties: Tensor, rows: Tensor, group: Candidates, config: GenerationConfig):
-    """Adds diversity_penalty to those [B, V] of the tokens by which the beams of a group go on."""
-    scores, index = group.scores.masked_fill(group.ends, -torch.inf).topk(config.beams)
+    """Adds diversity_penalty to those [B, V] of the tokens of a group's best beams, eos_token_id apart."""
+    eos = torch.tensor(config.eos_token_ids, dtype=torch.int64, device=rows.device)
+    scores, index = group.scores.masked_fill(torch.isin(group.tokens, eos), -torch.inf).topk(config.beams)
     values = config.diversity_penalty * (scores > -torch.inf).to(penalties.dtype)
     tokens = group.tokens.gather(1, index)
     penalties.index_put_((rows[:, None].expand_as(tokens), tokens), values, accumulate=True)

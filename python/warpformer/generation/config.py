@@ -54,8 +54,8 @@ class GenerationConfig:
         patience: a row has round(patience num_beams) results (Kasai et al., "A Call for Clarity in Beam
             Search").
         num_beam_groups: the beams are that many searches, which choose one after the other at every step.
-        diversity_penalty: of each token's score, for every beam of the groups before that has chosen it at
-            this step (Vijayakumar et al., "Diverse Beam Search").
+        diversity_penalty: what a token's score loses for every beam of the groups before that has it at this
+            step (Vijayakumar et al., "Diverse Beam Search"); none for eos_token_id. Beams keep the loss.
         num_return_sequences: how many a row gives: the best of a beam search, or so many draws.
         stop_strings: texts that end a row, when its last token completes one; `generate` needs a tokenizer.
         return_dict_in_generate: return `Generated` and not the tokens alone.

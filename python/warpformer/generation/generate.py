@@ -77,7 +77,7 @@ def generate(
     Returns:
         [R, T + new] the prompts as given and what follows, R = B num_return_sequences; of an encoder-decoder
         model [R, P + new], from decoder_start_token_id on. Rows that end before others have pad_token_id
-        behind their end.
+        behind their end. Where a beam search finds fewer sequences, the others have nothing but padding.
 
     Raises:
         InputError: an option is out of its range or contradicts another; a prompt is empty, or longer than
