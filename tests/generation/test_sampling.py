@@ -1,4 +1,4 @@
-"""Draws: among the tokens that transformers leaves, with the exact probabilities, by numbers of a row's own."""
+"""Draws: among the tokens that transformers leaves, with exact probabilities, by numbers of a row's own."""
 
 import numpy as np
 import pytest
@@ -89,7 +89,7 @@ def test_philox_is_that_of_the_paper_and_of_dropout():
     kept = wf.ops.dropout(torch.ones(256), 0.3, seed=9) != 0
     assert kept.tolist() == (words >= 0.3 * 2**32).tolist()
     numbers = uniform(counters, counters, counters)
-    assert (0 <= numbers).all()
+    assert (numbers >= 0).all()
     assert (numbers < 1).all()
 
 

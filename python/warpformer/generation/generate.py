@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -117,6 +118,8 @@ class Generating:
     Attributes:
         generation_config: generation_config.json of the checkpoint: defaults of the options.
     """
+
+    generation_config: Mapping = MappingProxyType({})
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options
