@@ -51,6 +51,21 @@ def test_generate(run, language_model):
     assert greedy == text("--temperature", 0) == text("--temperature", 0, prompt="-", stdin=b"In the\n")
     drawn = [text("--seed", seed, "--top-k", 50, "--top-p", 0.9) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert text("--seed", 1) != text("--seed", 1, "--min-p", 0.5)
+    assert greedy != text("--temperature", 0, "--repetition-penalty", 0.2)
+    stop = greedy.strip()[-1]
+    stopped = text("--temperature", 0, "--stop", "never comes", "--stop", stop)
+    assert stopped.strip().endswith(stop)
+    assert stopped.strip() == greedy[: greedy.index(stop, len("In the")) + 1]
+
+
+def test_defaults_of_the_model(run, language_model, tmp_path):
+    model = wf.load(language_model)
+    model.generation_config = {"do_sample": True, "top_k": 1, "temperature": 0.7, "num_return_sequences": 1}
+    wf.save(model, tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((language_model / "tokenizer.json").read_bytes())
+    drawn = run("generate", "In the", "--model", tmp_path, *SHORT)[1]
+    assert drawn == run("generate", "In the", "--model", language_model, "--temperature", 0, *SHORT)[1]
 
 
 def test_prompts_begin_with_bos(language_model, tmp_path):
@@ -99,6 +114,7 @@ def test_models_of_the_package_are_the_default(run, translator, language_model, 
     ("args", "message"),
     [
         (["generate", "x", "--top-p", 2], "top_p = 2.0"),
+        (["generate", "x", "--temperature", 0, "--top-k", 5], "top_k = 5 counts with do_sample=True alone"),
         (["translate", "x" * 100], "has 101 tokens, and the model reads 64"),
         (["translate", "x", "--beams", 1000], "num_beams = 1000 are too many"),
     ],

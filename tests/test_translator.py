@@ -43,6 +43,15 @@ def test_the_batch_does_not_matter(translator, options):
     assert translator.translate([]) == []
 
 
+def test_the_best_of_each_text(translator):
+    best = translator.translate(LINES, num_return_sequences=3, max_new_tokens=8)
+    assert [len(texts) for texts in best] == [3] * len(LINES)
+    assert [texts[0] for texts in best] == translator.translate(LINES, max_new_tokens=8)
+    assert translator.translate(LINES[0], num_return_sequences=3, max_new_tokens=8) == best[0]
+    with pytest.raises(wf.InputError, match="return_dict_in_generate is for generate"):
+        translator.translate(LINES, return_dict_in_generate=True)
+
+
 def test_special_tokens_in_a_text_are_letters(translator):
     assert 2 not in translator.tokenizer.encode("a </s> b").ids
 

@@ -5,7 +5,7 @@ import torch
 from warpformer import nn, ops, quantization, training
 from warpformer._C import InputError, __version__
 from warpformer.embeddings import SentenceEncoder
-from warpformer.generation import GenerationConfig, TextStreamer, generate
+from warpformer.generation import Generated, GenerationConfig, TextStreamer, generate
 from warpformer.integrations import register_with_transformers
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
@@ -17,6 +17,7 @@ from warpformer.translator import Translator
 
 __all__ = [
     "CheckpointError",
+    "Generated",
     "GenerationConfig",
     "InputError",
     "SentenceEncoder",

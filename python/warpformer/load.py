@@ -13,6 +13,8 @@ from tqdm import tqdm
 from warpformer import models
 from warpformer._C import InputError
 from warpformer.checkpoint import find_checkpoint, open_tensors, read_json
+from warpformer.generation import Generating
+from warpformer.generation.defaults import name_ignored
 from warpformer.models._config import CheckpointError, read_config
 from warpformer.models._keys import KeyMap
 from warpformer.nn import PackedEmbedding
@@ -51,6 +53,8 @@ def load(
         head: False for the model that gives hidden states, whatever config.json's `architectures` has around
             it; of T5 and mT5 that is the encoder.
 
+    A generation_config.json beside them has the defaults of the model's `generate`.
+
     Returns:
         `warpformer.models.<model_type>.Model`, or what config.json's `architectures` has around it:
         a language model, a classifier.
@@ -61,7 +65,7 @@ def load(
             that config.json promises. Nothing is unpickled, and no code of a checkpoint is run.
         InputError: an option of quantization is unknown or does not fit, or the checkpoint is quantized.
     """
-    values, stored = open_checkpoint(path_or_hub_id)
+    values, stored, generation_config = open_checkpoint(path_or_hub_id)
     module = model_module(values)
     if not head:
         values = values | {"architectures": [headless(module)]}
@@ -80,24 +84,30 @@ def load(
     reader = Reader(module.KEYS, tensors, dtype, device)
     fill(model, reader, plan_of(model, quantization), trainable)
     model.config.source = values
+    if isinstance(model, Generating):
+        model.generation_config = generation_config
     return model if trainable else model.eval().requires_grad_(False)
 
 
 def open_checkpoint(path_or_hub_id):
-    """config.json, or what a GGUF file has in its place, and the tensors by their names there."""
+    """config.json, or what a GGUF file has in its place, the tensors by their names there, and
+    generation_config.json."""
     path = Path(path_or_hub_id).expanduser()
     if path.suffix == ".gguf":
         from warpformer.gguf import open_gguf  # which few need, and which imports much
 
         checkpoint = open_gguf(path)
-        return checkpoint.config, checkpoint.tensors
+        return checkpoint.config, checkpoint.tensors, {}
     folder = find_checkpoint(path_or_hub_id)
     values, tensors = read_json(folder / "config.json"), open_tensors(folder)
     quantization = values.get("quantization_config")
     if type(quantization) is dict and quantization.get("quant_method") == "mxfp4":
         del values["quantization_config"]  # of the original gpt-oss: read as the bfloat16 that it stands for
         tensors = joined_mxfp4(tensors)
-    return values, tensors
+    path = folder / "generation_config.json"
+    generation_config = read_json(path) if path.is_file() else {}
+    name_ignored(generation_config)
+    return values, tensors, generation_config
 
 
 def model_module(values):

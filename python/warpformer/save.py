@@ -21,7 +21,8 @@ GIB = 1 << 30
 
 
 def save(model: nn.Module, folder, max_shard_size: int = 5 * GIB) -> None:
-    """Writes config.json and the weights in safetensors files, quantized layers as they are.
+    """Writes config.json, generation_config.json if the model has one, and the weights in safetensors files,
+    quantized layers as they are.
 
     Tensors have the names that transformers gives them, which also reads the checkpoint if nothing in it is
     quantized.
@@ -64,6 +65,8 @@ def save(model: nn.Module, folder, max_shard_size: int = 5 * GIB) -> None:
         weight_map = {key: names[i] for key, i in sorted(weight_map.items())}
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
     write_json(folder / "config.json", config_of(model, module))
+    if getattr(model, "generation_config", None):
+        write_json(folder / "generation_config.json", model.generation_config)
 
 
 def shards_of(model, keys, max_shard_size) -> Iterator[dict[str, Tensor]]:

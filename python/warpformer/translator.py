@@ -8,7 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 from warpformer._C import InputError
 from warpformer.checkpoint import find_checkpoint, open_tokenizer
 from warpformer.generation import generate
-from warpformer.generation.config import as_tuple, of_model
+from warpformer.generation.checks import as_tuple
+from warpformer.generation.defaults import of_model
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
 
@@ -55,7 +56,7 @@ class Translator:
         max_new_tokens: int = 256,
         progress: Callable[[int], object] | None = None,
         **options,
-    ) -> str | list[str]:
+    ) -> str | list[str] | list[list[str]]:
         """Translations.
 
         Args:
@@ -67,7 +68,8 @@ class Translator:
             options: those of `GenerationConfig`.
 
         Returns:
-            A text, or a list of as many as given.
+            A text, or a list of as many as given; with num_return_sequences in the place of each text a list
+            of so many, the best first.
 
         Raises:
             InputError: an option is out of its range, or a text has more than max_length tokens.
@@ -77,22 +79,25 @@ class Translator:
             return self.translate([texts], num_beams=num_beams, max_new_tokens=max_new_tokens, **options)[0]
         if batch_size < 1:
             raise InputError(f"translate: batch_size = {batch_size} is not at least 1")
+        if options.pop("return_dict_in_generate", False):
+            raise InputError("translate: return_dict_in_generate is for generate, which gives tokens")
+        count = options.get("num_return_sequences")
         if self.max_length is not None:
             max_new_tokens = min(max_new_tokens, self.max_length)
         tokens = self._tokenize(texts)
-        translations = [""] * len(tokens)
+        translations = ["" if count is None else [""] * count for _ in tokens]
         order = sorted((i for i, ids in enumerate(tokens) if ids), key=lambda i: -len(tokens[i]))
         if progress is not None and len(order) < len(tokens):
             progress(len(tokens) - len(order))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids, mask = self._batch([tokens[i] for i in chosen])
-            found = generate(
-                self.model, ids, mask, num_beams=num_beams, max_new_tokens=max_new_tokens, **options
-            )
+            given = dict(num_beams=num_beams, max_new_tokens=max_new_tokens, tokenizer=self.tokenizer)
+            found = generate(self.model, ids, mask, **given, **options)
             decoded = self.tokenizer.decode_batch(found.tolist(), skip_special_tokens=True)
-            for i, text in zip(chosen, decoded, strict=True):
-                translations[i] = text.strip()
+            decoded = [text.strip() for text in decoded]
+            for n, i in enumerate(chosen):
+                translations[i] = decoded[n] if count is None else decoded[n * count : (n + 1) * count]
             if progress is not None:
                 progress(len(chosen))
         return translations

@@ -8,8 +8,9 @@ from tests.models.checkpoints import DECODERS, SEQ2SEQ, padded_batch, random_mod
 
 CLASSES = {"GPT2": "GPT2LMHeadModel", "Marian": "MarianMTModel"}
 NEW = 14
-EOS = [5, 11, 17, 23, 31, 47, 61]  # so many that rows of random models end
-PADDING = 0
+EOS = [5, 14, 15, 18, 61, 85, 96]  # so many that rows of random models end
+PADDING = 1
+OPTIONS = {"max_new_tokens": NEW, "eos_token_id": EOS, "pad_token_id": PADDING}
 
 
 def make(name, folder):
@@ -28,14 +29,23 @@ def prompts(name):
     return ids, mask
 
 
+def new_tokens(model, ids, mask, **options):
+    """Ours [R, new], behind the prompt."""
+    found = wf.generate(model, ids, mask, **OPTIONS | options)
+    if hasattr(model, "encode"):
+        return found[:, 1:]
+    prompt = ids.repeat_interleave(options.get("num_return_sequences", 1), 0)
+    assert torch.equal(found[:, : ids.shape[1]], prompt)
+    return found[:, ids.shape[1] :]
+
+
 @torch.no_grad()
 def expected(model, ids, mask, **options):
-    """Transformers' new tokens [B, new] of each row alone."""
-    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": EOS} | options
-    options |= {"pad_token_id": PADDING, "forced_eos_token_id": None, "forced_bos_token_id": None}
+    """Transformers' new tokens [R, new] of each row alone."""
+    options = {"do_sample": False} | OPTIONS | options
     rows = []
     for row, kept in enumerate(mask.bool()):
         alone = ids[row, kept][None]
-        out = model.generate(alone, attention_mask=torch.ones_like(alone), **options)[0]
-        rows.append(out[1 if model.config.is_encoder_decoder else alone.shape[1] :])
+        out = model.generate(alone, attention_mask=torch.ones_like(alone), **options)
+        rows += [*out[:, 1 if model.config.is_encoder_decoder else alone.shape[1] :]]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)

@@ -10,12 +10,13 @@ from tqdm import tqdm
 import warpformer as wf
 from warpformer.checkpoint import default_model, find_checkpoint, open_tokenizer, read_json
 from warpformer.cli._text import fail, read_lines
-from warpformer.generation.config import of_model
+from warpformer.generation.defaults import of_model
 
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Folder or hub id of a model.", show_default="that of the package"),
 ]
+OF_MODEL = "that of the model"  # in its generation_config.json
 QuantizationOption = Annotated[
     str | None, typer.Option("--quantization", help="int8, int4...: as it is loaded.", show_default="none")
 ]
@@ -25,12 +26,26 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to go on with; - is standard input.")],
     model: ModelOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="0 takes the likeliest token.", show_default="that of the model, else 0.8"
+        ),
+    ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Draw among so many tokens.", show_default="all")
+        int | None, typer.Option(min=0, help="Draw among so many tokens; 0 for all.", show_default=OF_MODEL)
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw among tokens of this probability.", show_default="1")
+        float | None, typer.Option(help="Draw among tokens of this probability.", show_default=OF_MODEL)
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw among tokens so likely beside the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: less of what is there already.", show_default=OF_MODEL)
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A text that ends it; may be given several times.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default="another each time")] = None,
     quantization: QuantizationOption = None,
@@ -46,11 +61,15 @@ def generate(
     ids = prompt_ids(prompt, tokenizer, network, folder)
     if not ids:
         fail("the prompt is empty, and the model has no token that begins a text")
-    sampling = dict(do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p) if temperature else {}
+    options = dict(top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
+    options = {name: value for name, value in options.items() if value is not None}
+    if temperature is None:
+        temperature = network.generation_config.get("temperature", 0.8)
+    options |= dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
+    options |= dict(max_new_tokens=max_new_tokens, num_beams=1, stop_strings=stop or None, seed=seed)
     sys.stdout.write(prompt)
     streamer = wf.TextStreamer(tokenizer)
-    options = dict(max_new_tokens=max_new_tokens, seed=seed, streamer=streamer)
-    network.generate(torch.tensor([ids]), **options, **sampling)
+    network.generate(torch.tensor([ids]), streamer=streamer, tokenizer=tokenizer, **options)
     sys.stdout.write("\n")
 
 

@@ -1,79 +1,147 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from warpformer import ops
-from warpformer.generation.config import GenerationConfig, require
+from warpformer.generation.beam_results import Results, best_results, is_done
+from warpformer.generation.checks import require
+from warpformer.generation.config import GenerationConfig
 from warpformer.generation.decoding import Decoding
+from warpformer.generation.history import History
+from warpformer.generation.rules import Rules
 
 
-def beam_search(decoding: Decoding, logits: Tensor, config: GenerationConfig) -> Tensor:
-    """New tokens [B, new] of the best beam of each row.
+def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tensor, Tensor, Tensor]:
+    """The best num_return_sequences of each row: new tokens [R, new], their log-probabilities, and the worths
+    [R].
 
-    At every step each row has its best candidates, beams and one token more. Those that end compete for the
-    row's `num_beams` results, by their worth; the best of the others run on. A row is done when its results
-    cannot become better, as `early_stopping` has it.
+    At every step a search has its best candidates, beams and one token more. Those that end compete for its
+    results, by their worth; the best of the others run on. It is done when its results cannot become better,
+    as `early_stopping` has it. Each row has num_beam_groups searches.
 
     Args:
         logits: [B, V] of the first new token.
 
-    Source: transformers' GenerationMixin._beam_search.
+    Source: transformers' GenerationMixin._beam_search; for groups Vijayakumar et al., "Diverse Beam Search",
+    as transformers 4 has it, with penalties that stay in the scores of beams.
     """
-    batch, vocabulary = logits.shape
-    count, longest = config.num_beams, config.max_new_tokens
-    # With every beam ending at each eos, so many candidates leave as many running beams.
-    candidates = count * (1 + max(1, len(config.eos_token_ids)))
-    require(candidates <= vocabulary, f"num_beams = {count} are too many for a vocabulary of {vocabulary}")
-    eos = torch.tensor(config.eos_token_ids, dtype=torch.int64, device=logits.device)
-
-    best = torch.full((batch, longest), config.padding, device=logits.device)
-    lengths = torch.zeros(batch, dtype=torch.int64, device=logits.device)  # of the best
-    rows = torch.arange(batch, device=logits.device)  # that are not done
-    scores = logits.new_zeros(batch, 1)  # log-probabilities of the beams: at first one, the prompt
-    beams = best[:, None, :0]  # [rows, beams, tokens]
-    worths = logits.new_full((batch, count), -torch.inf)
-    results = best[:, None].expand(-1, count, -1)
-    sizes = lengths[:, None].expand(-1, count)  # of the results
-    for length in range(1, longest + 1):
-        scores = ops.log_softmax(logits, -1).unflatten(0, scores.shape) + scores[..., None]
-        scores, index = scores.flatten(1).topk(candidates)
-        parents, tokens = index // vocabulary, index % vocabulary
-        extended = torch.cat([take(beams, parents), tokens[..., None]], -1)
-        ends = torch.isin(tokens, eos) | (length == longest)
-
-        worth = (scores / length**config.length_penalty).masked_fill(~ends, -torch.inf)
-        ended = F.pad(extended[:, :count], (0, longest - length), value=config.padding)
-        worths, index = torch.cat([worths, worth[:, :count]], 1).topk(count)
-        results = take(torch.cat([results, ended], 1), index)
-        sizes = take(F.pad(sizes, (0, count), value=length), index)
-
-        held = beams.shape[1]
-        scores, index = scores.masked_fill(ends, -torch.inf).topk(count)
-        parents, beams = take(parents, index), take(extended, index)
-        going = (~is_done(scores, worths, length, config)).nonzero().flatten()
-        best[rows], lengths[rows] = results[:, 0], sizes[:, 0]
-        if length == longest or not len(going):
-            break
-        parents = parents + held * torch.arange(len(rows), device=rows.device)[:, None]
-        if len(going) < len(rows):
-            rows, scores, beams, worths, results, sizes, parents = (
-                t[going] for t in (rows, scores, beams, worths, results, sizes, parents)
-            )
-        decoding.reorder_(parents.flatten())
-        logits = decoding.step(beams[..., -1].flatten())
-    return best[:, : int(lengths.max())]
+    config, (batch, vocabulary) = rules.config, logits.shape
+    require(
+        candidates(config) <= vocabulary,
+        f"num_beams = {config.num_beams} are too many for a vocabulary of {vocabulary}",
+    )
+    # Of all rows the first group, then the second...
+    searches = torch.arange(batch * config.num_beam_groups, device=logits.device)  # that are not done
+    if config.num_beam_groups > 1:
+        decoding.repeat_(searches % batch)
+        logits = logits[searches % batch]
+    decoding.history = decoding.history.with_log_probs()
+    scores = logits.new_zeros(len(searches), 1)  # of the beams: at first one, the prompt
+    found, results = [], Results.none(len(searches), config, logits.device)
+    while True:
+        step = best_candidates(decoding.history, logits, scores, searches, batch, rules)
+        results = results.merged(step.ended(config), config)
+        history, scores, parents = step.running(config.beams)
+        done = is_done(results, scores, history, config)
+        found.append((searches[done], results.select(done)))
+        if bool(done.all()):
+            best = best_results(found, batch, config)
+            return best.tokens, best.log_probs, best.worths
+        searches, results, scores = searches[~done], results.select(~done), scores[~done]
+        beams = (~done).repeat_interleave(config.beams).nonzero().flatten()
+        logits = decoding.step(history.select(beams), parents[beams])
 
 
-def take(t: Tensor, index: Tensor) -> Tensor:
-    """Those of t [rows, n, ...] that `index` [rows, m] has."""
-    return t.gather(1, index.view(*index.shape, *[1] * (t.ndim - 2)).expand(*index.shape, *t.shape[2:]))
+def candidates(config: GenerationConfig) -> int:
+    """Of a search: with every beam ending at each eos, so many leave as many running beams."""
+    return config.beams * (1 + max(1, len(config.eos_token_ids)))
 
 
-def is_done(scores: Tensor, worths: Tensor, length: int, config: GenerationConfig) -> Tensor:
-    """[rows] whether the beams of these log-probabilities [rows, beams] can do no better than the results."""
-    worst = worths[:, -1]
-    if config.early_stopping is True:
-        return worst > -torch.inf
-    if config.early_stopping == "never" and config.length_penalty > 0:
-        length = config.max_new_tokens
-    return (worst > -torch.inf) & (scores[:, 0] / length**config.length_penalty <= worst)
+class Candidates(NamedTuple):
+    """The best beams of searches with one token more, the best first.
+
+    Attributes:
+        scores: [S, candidates].
+        parents: [S, candidates] the rows of `history` that they go on from.
+        tokens: [S, candidates].
+        log_probs: [S, candidates] of the tokens.
+        ends: [S, candidates] whether they end.
+        history: of the beams.
+    """
+
+    scores: Tensor
+    parents: Tensor
+    tokens: Tensor
+    log_probs: Tensor
+    ends: Tensor
+    history: History
+
+    def ended(self, config: GenerationConfig) -> Results:
+        """Those of the best `beams` that end."""
+        ends, index = self.ends[:, : config.beams], torch.arange(config.beams, device=self.ends.device)
+        history = self.extended(index.expand(ends.shape))
+        sizes = history.new.view(ends.shape)
+        worths = self.scores[:, : config.beams] / sizes**config.length_penalty
+        shape = *ends.shape, -1
+        tokens, log_probs = history.tokens[:, -history.log_probs.shape[1] :], history.log_probs
+        worths = worths.masked_fill(~ends, -torch.inf)
+        return Results(worths, sizes, tokens.view(shape), log_probs.view(shape))
+
+    def extended(self, index: Tensor) -> History:
+        """Those that `index` [S, n] has, as S n rows."""
+        parents, tokens, log_probs = (
+            t.gather(1, index).flatten() for t in (self.parents, self.tokens, self.log_probs)
+        )
+        return self.history.select(parents).append(tokens, log_probs)
+
+    def running(self, count: int) -> tuple[History, Tensor, Tensor]:
+        """The best that do not end: S count rows, their scores [S, count], and whose children they are."""
+        scores, index = self.scores.masked_fill(self.ends, -torch.inf).topk(count)
+        return self.extended(index), scores, self.parents.gather(1, index).flatten()
+
+
+def best_candidates(
+    history: History, logits: Tensor, scores: Tensor, searches: Tensor, batch: int, rules: Rules
+) -> Candidates:
+    """Of all searches, one group after the other.
+
+    Args:
+        history: of the beams, S held rows; logits: [S held, V] of their next tokens.
+        scores: [S, held] of the beams.
+        searches: [S], of which search s is of row s % batch and in group s // batch.
+    """
+    config, vocabulary = rules.config, logits.shape[1]
+    log_probs = ops.log_softmax(logits, -1)
+    totals = rules.scores(history, log_probs).unflatten(0, scores.shape) + scores[..., None]
+    penalties = totals.new_zeros(batch if config.num_beam_groups > 1 else 0, vocabulary)
+    groups, first = [], 0
+    for size in (searches // batch).bincount(minlength=config.num_beam_groups).tolist():
+        members = slice(first, first + size)
+        rows = searches[members] % batch
+        total = totals[members]
+        if config.num_beam_groups > 1:
+            total = total - penalties[rows, None]
+        values, index = total.flatten(1).topk(candidates(config))
+        parents = index // vocabulary
+        parents += scores.shape[1] * torch.arange(first, first + size, device=index.device)[:, None]
+        tokens = index % vocabulary
+        ends = rules.ends(history.select(parents.flatten()).append(tokens.flatten(), values.flatten()))
+        group = Candidates(values, parents, tokens, log_probs[parents, tokens], ends.view_as(tokens), history)
+        groups.append(group)
+        if config.num_beam_groups > 1:
+            penalize(penalties, rows, group, config)
+        first += size
+    parts = zip(*(group[:-1] for group in groups), strict=True)  # all but the history
+    return Candidates(*(torch.cat(part) for part in parts), history)
+
+
+def penalize(penalties: Tensor, rows: Tensor, group: Candidates, config: GenerationConfig):
+    """Adds diversity_penalty to those [B, V] of the tokens of a group's best beams, eos_token_id apart."""
+    eos = torch.tensor(config.eos_token_ids, dtype=torch.int64, device=rows.device)
+    scores, index = group.scores.masked_fill(torch.isin(group.tokens, eos), -torch.inf).topk(config.beams)
+    values = config.diversity_penalty * (scores > -torch.inf).to(penalties.dtype)
+    tokens = group.tokens.gather(1, index)
+    penalties.index_put_((rows[:, None].expand_as(tokens), tokens), values, accumulate=True)

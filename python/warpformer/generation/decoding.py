@@ -1,9 +1,12 @@
+from functools import partial
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from warpformer.generation.config import GenerationConfig, of_model, require
+from warpformer.generation.config import GenerationConfig
+from warpformer.generation.defaults import of_model
+from warpformer.generation.history import History
+from warpformer.generation.prompts import check_prompts, decoder_prompts, limits_of, longest_of
 
 
 class Cache(Protocol):
@@ -21,45 +24,52 @@ class Decoding:
 
     or, if it has `encode`, as an encoder-decoder model: first as
 
-        model(input_ids, attention_mask, decoder_input_ids=first_tokens, cache=cache, logits_to_keep=1)
+        model(input_ids, attention_mask, decoder_input_ids=prompt, cache=cache, logits_to_keep=1)
 
-    and then with `decoder_input_ids` alone.
+    with decoder_attention_mask where `decoder_prompt` has one, and then with `decoder_input_ids` alone.
 
     Args:
-        input_ids: [B, T].
-        attention_mask: [B, T], or None.
+        prompt: [B, T], and its mask or None.
+        decoder_prompt: [B, P], and its mask or None; (None, None) for decoder_start_token_id alone.
 
     Attributes:
-        prompt: [B, T] or, of a decoder beside an encoder, [B, 1]: what stands before the new tokens.
+        prompt: [B, T] or, of a decoder beside an encoder, [B, P]: what stands before the new tokens.
+        history: tokens of the rows.
     """
 
-    def __init__(self, model, input_ids: Tensor, attention_mask: Tensor | None, config: GenerationConfig):
+    def __init__(self, model, prompt, decoder_prompt, config: GenerationConfig):
         self.model = model
-        self.cache: Cache = model.make_cache()
         self.is_encoder_decoder = hasattr(model, "encode")
-        self.given = input_ids, attention_mask
-        self.prompt = input_ids
+        self.given, self.options = prompt, {}
         if self.is_encoder_decoder:
             first = config.decoder_start_token_id
             first = of_model(model, "bos_token_id") if first is None else first
-            require(first is not None, "neither the call nor config.json has a decoder_start_token_id")
-            self.prompt = torch.full_like(input_ids[:, :1], first)
+            prompt = decoder_prompts(prompt[0], *decoder_prompt, first)
+            check_prompts(model, *prompt, "decoder_")
+            names = "decoder_input_ids", "decoder_attention_mask"
+            self.options = {name: t for name, t in zip(names, prompt, strict=True) if t is not None}
+        self.prompt = prompt[0]
+        limits = partial(limits_of, config=config, longest=longest_of(model))
+        self.history = History.of_prompts(*prompt, limits)
+        self.cache: Cache = model.make_cache()
 
     def begin(self) -> Tensor:
         """Logits [B, V] of the first new token."""
-        if self.is_encoder_decoder:
-            return self._logits(*self.given, decoder_input_ids=self.prompt)
-        return self._logits(*self.given)
+        return self._logits(*self.given, **self.options)
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Logits [B, V] of the token after `tokens` [B]."""
-        if self.is_encoder_decoder:
-            return self._logits(decoder_input_ids=tokens[:, None])
-        return self._logits(tokens[:, None])
+    def step(self, history: History, index: Tensor | None = None) -> Tensor:
+        """Logits [R, V] of the token after the last of `history`, whose row r is row index[r] of what was, if
+        `index` is given, and one token more."""
+        if index is not None:
+            self.cache.reorder_(index)
+        self.history = history
+        last = history.tokens[:, -1:]
+        return self._logits(decoder_input_ids=last) if self.is_encoder_decoder else self._logits(last)
 
-    def reorder_(self, index: Tensor):
-        """Row b becomes what row index[b] was; there may be more or fewer than before."""
+    def repeat_(self, index: Tensor):
+        """Row r becomes what row index[r] was."""
         self.cache.reorder_(index)
+        self.history = self.history.select(index)
 
     def _logits(self, *args, **options):
         return self.model(*args, **options, cache=self.cache, logits_to_keep=1)[:, -1].float()

@@ -1,21 +1,36 @@
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from warpformer.generation.beam_search import beam_search
-from warpformer.generation.config import GenerationConfig, as_tuple, config_for, require
+from warpformer.generation.checks import require
 from warpformer.generation.decoding import Decoding
-from warpformer.generation.sampling import Greedy, Sampler
+from warpformer.generation.defaults import check_tokens, config_for
+from warpformer.generation.processors import LogitsProcessor
+from warpformer.generation.prompts import check_prompts
+from warpformer.generation.rules import Rules
+from warpformer.generation.sampling import Greedy, Sampler, seeds_of
+from warpformer.generation.stopping import StoppingCriterion
+from warpformer.generation.write import Streamer, write
 
 
-class Streamer(Protocol):
-    """What transformers' streamers are."""
+class Generated(NamedTuple):
+    """What `generate` returns with return_dict_in_generate=True.
 
-    def put(self, value: Tensor): ...
+    Attributes:
+        sequences: [R, T + new] int64, what it returns without.
+        log_probs: [R, new] float32: of each new token log_softmax(the model's logits), whatever the options
+            made of them; 0 behind the end of a row.
+        sequences_scores: [R] float32 of a beam search: what each sequence is worth; else None.
+    """
 
-    def end(self): ...
+    sequences: Tensor
+    log_probs: Tensor
+    sequences_scores: Tensor | None
 
 
 @torch.no_grad()
@@ -24,103 +39,95 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
+    decoder_input_ids: Tensor | None = None,
+    decoder_attention_mask: Tensor | None = None,
     seed: int | Sequence[int] | None = None,
     streamer: Streamer | None = None,
+    logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
+    stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] = (),
+    tokenizer: Tokenizer | None = None,
     **options,
-) -> Tensor:
+) -> Tensor | Generated:
     """Tokens that a language or encoder-decoder model writes: greedily, by drawing, or by beam search.
 
-    A row gives the same tokens alone and in any batch. Rows that have ended are not computed.
+    A row gives the same tokens alone and in any batch. Rows that have ended are not computed. A row ends at
+    the latest when it has one token more than the model was made for (`max_position_embeddings`).
 
     Args:
         model: what `warpformer.load` returns of a causal or conditional-generation architecture, in eval
             mode; or any module with `make_cache` that takes what these take.
         input_ids: [B, T] int64 or int32: prompts, or what the encoder reads.
         attention_mask: [B, T], nonzero = a token, 0 = padding, anywhere in a row; all are tokens if None.
+        decoder_input_ids: [B, P]: how the decoder of an encoder-decoder model begins, with or without the
+            decoder_start_token_id.
+        decoder_attention_mask: [B, P], as attention_mask.
         seed: of the draws of row 0; row b has seed + b. Or one for each row. torch's generator gives one
-            if None.
-        streamer: its `put` gets the prompt, then each step's tokens [B]; then its `end` is called. Not with
+            if None. The sequences of a row draw apart from each other.
+        streamer: its `put` gets the prompt, then each step's tokens [R]; then its `end` is called. Not with
             beams.
-        options: those of `GenerationConfig`.
+        logits_processor: one or several, as transformers' are: (input_ids [R, T], scores [R, V]) -> scores
+            [R, V], called after the options' own, before those of drawing, with the rows that have not ended.
+            Rows have their prompts without padding, at the right, behind pad_token_id. The scores are
+            logits, or in a beam search log-probabilities.
+        stopping_criteria: one or several, as transformers' are: (input_ids [R, T], None) -> [R] bool or a
+            bool: whether rows end with the last of these tokens.
+        tokenizer: of the tokenizers library, for stop_strings.
+        options: those of `GenerationConfig`. Of what is not given the model's generation_config.json and
+            config.json count, unless it has no meaning beside what is given; None gives the default.
 
     Returns:
-        [B, T + new] the prompts as given and what follows; of an encoder-decoder model [B, 1 + new], from
-        decoder_start_token_id on. Rows that end before others have pad_token_id behind their end.
+        [R, T + new] the prompts as given and what follows, R = B num_return_sequences; of an encoder-decoder
+        model [R, P + new], from decoder_start_token_id on. Rows that end before others have pad_token_id
+        behind their end. Where a beam search finds fewer sequences, the others have nothing but padding.
 
     Raises:
-        InputError: an option is out of its range or contradicts another; a prompt is empty; an id is outside
-            the vocabulary.
+        InputError: an option is out of its range or contradicts another; a prompt is empty, or longer than
+            the model reads; an id is outside the vocabulary; the options leave a row no token.
         TypeError: an option is not known.
 
     Source: transformers.GenerationMixin.generate.
     """
     config = config_for(model, options)
-    check_prompt(input_ids, attention_mask)
+    check_prompts(model, input_ids, attention_mask)
     require(streamer is None or config.num_beams == 1, "a streamer cannot follow num_beams > 1")
-    decoding = Decoding(model, input_ids, attention_mask, config)
+    require(
+        decoder_input_ids is None or hasattr(model, "encode"),
+        "decoder_input_ids are of encoder-decoder models",
+    )
+    rules = Rules(config, as_list(logits_processor), as_list(stopping_criteria), tokenizer)
+    decoding = Decoding(
+        model, (input_ids, attention_mask), (decoder_input_ids, decoder_attention_mask), config
+    )
     logits = decoding.begin()
-    for name in ("eos_token_id", "pad_token_id"):
-        for token in as_tuple(getattr(config, name)):
-            require(
-                token < logits.shape[1], f"{name} = {token} is not in the vocabulary of {logits.shape[1]}"
-            )
+    check_tokens(config, logits.shape[1])
     if config.num_beams > 1:
-        new = beam_search(decoding, logits, config)
+        new, log_probs, worths = beam_search(decoding, logits, rules)
     else:
-        choose = Sampler(config, seeds(seed, len(logits))) if config.do_sample else Greedy()
-        new = write(decoding, logits, config, choose, streamer)
-    return torch.cat([decoding.prompt, new.to(decoding.prompt.dtype)], 1)
+        choose = Greedy()
+        if config.do_sample:
+            choose = Sampler(seeds_of(seed, len(logits), config.num_return_sequences))
+        new, log_probs, worths = *write(decoding, logits, rules, choose, streamer), None
+    prompt = decoding.prompt.repeat_interleave(config.num_return_sequences, 0)
+    sequences = torch.cat([prompt, new.to(prompt.dtype)], 1)
+    return Generated(sequences, log_probs, worths) if config.return_dict_in_generate else sequences
 
 
 class Generating:
-    """What gives a model its `generate`."""
+    """What gives a model its `generate`.
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options) -> Tensor:
+    Attributes:
+        generation_config: generation_config.json of the checkpoint: defaults of the options.
+    """
+
+    generation_config: Mapping = MappingProxyType({})
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options
+    ) -> Tensor | Generated:
         """Tokens: `warpformer.generate(self, ...)`."""
         return generate(self, input_ids, attention_mask, **options)
 
 
-def check_prompt(input_ids, attention_mask):
-    shape = list(input_ids.shape)
-    require(input_ids.ndim == 2 and all(shape), f"input_ids = {shape} is not [B, T] with a row and a column")
-    if attention_mask is not None:
-        mask = list(attention_mask.shape)
-        require(mask == shape, f"attention_mask = {mask} is not that of input_ids = {shape}")
-        empty = (attention_mask == 0).all(1).nonzero().flatten().tolist()
-        require(not empty, f"the prompts of rows {empty[:8]} are empty")
-
-
-def seeds(seed, rows: int) -> list[int]:
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
-    if isinstance(seed, Sequence):
-        require(len(seed) == rows, f"there are {len(seed)} seeds of {rows} rows")
-        return [*seed]
-    return [*range(seed, seed + rows)]
-
-
-def write(decoding: Decoding, logits: Tensor, config: GenerationConfig, choose, streamer) -> Tensor:
-    """New tokens [B, new], one column after the other."""
-    eos = torch.tensor(config.eos_token_ids, dtype=torch.int64, device=logits.device)
-    batch = len(logits)
-    rows = torch.arange(batch, device=logits.device)  # those that have not ended
-    columns = []
-    if streamer is not None:
-        streamer.put(decoding.prompt.cpu())
-    while True:
-        tokens = choose(logits)
-        column = tokens.new_full((batch,), config.padding).index_copy_(0, rows, tokens)
-        columns.append(column)
-        if streamer is not None:
-            streamer.put(column.cpu())
-        going = (~torch.isin(tokens, eos)).nonzero().flatten()
-        if len(columns) == config.max_new_tokens or not len(going):
-            break
-        if len(going) < len(rows):
-            rows, tokens = rows[going], tokens[going]
-            decoding.reorder_(going)
-            choose.keep_(going)
-        logits = decoding.step(tokens)
-    if streamer is not None:
-        streamer.end()
-    return torch.stack(columns, 1)
+def as_list(value) -> list:
+    """Of one or several functions; transformers' lists can be called, too."""
+    return list(value) if isinstance(value, Sequence) else [value]

@@ -1,56 +1,74 @@
+"""The next token of each row, of its scores."""
+
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from warpformer.generation.config import GenerationConfig
+from warpformer.generation.checks import is_integer, require
+from warpformer.generation.philox import uniform
 
 
 class Greedy:
-    """The likeliest token, the first of several."""
+    """The token of the greatest score, the first of several."""
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        return logits.argmax(-1)
+    def __call__(self, scores: Tensor) -> Tensor:
+        """[R] of scores [R, V]."""
+        greatest, tokens = scores.max(-1)
+        require_choice(greatest)
+        return tokens
 
     def keep_(self, rows: Tensor):
         pass
 
 
 class Sampler:
-    """Draws the token of each row, by random numbers of its own.
+    """Draws the token of each row with the probabilities softmax(scores): the first whose cumulative
+    probability is above a number u in [0, 1).
+
+    u of a row's n-th token is that of counter n of Philox4x32-10 under the row's seed, so that a draw depends
+    on the row's scores and nothing else.
 
     Args:
-        seeds: of each row.
+        seeds: [R, 2] uint64: a seed, and which of the sequences of this seed a row is.
+
+    Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3".
     """
 
-    def __init__(self, config: GenerationConfig, seeds: list[int]):
-        self.config = config
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: np.ndarray):
+        self.seeds = seeds
+        self.count = 0  # of tokens drawn
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """[B] of logits [B, V]."""
-        logits, tokens = filtered(logits, self.config).sort(descending=True, stable=True)
-        cumulative = logits.double().softmax(-1).cumsum(-1)
-        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators])
-        draws = draws.to(logits.device)[:, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, draws, right=True)
-        return tokens.gather(1, chosen)[:, 0]
+    def __call__(self, scores: Tensor) -> Tensor:
+        """[R] of scores [R, V]."""
+        require_choice(scores.amax(-1))
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        counters = np.full(len(self.seeds), self.count, dtype=np.uint64)
+        draws = torch.from_numpy(uniform(self.seeds[:, 0], counters, self.seeds[:, 1]))
+        self.count += 1
+        draws = draws.to(scores.device)[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, draws, right=True)[:, 0]
 
     def keep_(self, rows: Tensor):
-        self.generators = [self.generators[row] for row in rows.tolist()]
+        self.seeds = self.seeds[rows.cpu().numpy()]
 
 
-def filtered(logits: Tensor, config: GenerationConfig) -> Tensor:
-    """Logits [B, V] after temperature, top_k and top_p; -inf of tokens that cannot be drawn.
+def require_choice(greatest: Tensor):
+    """That rows whose greatest score is this have a token to choose."""
+    if not bool(greatest.isfinite().all()):
+        rows = (~greatest.isfinite()).nonzero().flatten().tolist()
+        require(False, f"the options leave no token to rows {rows[:8]}, or their logits are not finite")
 
-    Source: transformers' TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, in their order;
-    Holtzman et al., "The Curious Case of Neural Text Degeneration".
-    """
-    logits = logits / config.temperature
-    if config.top_k is not None and config.top_k < logits.shape[-1]:
-        least = logits.topk(config.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if config.top_p is not None and config.top_p < 1:
-        ascending, tokens = logits.sort(stable=True)
-        cut = ascending.softmax(-1).cumsum(-1) <= 1 - config.top_p
-        cut[:, -1] = False  # the likeliest stays
-        logits = logits.masked_fill(cut.scatter(1, tokens, cut), -torch.inf)
-    return logits
+
+def seeds_of(seed: int | Sequence[int] | None, rows: int, sequences: int) -> np.ndarray:
+    """[rows sequences, 2] for a `Sampler`: `seed` + b of row b, or seed[b]; a random one if None."""
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))
+    listed = isinstance(seed, Sequence)
+    require(not listed or len(seed) == rows, f"there are {len(seed) if listed else 1} seeds of {rows} rows")
+    values = [*seed] if listed else [seed]
+    require(all(map(is_integer, values)), f"seed = {seed!r:.80} is not an integer, or one for each row")
+    values = values if listed else [seed + row for row in range(rows)]
+    seeds = np.array([value % 2**64 for value in values], dtype=np.uint64).repeat(sequences)
+    return np.stack([seeds, np.tile(np.arange(sequences, dtype=np.uint64), rows)], 1)

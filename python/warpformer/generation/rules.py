@@ -1,0 +1,43 @@
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from warpformer.generation.config import GenerationConfig
+from warpformer.generation.history import History
+from warpformer.generation.processors import LogitsProcessor, processors
+from warpformer.generation.stopping import StoppingCriterion, stopping
+
+
+class Rules:
+    """What a call of `generate` has asked for, of every step: which scores tokens get, and where rows end.
+
+    Args:
+        users: LogitsProcessors of the user.
+        criteria: StoppingCriteria of the user.
+        tokenizer: for stop_strings.
+    """
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        users: Sequence[LogitsProcessor] = (),
+        criteria: Sequence[StoppingCriterion] = (),
+        tokenizer: Tokenizer | None = None,
+    ):
+        self.config = config
+        self.processors = processors(config, users)
+        self.stopping = stopping(config, criteria, tokenizer)
+
+    def scores(self, history: History, scores: Tensor) -> Tensor:
+        """[R, V] of logits or log-probabilities [R, V] of the next tokens."""
+        for processor in self.processors:
+            scores = processor(history, scores)
+        return scores
+
+    def ends(self, history: History) -> Tensor:
+        """[R] whether rows end with the token that they have last."""
+        ends = history.lengths >= history.limits
+        for criterion in self.stopping:
+            ends = ends | criterion(history)
+        return ends
