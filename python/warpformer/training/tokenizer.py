@@ -22,8 +22,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, sentinels: int = 0
 
     Returns:
         A tokenizer in which `<pad>`, `<s>`, `</s>`, `<unk>` and `<mask>` have ids 0 to 4. It adds none of
-        them; `.save("tokenizer.json")` is what transformers reads, too. `<mask>` and sentinels take the spaces
-        before them, as tokens of words do.
+        them; `.save("tokenizer.json")` is what transformers reads, too. `<mask>` and sentinels take the
+        spaces before them, as tokens of words do.
 
     Raises:
         InputError: vocab_size has no room for the special tokens and the 256 bytes.
