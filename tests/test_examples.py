@@ -1,11 +1,14 @@
 """The examples, on small data: each runs to its end and prints its figures."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from warpformer.training import run as training
@@ -13,12 +16,12 @@ from warpformer.training import run as training
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, *arguments):
+def run(name, *arguments, status=0):
     command = [sys.executable, EXAMPLES / name, *arguments]
     # On one thread: two that share a busy core wait for each other, at these sizes most of the time.
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=one_thread, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
 
 
@@ -99,3 +102,76 @@ def test_evaluate_a_translator(tmp_path):
 def cells(output, row):
     """Those of a row of the first table that has it."""
     return re.search(rf"^\| {re.escape(row)} \| (.*) \|$", output, re.M)[1].split(" | ")
+
+
+@pytest.mark.parametrize(
+    ("objective", "answer"),
+    {
+        "causal": r"^The cat \.\.\.  The cat.*^log p\(The cat sat on the table\.\) = -\d",
+        "mlm-nsp": r"^next sentence .*% right$.*^ +\d.*%  The cat.* on the table\.$",
+        "denoising": r"^hidden tokens .*^The cat <mask> on the table\.  ->",
+        "span-corruption": r"^hidden tokens .*^The cat <extra_id_0> on the table\.  ->",
+    }.items(),
+    ids=["causal", "mlm-nsp", "denoising", "span-corruption"],
+)
+def test_pretrain(objective, answer, tmp_path):
+    arguments = ("--objective", objective, "--small", "--out", tmp_path)
+    output = run("pretrain.py", *arguments, status=1)  # the bar is for the whole run
+    assert "not learned: a loss is not below its bar" in output
+    tokens, loss, unigram, other, bar = columns(output, "all targets")
+    assert tokens > 4000
+    assert bar < loss < unigram + 1 < 8  # as good as untrained are 4096 equal chances: 8.3
+    assert bar == pytest.approx(other - (objective != "causal"), abs=0.0011)
+    assert re.search(answer, output, re.M | re.S)
+
+
+@pytest.fixture
+def ngrams(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("ngrams")
+
+
+SIZE = 7  # of a vocabulary: nothing follows 5 and 6, 6 follows nothing
+TEXT = np.append(np.random.default_rng(0).choice(5, 60, p=[0.4, 0.3, 0.15, 0.1, 0.05]), 5)
+BEFORE, TOKENS = TEXT[:-1], TEXT[1:]
+
+
+def test_kneser_ney_sums_to_one(ngrams):
+    model = ngrams.KneserNeyBigram(BEFORE, TOKENS, SIZE)
+    every = np.arange(SIZE)
+    for before in every:
+        probabilities = model.probabilities(np.full(SIZE, before), every)
+        assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+        assert probabilities.min() > 0
+    assert np.exp(-ngrams.Unigram(TOKENS, SIZE).losses(every)).sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_kneser_ney_is_its_formula(ngrams):
+    pairs = Counter(zip(BEFORE.tolist(), TOKENS.tolist(), strict=True))
+
+    def discounted(counts):
+        once, twice = (sum(count == n for count in counts) for n in (1, 2))
+        return once / (once + 2 * twice)
+
+    followers = [sum(w == token for _, w in pairs) for token in range(SIZE)]
+    lower, upper = discounted(followers), discounted(pairs.values())
+
+    def q(w):
+        words = sum(count > 0 for count in followers)
+        return (max(followers[w] - lower, 0) + lower * words / SIZE) / len(pairs)
+
+    def p(w, v):
+        total = sum(count for pair, count in pairs.items() if pair[0] == v)
+        if not total:
+            return q(w)
+        kinds = sum(pair[0] == v for pair in pairs)
+        return (max(pairs[v, w] - upper, 0) + upper * kinds * q(w)) / total
+
+    model = ngrams.KneserNeyBigram(BEFORE, TOKENS, SIZE)
+    before, tokens = (grid.flatten() for grid in np.meshgrid(range(SIZE), range(SIZE)))
+    expected = [-np.log(p(w, v)) for v, w in zip(before.tolist(), tokens.tolist(), strict=True)]
+    np.testing.assert_allclose(model.losses(before, tokens), expected, rtol=1e-12)
+
+
+def test_entropy(ngrams):
+    assert ngrams.entropy(np.array([3, 3, 8, 9])) == pytest.approx(1.5 * np.log(2))

@@ -20,6 +20,8 @@ def noised(objective, index, epoch=0):
     assert source[0] == BOS
     assert source[-1] == EOS == target[-1]
     np.testing.assert_array_equal(target[:-1], objective.segments[index])
+    left = np.sort(source[1:-1][source[1:-1] != MASK])
+    np.testing.assert_array_equal(np.sort(target[~example["hidden"]]), np.sort(np.append(left, EOS)))
     return target[:-1], source[1:-1]
 
 
@@ -70,7 +72,7 @@ def test_infilling_of_short_texts(make, length):
     objective, random = make("infilling"), np.random.default_rng(length)
     tokens = np.arange(10, 10 + length)
     for _ in range(200):
-        source = objective.infilling(random, tokens)
+        source = np.append(tokens, MASK)[objective.infilling(random, tokens)]
         assert 1 <= len(source) <= length + 1
         assert MASK in source
         assert is_filled_in(tokens, source)

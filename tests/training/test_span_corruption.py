@@ -15,7 +15,8 @@ def test_source_and_target_make_the_text(english, tokenizer):
     missing = spans = total = 0
     for index in range(objective.examples):
         text = objective.segments[objective.rows[index]]
-        source, target = objective.example(index, 1).values()
+        source, target, hidden = objective.example(index, 1).values()
+        np.testing.assert_array_equal(hidden, (target < LAST) & (target != EOS))
         assert source[-1] == EOS == target[-1]
         assert len(source) + len(target) == objective.lengths()[index]
         places = np.flatnonzero(source >= LAST)

@@ -23,6 +23,13 @@ def test_whatever_is_encoded_is_decoded(tokenizer, pairs, tmp_path):
     assert not set(tokens.values.tolist()) & set(range(5))
 
 
+def test_a_mask_is_a_word_with_its_space(tokenizer):
+    ids = [tokenizer.token_to_id(token) for token in ("<mask>", "<extra_id_0>")]
+    the, of = tokenizer.encode("the").ids, tokenizer.encode(" of").ids
+    for token, id in zip(("<mask>", "<extra_id_0>"), ids, strict=True):
+        assert tokenizer.encode(f"the {token} of").ids == [*the, id, *of]
+
+
 def test_refusals(tokenizer):
     with pytest.raises(InputError, match="vocab_size = 260 is below 261"):
         train_tokenizer(["a"], 260)

@@ -22,7 +22,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, sentinels: int = 0
 
     Returns:
         A tokenizer in which `<pad>`, `<s>`, `</s>`, `<unk>` and `<mask>` have ids 0 to 4. It adds none of
-        them; `.save("tokenizer.json")` is what transformers reads, too.
+        them; `.save("tokenizer.json")` is what transformers reads, too. `<mask>` and sentinels take the
+        spaces before them, as tokens of words do.
 
     Raises:
         InputError: vocab_size has no room for the special tokens and the 256 bytes.
@@ -42,12 +43,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, sentinels: int = 0
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - sentinels,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[AddedToken(token, lstrip=token == MASK, special=True) for token in SPECIAL_TOKENS],
         initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(sentinel(i), special=True) for i in reversed(range(sentinels))])
+    tokenizer.add_special_tokens(
+        [AddedToken(sentinel(i), lstrip=True, special=True) for i in reversed(range(sentinels))]
+    )
     return tokenizer
 
 

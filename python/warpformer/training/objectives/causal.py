@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
-from warpformer import ops
 from warpformer.training.objectives.objective import Batch, Example, Objective, joined, pad
 from warpformer.training.objectives.segments import encode_lines
 from warpformer.training.text import Texts
@@ -56,7 +54,3 @@ class CausalLM(Objective):
         tokens, there = pad([example["tokens"] for example in examples], self.pad)
         labels = joined([example["labels"] for example in examples])
         return Batch(dict(input_ids=tokens, attention_mask=there), labels, len(labels), len(labels))
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        rows, _ = model.backbone.forward_rows(**batch.inputs)
-        return ops.cross_entropy(model.logits(rows), batch.labels, label_smoothing=self.label_smoothing)

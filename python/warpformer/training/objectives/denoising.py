@@ -67,22 +67,27 @@ class Denoising(TeacherForcing):
 
     def example(self, index: int, epoch: int) -> Example:
         random, text = self.generator(index, epoch), self.segments[index]
-        noised = text
+        with_mask = np.append(text, self.mask)  # at place -1
+        places = np.arange(len(text))  # in the text, of what noise leaves
         for noise in self.noises:
-            noised = noise(random, noised)
-        source = np.concatenate([[self.bos], noised, [self.eos]])
-        return dict(source=source, target=np.append(text, self.eos))
+            places = np.append(places, -1)[noise(random, with_mask[places])]
+        source = np.concatenate([[self.bos], with_mask[places], [self.eos]])
+        hidden = ~np.isin(np.arange(len(text)), places)
+        return dict(source=source, target=np.append(text, self.eos), hidden=np.append(hidden, False))
+
+    # Noises: places of `tokens` in their new order, -1 for a <mask>.
 
     def permutation(self, random: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
-        sentences = self.words.sentences(tokens)
+        ends = np.cumsum([len(sentence) for sentence in self.words.sentences(tokens)])
+        sentences = np.split(np.arange(len(tokens)), ends[:-1])
         return np.concatenate([sentences[i] for i in random.permutation(len(sentences))])
 
     def rotation(self, random: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
-        return np.roll(tokens, -random.integers(len(tokens)))
+        return np.roll(np.arange(len(tokens)), -random.integers(len(tokens)))
 
     def deletion(self, random: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
         count = min(round(self.deleted * len(tokens)), len(tokens) - 1)
-        return np.delete(tokens, random.choice(len(tokens), count, replace=False))
+        return np.delete(np.arange(len(tokens)), random.choice(len(tokens), count, replace=False))
 
     def infilling(self, random: np.random.Generator, tokens: np.ndarray) -> np.ndarray:
         spans = self.spans(random, len(tokens))
@@ -93,7 +98,7 @@ class Denoising(TeacherForcing):
         taken = np.zeros(len(tokens) + 1, np.int64)
         np.add.at(taken, begins, 1)
         np.add.at(taken, begins + spans, -1)
-        return np.insert(tokens[taken[:-1].cumsum() == 0], gaps, self.mask)
+        return np.insert(np.flatnonzero(taken[:-1].cumsum() == 0), gaps, -1)
 
     def spans(self, random: np.random.Generator, length: int) -> np.ndarray:
         """Lengths of spans, together `masked` of the tokens; those of 0 make the text longer by 1 at most."""

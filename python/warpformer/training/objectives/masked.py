@@ -167,14 +167,23 @@ class MaskedLM(Objective):
 
     def losses(self, model: nn.Module, batch: MaskedBatch) -> dict[str, Tensor]:
         """The terms of the loss."""
-        rows, sequences = model.backbone.forward_rows(**batch.inputs)
+        logits, follows = self.outputs(model, batch)
         smoothing = dict(label_smoothing=self.label_smoothing)
-        losses = dict(masked_lm=ops.cross_entropy(model.lm(rows[batch.places]), batch.labels, **smoothing))
-        if batch.pairs is not None:
-            follows = model.next_sentence(model.backbone.pool(rows, sequences))
+        losses = dict(masked_lm=ops.cross_entropy(logits, batch.labels, **smoothing))
+        if follows is not None:
             terms = ops.cross_entropy(follows, batch.pairs, reduction="none")
             losses["next_sentence"] = (terms * batch.shares).sum()
         return losses
+
+    def outputs(self, model: nn.Module, batch: MaskedBatch) -> tuple[Tensor, Tensor | None]:
+        """Logits [targets, V] of the tokens, and [B, 2] of the pairs; None without these."""
+        rows, sequences = model.backbone.forward_rows(**batch.inputs)
+        pooled = None if batch.pairs is None else model.backbone.pool(rows, sequences)
+        follows = None if pooled is None else model.next_sentence(pooled)
+        return model.lm(rows[batch.places]), follows
+
+    def logits(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
+        return self.outputs(model, batch)[0]
 
     def loss(self, model: nn.Module, batch: MaskedBatch) -> Tensor:
         return sum(self.losses(model, batch).values())

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from warpformer import ops
 from warpformer._C import InputError
 from warpformer.training.text import Texts
 from warpformer.training.tokenizer import PAD, token_id
@@ -107,7 +108,14 @@ class Objective:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the targets of a batch, float32. That of several batches is the mean of theirs,
         weighted by `targets`."""
-        raise NotImplementedError
+        return ops.cross_entropy(
+            self.logits(model, batch), batch.labels, label_smoothing=self.label_smoothing
+        )
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[targets, V], of the tokens to predict."""
+        rows, _ = model.backbone.forward_rows(**batch.inputs)
+        return model.logits(rows)
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
         return self.collate([self.example(index, epoch) for index in indices])

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
-from warpformer import ops
 from warpformer._C import InputError
 from warpformer.training.objectives.objective import Batch, Example, Objective, joined, pad
 from warpformer.training.ragged import Ragged
@@ -20,7 +18,8 @@ class TeacherForcing(Objective):
         decoder_input_ids = decoder_start, target[:-1]        labels = target
         loss = mean over tokens of -log p(target[t] | source, target[: t])
 
-    A relative has examples of `source` and `target` tokens. The model is a ConditionalGeneration of `models`.
+    A relative has examples of `source` and `target` tokens, and may tell which of the latter are `hidden`:
+    text that the source has not. The model is a ConditionalGeneration of `models`.
     Source: Williams and Zipser, "A Learning Algorithm for Continually Running Fully Recurrent Neural
     Networks".
     """
@@ -53,10 +52,6 @@ class TeacherForcing(Objective):
         )
         labels = joined(targets)
         return Batch(inputs, labels, len(labels), int(source_there.sum()) + len(labels))
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        rows, _ = model.backbone.forward_rows(**batch.inputs)
-        return ops.cross_entropy(model.logits(rows), batch.labels, label_smoothing=self.label_smoothing)
 
 
 class Seq2Seq(TeacherForcing):

@@ -73,8 +73,14 @@ class SpanCorruption(TeacherForcing):
         is_missing = np.tile([False, True], spans).repeat(sizes.flatten())
         ends = sizes.cumsum(0)  # of each kept and each missing span, among their like
         source = np.insert(text[~is_missing], ends[:, 0], self.sentinels[:spans])
-        target = np.insert(text[is_missing], ends[:, 1] - sizes[:, 1], self.sentinels[:spans])
-        return dict(source=np.append(source, self.eos), target=np.append(target, self.eos))
+        begins = ends[:, 1] - sizes[:, 1]
+        target = np.insert(text[is_missing], begins, self.sentinels[:spans])
+        hidden = np.insert(np.ones(missing, bool), begins, False)
+        return dict(
+            source=np.append(source, self.eos),
+            target=np.append(target, self.eos),
+            hidden=np.append(hidden, False),
+        )
 
 
 def pieces(random: np.random.Generator, total: int, count: int) -> np.ndarray:
