@@ -104,6 +104,7 @@ def test_older_checkpoints_have_them_in_config(tmp_path):
         ({"min_length": 20}, {"max_length": 4}, {"min_length": 0}),
         ({"temperature": 0.6, "do_sample": True}, {"temperature": None}, {"temperature": 1.0}),
         ({"eos_token_id": [3, 4]}, {}, {"eos_token_id": [3, 4]}),
+        ({"pad_token_id": -1}, {}, {"pad_token_id": None}),
         ({"eos_token_id": [3, 4]}, {"eos_token_id": None}, {"eos_token_id": None}),
     ],
 )

@@ -132,7 +132,7 @@ def test_sequences_of_a_row(models, name):
     assert torch.equal(alone[0, -8:], many[8, -8:])
 
 
-@pytest.mark.parametrize("options", [{}, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("options", [{}, SAMPLED, {"num_beams": 2}], ids=["greedy", "sampled", "beams"])
 def test_where_no_token_is_left(models, options):
     model, (ids, mask) = models("llama")[0], prompts("llama")
     with pytest.raises(wf.InputError, match=r"no token to rows \[0, 1, 2\]"):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.history import History
+from warpformer.generation.sampling import require_choice
 
 
 class Results(NamedTuple):
@@ -83,6 +84,7 @@ def best_results(found: Sequence[tuple[Tensor, Results]], batch: int, config: Ge
     results = Results(*(torch.cat(tensors)[order] for tensors in zip(*parts, strict=True)))
     by_row = (t.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1, 2) for t in results)
     best = Results(*by_row).best(config.num_return_sequences)
+    require_choice(best.worths[:, 0])
     longest = int(best.sizes.masked_fill(best.worths == -torch.inf, 0).max())
     worths, sizes, tokens, log_probs = (t.flatten(0, 1) for t in best)
     # What has no worth is no result.

@@ -43,16 +43,19 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
     found, results = [], Results.none(len(searches), config, logits.device)
     while True:
         step = best_candidates(decoding.history, logits, scores, searches, batch, rules)
-        results = results.merged(step.ended(config), config)
+        if bool(step.ends[:, : config.beams].any()):
+            results = results.merged(step.ended(config), config)
         history, scores, parents = step.running(config.beams)
         done = is_done(results, scores, history, config)
         found.append((searches[done], results.select(done)))
         if bool(done.all()):
             best = best_results(found, batch, config)
             return best.tokens, best.log_probs, best.worths
-        searches, results, scores = searches[~done], results.select(~done), scores[~done]
-        beams = (~done).repeat_interleave(config.beams).nonzero().flatten()
-        logits = decoding.step(history.select(beams), parents[beams])
+        if bool(done.any()):
+            searches, results, scores = searches[~done], results.select(~done), scores[~done]
+            beams = (~done).repeat_interleave(config.beams)
+            history, parents = history.select(beams), parents[beams]
+        logits = decoding.step(history, parents)
 
 
 def candidates(config: GenerationConfig) -> int:

@@ -60,6 +60,8 @@ def config_for(model, options: dict) -> GenerationConfig:
     values = generation_config(model) or source(getattr(model, "config", None))
     found = {name: values.get(name) for name in KNOWN} | {name: of_model(model, name) for name in IDS}
     defaults = {name: value for name, value in found.items() if value is not None and name not in options}
+    if defaults.get("pad_token_id") == -1:  # which some have for none
+        del defaults["pad_token_id"]
     drop_contradicted(defaults, options)
     # A null, where an option has a default, is that default.
     given = {name: value for name, value in options.items() if value is not None}
