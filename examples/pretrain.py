@@ -36,6 +36,7 @@ from warpformer.training import OBJECTIVES, Objective, read_texts, run
 HERE = Path(__file__).parent
 NAMES = ("causal", "mlm-nsp", "denoising", "span-corruption")
 BATCH = 32  # examples that are tested at a time
+DRAWS = 4  # of what the held-out text hides: few tokens have less entropy than what they are drawn from
 
 
 def read_config(options) -> run.RunConfig:
@@ -77,9 +78,12 @@ class Targets(NamedTuple):
 
 
 @torch.no_grad()
-def test(model, objective: Objective) -> tuple[Targets, np.ndarray, list[bool]]:
-    """Targets of all examples, the loss of each; and of each pair of segments whether it was told right."""
-    examples = [objective.example(index, 0) for index in range(objective.examples)]
+def test(model, objective: Objective, draws: int) -> tuple[Targets, np.ndarray, list[bool]]:
+    """Targets of all examples, as many times drawn; the loss of each; and of each pair of segments whether it
+    was told right."""
+    examples = [
+        objective.example(index, draw) for draw in range(draws) for index in range(objective.examples)
+    ]
     losses, right = [], []
     for start in tqdm(range(0, len(examples), BATCH), "Testing", unit="batch"):
         batch = objective.collate(examples[start : start + BATCH])
@@ -185,7 +189,8 @@ def main() -> int:
     model, tokenizer = wf.load(config.out), Tokenizer.from_file(f"{config.out}/tokenizer.json")
     trained = make_objective(config, config.data.train, tokenizer)
     held_out = make_objective(config, HERE / "data" / "bible.en-es.test.tsv", tokenizer)
-    targets, losses, right = test(model, held_out)
+    draws = 1 if options.small or options.objective == "causal" else DRAWS
+    targets, losses, right = test(model, held_out, draws)
     seen = Targets.of([trained.example(index, 0) for index in range(trained.examples)])
     progress = result.progress
     print(f"{progress.step} steps, {progress.tokens} tokens, {progress.seconds / 60:.1f} minutes")
