@@ -9,11 +9,11 @@
 
 examples/pretrain/ has a configuration of each, as `warpformer train` reads them: minutes on one core.
 The held-out verses then tell whether anything was learned, in nats a token, beside models that only count:
-the causal one must be better than a Kneser-Ney bigram model, the others better by 1 than any unigram model.
-Those count the same kind of tokens in training, and are asked for the very tokens that the neural one is;
-the best of all unigram models is the one that knows how often each of these occurs. Sentinels and tokens
-that can be copied are easy: what the source hides has a row of its own. The status is 1 where a row is not
-below its bar. At last: what does the model make of "The cat [MASK] on the table"?
+the causal one must be better than a Kneser-Ney bigram model, the others better by 1 than a unigram model.
+Those count the same kind of tokens in training, and are asked for the very tokens that the neural one is.
+Beside them is the best of all unigram models, which knows beforehand how often each of these occurs.
+Sentinels and tokens that can be copied are easy: what the source hides has a row of its own. The status is 1
+where a row is not below its bar. At last: what does the model make of "The cat [MASK] on the table"?
 """
 
 import argparse
@@ -106,7 +106,6 @@ def baselines(seen: Targets, targets: Targets, vocab_size: int) -> dict[str, flo
 
 def report(seen: Targets, targets: Targets, losses: np.ndarray, vocab_size: int) -> bool:
     """Prints a row for all targets, and one for the hidden; whether each is below its bar."""
-    margin = 0.0 if targets.before is not None else 1.0
     is_below = []
     for name in ("all targets", "hidden tokens"):
         if name == "hidden tokens":
@@ -115,7 +114,7 @@ def report(seen: Targets, targets: Targets, losses: np.ndarray, vocab_size: int)
             losses = losses[targets.hidden]
             seen, targets = seen.take(seen.hidden), targets.take(targets.hidden)
         counted = baselines(seen, targets, vocab_size)
-        bar = min(counted.values()) - margin
+        bar = counted["unigram"] - 1 if targets.before is None else counted["Kneser-Ney bigram"]
         if not is_below:
             print(
                 f"{'':15}{'tokens':>8}{'loss':>9}" + "".join(f"{key:>20}" for key in counted) + f"{'bar':>9}"
