@@ -72,7 +72,7 @@ def token_losses(
     so that each token is counted once, with all tokens before it or at least window - stride + 1 of them.
 
     Args:
-        model: a language model of `warpformer.models`, in eval mode.
+        model: a language model, as `warpformer.load` returns it, in eval mode.
         tokens: [N] int64, of one text.
         window: tokens that the model reads at once.
         stride: from 1 (each token with as many before it as there can be) to window (blocks).
