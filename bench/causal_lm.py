@@ -1,4 +1,5 @@
-"""The prefill of a Llama of TinyLlama's shape, 1.1 billion random parameters: the last token's logits."""
+"""A Llama of TinyLlama's shape, 1.1 billion random parameters: the last token's logits of a prompt, and of
+a token more."""
 
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import warpformer as wf
 
 REST_SECONDS = 0.05  # llama.cpp has threads of its own, which spin on after their work
 VOCABULARY = 32000
+HELD = 128  # tokens in the cache while decoding
 TINY_LLAMA = {
     "vocab_size": VOCABULARY,
     "hidden_size": 2048,
@@ -74,6 +76,45 @@ def bench_int4_dynamic(compare, peer, checkpoint, tmp_path, tokens):
         moved=moved,
         flops=flops,
         compute="int8",
+        rest=REST_SECONDS if peers else 0,
+        tolerance=0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("format", "batch"), [("bf16", 1), ("int8", 1), ("int4", 1), ("int4_dynamic", 1), ("int4_dynamic", 8)]
+)
+def bench_decoding(compare, peer, checkpoint, tmp_path, format, batch):
+    """A token of each sequence; of the peers for one sequence, Q4_0 and Q8_0 hold the numbers of ours."""
+    quantization = None if format == "bf16" else {"mode": format, "group_size": 32}
+    ours = wf.load(checkpoint[0], quantization=quantization)
+    prompt = torch.randint(VOCABULARY, (batch, HELD))
+    cache = ours.make_cache()
+    ours(prompt, cache=cache, logits_to_keep=1)
+
+    def step(ids):
+        logits = ours(ids, cache=cache, logits_to_keep=1)[:, -1]
+        cache.rewind_(1)
+        return logits
+
+    peers = {}
+    if format != "bf16" and batch == 1 and (llama_cpp := peer("llama_cpp")):
+        wf.save(ours, tmp_path / format)
+        file = llama_cpp.write_llama(tmp_path / format, tmp_path / "model.gguf")
+        peers[f"llama.cpp {'Q8_0' if format == 'int8' else 'Q4_0'}"] = llama_cpp.Decoder(file, prompt)
+    weights = sum(module.packed.nbytes for module in ours.modules() if hasattr(module, "packed_weight"))
+    _, flops = cost(ours, batch, 16)
+    name = format if format == "bf16" else f"{format} in groups of 32"
+    compare(
+        f"TinyLlama-1.1B, a token behind {HELD}, batch {batch}, {name}",
+        dtype=torch.bfloat16,
+        inputs=lambda: (torch.randint(VOCABULARY, (batch, 1)),),
+        ours=step,
+        peers=peers,
+        moved=weights + cache.memory().held,
+        flops=flops,
+        memory="read",
+        compute="int8" if format == "int4_dynamic" else "bf16",
         rest=REST_SECONDS if peers else 0,
         tolerance=0.1,
     )

@@ -163,12 +163,28 @@ class CausalLM:
         )  # fmt: skip
 
     def __call__(self, ids):
+        return self.read(ids, 0)
+
+    def read(self, ids, held):
+        """The same of ids [1, T] behind the first `held` tokens that it has read."""
         from llama_cpp import llama_get_logits_ith
 
-        self.model.reset()
+        self.model.n_tokens = held
         self.model.eval(ids[0].tolist())
         logits = llama_get_logits_ith(self.model.ctx, -1)
         return torch.from_numpy(np.ctypeslib.as_array(logits, (1, self.model.n_vocab())).copy())
+
+
+class Decoder(CausalLM):
+    """The logits [1, V] of a token [1, 1] behind a prompt [1, T], by the model of a GGUF file."""
+
+    def __init__(self, path, prompt):
+        super().__init__(path, prompt.shape[1] + 1)
+        self.held = prompt.shape[1]
+        self.read(prompt, 0)
+
+    def __call__(self, ids):
+        return self.read(ids, self.held)
 
 
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -186,8 +202,8 @@ LAYER = {
 
 
 def write_llama(folder, path):
-    """A GGUF file of the Llama that `warpformer.save` wrote in 4 bits with groups of 32, the same numbers in
-    Q4_0. It has no tokenizer. Returns `path`."""
+    """A GGUF file of the Llama that `warpformer.save` wrote in 4 or 8 bits with groups of 32, the same
+    numbers in Q4_0 or Q8_0. It has no tokenizer. Returns `path`."""
     from gguf import GGMLQuantizationType, GGUFWriter
     from safetensors.torch import load_file
 
@@ -217,13 +233,14 @@ def write_llama(folder, path):
         if leaf == "weight":
             writer.add_tensor(full, tensor.float().numpy())
             continue
-        weight = QuantizedWeight(
-            tensor, tensors[f"{module}.scales"], None, "int4", 2 * tensor.shape[1], BLOCK
-        )
+        is_8_bit = tensor.dtype == torch.int8
+        mode, width = ("int8", tensor.shape[1]) if is_8_bit else ("int4", 2 * tensor.shape[1])
+        weight = QuantizedWeight(tensor, tensors[f"{module}.scales"], None, mode, width, BLOCK)
         blocks = _blocks(weight).flatten(1)
         if name in heads:  # which llama.cpp rotates by pairs of neighbours, not of halves
             blocks = blocks.unflatten(0, (heads[name], 2, -1)).transpose(1, 2).flatten(0, 2)
-        writer.add_tensor(full, blocks.numpy(), raw_dtype=GGMLQuantizationType.Q4_0)
+        kind = GGMLQuantizationType.Q8_0 if is_8_bit else GGMLQuantizationType.Q4_0
+        writer.add_tensor(full, blocks.numpy(), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
