@@ -325,15 +325,23 @@ WF_INLINE void store(T* p, Vec v, int64_t n) {
 
 #endif  // register width
 
-/// One element, for strided access.
+/// One element, for strided access. A register that is stored whole and read in part stalls: where
+/// bits suffice, none is used.
 template <class T>
 WF_INLINE float to_float(T value) {
-  float lane;
-  store(&lane, load(&value, 1), 1);
-  return lane;
+  if constexpr (__is_same(T, float)) {
+    return value;
+  } else if constexpr (__is_same(T, bf16)) {
+    return __builtin_bit_cast(float, static_cast<uint32_t>(value.bits) << 16);
+  } else {
+    float lane;
+    store(&lane, load(&value, 1), 1);
+    return lane;
+  }
 }
 template <class T>
 WF_INLINE T from_float(float f) {
+  if constexpr (__is_same(T, float)) return f;
   T value;
   store(&value, set(f), 1);
   return value;
