@@ -1,5 +1,6 @@
 """The processes that train one model together, as torchrun starts them; one where there is no such group."""
 
+import gc
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -52,4 +53,6 @@ def process_group(device: str):
     try:
         yield place
     finally:
+        # The last owner of a group waits for its threads: DDP's Reducer with the GIL held, which they may need.
+        gc.collect()
         dist.destroy_process_group()

@@ -161,6 +161,12 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         CheckpointError: the run there has another configuration, or its checkpoint does not fit.
         InputError: something of the configuration cannot be.
     """
+    with distributed.process_group(config.device) as device:
+        return train_on(device, config, resume)
+
+
+def train_on(device: torch.device, config: RunConfig, resume: bool) -> Result:
+    """`train` in one process of the group; what it makes is gone when the group ends."""
     out = Path(config.out)
     about = {
         "config": asdict(config),
@@ -168,24 +174,23 @@ def train(config: RunConfig, *, resume: bool = False) -> Result:
         "versions": {"warpformer": __version__, "torch": torch.__version__},
         "threads": torch.get_num_threads(),
     }
-    with distributed.process_group(config.device) as device:
-        check_folder(out, about, config.train.free(), resume)
-        texts = [read(config.data, path) for path in paths(config.data).values()]
-        tokenizer = make_tokenizer(config.tokenizer, texts[0])
-        objectives = [make_objective(config, *of, tokenizer) for of in zip(OF, texts, strict=False)]
-        model = make_model(config, objectives[0], tokenizer).to(device)
-        valid = objectives[1] if len(objectives) > 1 else None
-        trainer = Trainer(model, objectives[0], config.train, out, valid=valid)
-        if resume:
-            log.info("%s: after step %d", out, trainer.resume())
-        about |= {"processes": distributed.world(), "parameters": count_parameters(model)}
-        if distributed.rank() == 0:
-            out.mkdir(parents=True, exist_ok=True)
-            tokenizer.save(str(out / "tokenizer.json"))
-            write_json(out / ABOUT, about)
-        result = trainer.train()
-        if distributed.rank() == 0:
-            write_json(out / ABOUT, about | {"result": asdict(result)})
+    check_folder(out, about, config.train.free(), resume)
+    texts = [read(config.data, path) for path in paths(config.data).values()]
+    tokenizer = make_tokenizer(config.tokenizer, texts[0])
+    objectives = [make_objective(config, *of, tokenizer) for of in zip(OF, texts, strict=False)]
+    model = make_model(config, objectives[0], tokenizer).to(device)
+    valid = objectives[1] if len(objectives) > 1 else None
+    trainer = Trainer(model, objectives[0], config.train, out, valid=valid)
+    if resume:
+        log.info("%s: after step %d", out, trainer.resume())
+    about |= {"processes": distributed.world(), "parameters": count_parameters(model)}
+    if distributed.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(out / "tokenizer.json"))
+        write_json(out / ABOUT, about)
+    result = trainer.train()
+    if distributed.rank() == 0:
+        write_json(out / ABOUT, about | {"result": asdict(result)})
     return result
 
 
