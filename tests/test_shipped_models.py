@@ -58,7 +58,7 @@ def test_translations(device):
 
 def test_text(device, run):
     def text(*options):
-        return run("generate", "And it came to pass", "--max-new-tokens", 14, *options)[1]
+        return run("generate", "--prompt", "And it came to pass", "--max-new-tokens", 14, *options)[1]
 
     greedy = "And it came to pass, and it was so.\nWhen the Jews heard it, they\n"
     assert [text("--temperature", 0) for _ in range(2)] == [greedy, greedy]
@@ -85,3 +85,22 @@ def test_bits_cost_little(name, loss, int4_limit):
         model = dequantized(name)
         wf.quantize_(model, **options, clip="mse")
         assert loss(model, folder) == pytest.approx(exact, rel=limit)
+
+
+def test_int8_cache():
+    """Which takes little more than half the memory of one in bfloat16."""
+    folder = default_model("language_model")
+    model, tokenizer = wf.load(folder, dtype=torch.float32), open_tokenizer(folder)
+    exact, found = (
+        perplexity(model, tokenizer, texts(1), int8_cache=int8_cache).perplexity
+        for int8_cache in (False, True)
+    )
+    assert exact != found
+    assert found == pytest.approx(exact, rel=1e-3)
+    model, held = wf.load(folder, dtype=torch.bfloat16), []
+    for dtype in (None, torch.int8):
+        cache = model.make_cache(dtype=dtype)
+        with torch.no_grad():
+            model(torch.arange(100)[None], cache=cache)
+        held.append(cache.memory().held)
+    assert held[1] <= 0.53 * held[0]

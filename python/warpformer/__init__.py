@@ -13,6 +13,7 @@ from warpformer.nn import repack_
 from warpformer.patch import patch_, unpatch_
 from warpformer.quantization import quantize_
 from warpformer.save import save
+from warpformer.scoring import Score, score
 from warpformer.translator import Translator
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Generated",
     "GenerationConfig",
     "InputError",
+    "Score",
     "SentenceEncoder",
     "TextStreamer",
     "Translator",
@@ -34,6 +36,7 @@ __all__ = [
     "quantize_",
     "repack_",
     "save",
+    "score",
     "training",
     "unpatch_",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `warpformer demo | embed | generate | translate | train | quantize | bench | info`."""
+"""The command line: `warpformer demo | embed | generate | translate | perplexity | train | quantize...`."""
 
 import json
 import logging
@@ -19,6 +19,7 @@ import warpformer as wf
 from warpformer.cli._demo import demo
 from warpformer.cli._encoder import EncoderOption, load_encoder
 from warpformer.cli._generate import generate, translate
+from warpformer.cli._perplexity import perplexity
 from warpformer.cli._quantize import quantize
 from warpformer.cli._text import fail, read_lines
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     help="Fused Transformer kernels, drop-in for PyTorch.", no_args_is_help=True, add_completion=False
 )
 console = Console()
-for command in (demo, generate, quantize, translate):
+for command in (demo, generate, perplexity, quantize, translate):
     app.command()(command)
 
 

@@ -1,6 +1,9 @@
 """`warpformer generate | translate`."""
 
+import json
+import resource
 import sys
+import time
 from typing import Annotated
 
 import torch
@@ -9,8 +12,10 @@ from tqdm import tqdm
 
 import warpformer as wf
 from warpformer.checkpoint import default_model, find_checkpoint, open_tokenizer, read_json
-from warpformer.cli._text import fail, read_lines
+from warpformer.cli._text import INTERRUPTED, fail, interruptible, read_lines
+from warpformer.generation import TextStreamer
 from warpformer.generation.defaults import of_model
+from warpformer.generation.text_streamer import print_now
 
 ModelOption = Annotated[
     str | None,
@@ -23,7 +28,9 @@ QuantizationOption = Annotated[
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to go on with; - is standard input.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="The text to go on with.", show_default="standard input")
+    ] = None,
     model: ModelOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 128,
     temperature: Annotated[
@@ -49,9 +56,13 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default="another each time")] = None,
     quantization: QuantizationOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object when all is written, and nothing as it comes.")
+    ] = False,
 ):
-    """Prints the prompt and, as it comes, what a language model has to say after it."""
-    if prompt == "-":
+    """Prints the prompt and, as it comes, what a language model has to say after it; then, on standard error,
+    tokens per second and memory. Ctrl-C ends it early."""
+    if prompt is None:
         prompt = "\n".join(read_lines("-"))
     folder = find_checkpoint(model or default_model("language_model"))
     tokenizer = open_tokenizer(folder)
@@ -67,10 +78,23 @@ def generate(
         temperature = network.generation_config.get("temperature", 0.8)
     options |= dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
     options |= dict(max_new_tokens=max_new_tokens, num_beams=1, stop_strings=stop or None, seed=seed)
-    sys.stdout.write(prompt)
-    streamer = wf.TextStreamer(tokenizer)
-    network.generate(torch.tensor([ids]), streamer=streamer, tokenizer=tokenizer, **options)
-    sys.stdout.write("\n")
+    pieces: list[str] = []
+    show = pieces.append if as_json else print_now
+    show(prompt)
+    run = TimedStreamer(TextStreamer(tokenizer, show))
+    try:
+        network.generate(torch.tensor([ids]), streamer=run, tokenizer=tokenizer, **options)
+    except KeyboardInterrupt:
+        run.interrupted = True
+    facts = run.facts(network)
+    if as_json:
+        written = {"prompt": prompt, "text": "".join(pieces[1:])}
+        print(json.dumps(written | facts, ensure_ascii=False))
+    else:
+        print_now("\n")
+        print(summary(facts), file=sys.stderr)
+    if run.interrupted:
+        sys.exit(INTERRUPTED)
 
 
 def prompt_ids(prompt, tokenizer, model, folder) -> list[int]:
@@ -81,6 +105,53 @@ def prompt_ids(prompt, tokenizer, model, folder) -> list[int]:
     settings = read_json(path) if path.is_file() else {}
     without = settings.get("add_bos_token") is False or settings.get("bos_token", "") is None
     return ids if begin is None or without or ids[:1] == [begin] else [begin, *ids]
+
+
+class TimedStreamer:
+    """Another streamer of one row, and when it got what."""
+
+    def __init__(self, streamer: TextStreamer):
+        self.streamer = streamer
+        self.tokens: list[int] = []
+        self.prompt_tokens = 0
+        self.interrupted = False
+        self.start = self.first = self.last = time.perf_counter()
+
+    def put(self, value: torch.Tensor):
+        self.last = time.perf_counter()
+        if not self.prompt_tokens:
+            self.prompt_tokens = value.numel()
+        else:
+            self.first = self.first if self.tokens else self.last
+            self.tokens += value.tolist()
+        self.streamer.put(value)
+
+    def end(self):
+        self.streamer.end()
+
+    def facts(self, model) -> dict:
+        """What --json prints: counts, seconds and bytes."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": len(self.tokens),
+            "prompt_seconds": self.first - self.start,
+            "seconds": self.last - self.first,
+            "interrupted": self.interrupted,
+            "weight_bytes": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
+            "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
+
+
+def summary(facts: dict) -> str:
+    def speed(tokens, seconds):
+        return f"{tokens / seconds:.1f} tokens/s" if tokens > 0 and seconds > 0 else "-"
+
+    read = f"{facts['prompt_tokens']} tokens read, {speed(facts['prompt_tokens'], facts['prompt_seconds'])}"
+    wrote = f"{facts['tokens']} written, {speed(facts['tokens'] - 1, facts['seconds'])}"
+    memory = (
+        f"weights {facts['weight_bytes'] / 1e6:.1f} MB, at most {facts['peak_bytes'] / 1e6:.0f} MB in all"
+    )
+    return f"{read}; {wrote}; {memory}"
 
 
 def translate(
@@ -97,9 +168,8 @@ def translate(
     lines = texts or read_lines("-")
     translator = wf.Translator(model or default_model("translator"), quantization=quantization)
     chunk = 64 * batch_size  # long enough for sorting by length to pay, short enough to print as it goes
-    with tqdm(
-        total=len(lines), desc="Translating", unit="text", disable=None if len(lines) > 1 else True
-    ) as bar:
+    quiet = None if len(lines) > 1 else True
+    with interruptible(), tqdm(total=len(lines), desc="Translating", unit="text", disable=quiet) as bar:
         for start in range(0, len(lines), chunk):
             options = dict(num_beams=beams, batch_size=batch_size, max_new_tokens=max_new_tokens)
             for line in translator.translate(lines[start : start + chunk], progress=bar.update, **options):

@@ -18,7 +18,6 @@ KEPT = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "generation_config.json",
     "chat_template.jinja",
     "train.json",
 )

@@ -1,15 +1,28 @@
 """What commands share that read lines of text."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 
+INTERRUPTED = 130  # the exit status after Ctrl-C
+
 
 def fail(message) -> NoReturn:
     Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False, soft_wrap=True)
     sys.exit(1)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the command, after what is written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def read_lines(path: str) -> list[str]:

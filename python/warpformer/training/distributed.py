@@ -53,6 +53,6 @@ def process_group(device: str):
     try:
         yield place
     finally:
-        # The last owner of a group waits for its threads: DDP's Reducer with the GIL held, which they may need.
+        # The last owner of a group waits for its threads, DDP's Reducer with the GIL that they may need.
         gc.collect()
         dist.destroy_process_group()

@@ -63,10 +63,17 @@ def read_texts(path, columns: Sequence[int] | None = None, *, max_bytes: int = 1
         FileNotFoundError: there is no such file.
         InputError: no row is left, or a column is negative.
     """
+    return parse_texts(Path(path).read_bytes(), path, columns, max_bytes=max_bytes)
+
+
+def parse_texts(
+    data: bytes, path, columns: Sequence[int] | None = None, *, max_bytes: int = 1 << 16
+) -> Texts:
+    """`read_texts` of what a file has."""
     if columns is not None and (not columns or min(columns) < 0):
         raise InputError(f"read_texts: columns = {list(columns)} are no numbers of columns")
     texts, begin = Texts(Path(path)), 0
-    data = texts.path.read_bytes().removeprefix(BYTE_ORDER_MARK)
+    data = data.removeprefix(BYTE_ORDER_MARK)
     for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
         try:
             row = parse(line, columns, max_bytes)

@@ -27,13 +27,7 @@ class CausalLM(Objective):
     def __init__(self, texts: Texts, tokenizer: Tokenizer, **options):
         super().__init__(texts, tokenizer, **options)
         self.eos = token_id(tokenizer, EOS)
-        lines, line_break = encode_lines(texts, tokenizer)
-        end = np.array([self.eos], np.int32)
-        pieces = [end]
-        for document in texts.documents:
-            for row in document:
-                pieces += [lines[row], end if row == document[-1] else line_break]
-        self.stream = np.concatenate(pieces)
+        self.stream = stream_of(texts, tokenizer, self.eos)
         self.documents = len(texts.documents)
 
     @property
@@ -54,3 +48,14 @@ class CausalLM(Objective):
         tokens, there = pad([example["tokens"] for example in examples], self.pad)
         labels = joined([example["labels"] for example in examples])
         return Batch(dict(input_ids=tokens, attention_mask=there), labels, len(labels), len(labels))
+
+
+def stream_of(texts: Texts, tokenizer: Tokenizer, end: int) -> np.ndarray:
+    """`end` and, of each document, its tokens and `end`, with line breaks between its lines; [N] int32."""
+    lines, line_break = encode_lines(texts, tokenizer)
+    end = np.array([end], np.int32)
+    pieces = [end]
+    for document in texts.documents:
+        for row in document:
+            pieces += [lines[row], end if row == document[-1] else line_break]
+    return np.concatenate(pieces)
