@@ -44,7 +44,11 @@ def are_words(value) -> bool:
 
 
 ALLOWED = (
-    ("max_new_tokens max_length", is_none_or(lambda value: is_count(value, 1)), "None or 1, 2..."),
+    (
+        "max_new_tokens max_length prompt_lookup_num_tokens max_matching_ngram_size num_assistant_tokens",
+        is_none_or(lambda value: is_count(value, 1)),
+        "None or 1, 2...",
+    ),
     ("num_beams num_beam_groups num_return_sequences", lambda value: is_count(value, 1), "1, 2..."),
     ("min_length min_new_tokens no_repeat_ngram_size", is_count, "0, 1, 2..."),
     ("top_k", is_none_or(is_count), "None or 0, 1, 2..."),

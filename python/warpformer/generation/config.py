@@ -8,6 +8,7 @@ from warpformer.generation.checks import ALLOWED, as_tuple, is_integer, require
 
 NEW_TOKENS = 128  # of a row, where nothing limits them
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+OF_LOOKUP = ("prompt_lookup_num_tokens", "max_matching_ngram_size")
 OF_BEAMS = ("length_penalty", "early_stopping", "patience", "num_beam_groups", "diversity_penalty")
 TOKENS = ("eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 TOKENS += ("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
@@ -57,6 +58,12 @@ class GenerationConfig:
         diversity_penalty: what a token's score loses for every beam of the groups before that has it at this
             step (Vijayakumar et al., "Diverse Beam Search"); none for eos_token_id. Beams keep the loss.
         num_return_sequences: how many a row gives: the best of a beam search, or so many draws.
+        prompt_lookup_num_tokens: draft so many tokens, at most, of what followed in the row where its last
+            tokens stood before, and verify them in one call of the model (Saxena, "Prompt Lookup Decoding");
+            None for none. It changes no token, but the time.
+        max_matching_ngram_size: of the last tokens that are looked up, 2 if None; fewer if that many do not
+            come before.
+        num_assistant_tokens: that an assistant_model drafts for each call of the model; 5 if None.
         stop_strings: texts that end a row, when its last token completes one; `generate` needs a tokenizer.
         return_dict_in_generate: return `Generated` and not the tokens alone.
         eos_token_id: the token, or the tokens, that end a row.
@@ -96,6 +103,9 @@ class GenerationConfig:
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
     num_return_sequences: int = 1
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    num_assistant_tokens: int | None = None
     stop_strings: str | Sequence[str] | None = None
     return_dict_in_generate: bool = False
     eos_token_id: int | Sequence[int] | None = None
@@ -130,6 +140,12 @@ class GenerationConfig:
         require(not self.do_sample or self.num_beams == 1, "do_sample and num_beams > 1 exclude each other")
         self._check_unused(OF_SAMPLING, self.do_sample, "do_sample=True")
         self._check_unused(OF_BEAMS, self.num_beams > 1, "num_beams > 1")
+        looks_up = self.prompt_lookup_num_tokens is not None
+        self._check_unused(("max_matching_ngram_size",), looks_up, "prompt_lookup_num_tokens")
+        require(
+            not looks_up or self.num_beams == 1,
+            "prompt_lookup_num_tokens and num_beams > 1 exclude each other",
+        )
         groups = self.num_beam_groups
         require(
             self.num_beams % groups == 0,

@@ -1,18 +1,24 @@
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.defaults import of_model
-from warpformer.generation.history import History
+from warpformer.generation.given_cache import GivenCache
+from warpformer.generation.history import PADDING, History
 from warpformer.generation.prompts import check_prompts, decoder_prompts, limits_of, longest_of
+from warpformer.nn import KVCache
+from warpformer.nn.block_pool import CacheFull
 
 
 class Cache(Protocol):
     """What wf.nn.KVCache is."""
 
     def reorder_(self, index: Tensor): ...
+
+    # For speculative decoding alone: `tokens` and `rewind_` of KVCache.
 
 
 class Decoding:
@@ -26,18 +32,21 @@ class Decoding:
 
         model(input_ids, attention_mask, decoder_input_ids=prompt, cache=cache, logits_to_keep=1)
 
-    with decoder_attention_mask where `decoder_prompt` has one, and then with `decoder_input_ids` alone.
+    with decoder_attention_mask where `decoder_prompt` has one, and then with `decoder_input_ids` alone. With
+    drafts it gives logits of several last tokens, and takes a mask where rows have unequal numbers of them.
 
     Args:
         prompt: [B, T], and its mask or None.
         decoder_prompt: [B, P], and its mask or None; (None, None) for decoder_start_token_id alone.
+        cache: one that the user has, or None.
 
     Attributes:
         prompt: [B, T] or, of a decoder beside an encoder, [B, P]: what stands before the new tokens.
         history: tokens of the rows.
+        kept: what follows for a user's cache; None without.
     """
 
-    def __init__(self, model, prompt, decoder_prompt, config: GenerationConfig):
+    def __init__(self, model, prompt, decoder_prompt, config: GenerationConfig, cache: KVCache | None = None):
         self.model = model
         self.is_encoder_decoder = hasattr(model, "encode")
         self.given, self.options = prompt, {}
@@ -51,25 +60,95 @@ class Decoding:
         self.prompt = prompt[0]
         limits = partial(limits_of, config=config, longest=longest_of(model))
         self.history = History.of_prompts(*prompt, limits)
-        self.cache: Cache = model.make_cache()
+        self.kept = None
+        if cache is not None:
+            self.kept = GivenCache(cache, self.history.lengths, self.is_encoder_decoder)
+            if len(cache):
+                self.given = self.kept.behind(*self.given)
+        self.cache: Cache = model.make_cache() if cache is None else self.kept.fork
 
     def begin(self) -> Tensor:
         """Logits [B, V] of the first new token."""
-        return self._logits(*self.given, **self.options)
+        return self._logits(*self.given, **self.options)[:, -1]
 
     def step(self, history: History, index: Tensor | None = None) -> Tensor:
         """Logits [R, V] of the token after the last of `history`, whose row r is row index[r] of what was, if
         `index` is given, and one token more."""
-        if index is not None:
-            self.cache.reorder_(index)
-        self.history = history
+        self._follow(history, index)
+        return self.read(history.tokens[:, -1:])[:, -1]
+
+    def verify(self, history: History, index: Tensor | None, drafts: Tensor) -> Tensor:
+        """Logits [R, 1 + k, V] of the token after the last of `history`, as `step` has them, and after each
+        of drafts [R, k]. What the cache holds beyond `history` is forgotten. Where it has no room for drafts,
+        [R, 1, V]."""
+        self._follow(history, index)
+        self._rewind(history)
         last = history.tokens[:, -1:]
-        return self._logits(decoder_input_ids=last) if self.is_encoder_decoder else self._logits(last)
+        if not drafts.shape[1]:
+            return self.read(last)
+        there = torch.cat([torch.ones_like(last, dtype=torch.bool), drafts != PADDING], 1)
+        try:
+            logits = self.read(torch.cat([last, drafts.clamp(min=0)], 1), there)
+        except CacheFull:
+            return self.read(last)
+        # Logits of shorter drafts are at the right.
+        columns = torch.arange(there.shape[1], device=last.device) + (~there).sum(1, keepdim=True)
+        rows = torch.arange(len(last), device=last.device)[:, None]
+        return logits if bool(there.all()) else logits[rows, columns.clamp(max=there.shape[1] - 1)]
+
+    def catch_up(self, history: History, index: Tensor | None) -> Tensor:
+        """Logits [R, V] of the token after the last of `history`, of which the cache may hold any number of
+        tokens, and others behind them: those that `read` has had since the last call."""
+        if not len(self.cache):
+            self.history = history
+            if index is not None:
+                self.select_prompts_(index)
+            tokens, mask = history.ids(0), history.tokens != PADDING
+            if self.is_encoder_decoder:
+                options = {"decoder_input_ids": tokens, "decoder_attention_mask": mask}
+                return self._logits(*self.given, **options)[:, -1]
+            return self._logits(tokens, mask)[:, -1]
+        self._follow(history, index)
+        missing = self._rewind(history)
+        there = torch.arange(missing.max(), 0, -1) <= torch.from_numpy(missing)[:, None]
+        tokens = history.ids(0)[:, -there.shape[1] :]
+        return self.read(tokens, there.to(tokens.device))[:, -1]
+
+    def select_prompts_(self, index: Tensor):
+        """Before any is read: row r becomes what row index[r] is."""
+        self.given = tuple(None if t is None else t[index] for t in self.given)
+
+    def read(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits [R, T, V] after each of tokens [R, T] that follow in the rows; those of rows that have
+        fewer, by their mask, are at the right."""
+        keep = tokens.shape[1]
+        mask = None if mask is None or bool(mask.all()) else mask
+        if not self.is_encoder_decoder:
+            return self._logits(*((tokens,) if mask is None else (tokens, mask)), keep=keep)
+        options = {} if mask is None else {"decoder_attention_mask": mask}
+        return self._logits(decoder_input_ids=tokens, **options, keep=keep)
 
     def repeat_(self, index: Tensor):
         """Row r becomes what row index[r] was."""
         self.cache.reorder_(index)
+        if self.kept is not None:
+            self.kept.repeat_(len(index))
         self.history = self.history.select(index)
 
-    def _logits(self, *args, **options):
-        return self.model(*args, **options, cache=self.cache, logits_to_keep=1)[:, -1].float()
+    def _follow(self, history: History, index: Tensor | None):
+        if index is not None:
+            if self.kept is not None:
+                self.kept.keep_(index)
+            self.cache.reorder_(index)
+        self.history = history
+
+    def _rewind(self, history: History):
+        """Lets the cache hold no more than all but the last tokens; returns how many it lacks, [R] numpy."""
+        lengths = history.lengths.cpu().numpy()
+        beyond = (self.cache.tokens - lengths + 1).clip(min=0)
+        if beyond.any():
+            self.cache.rewind_(beyond)
+        return lengths - self.cache.tokens
+
+    def _logits(self, *args, keep: int = 1, **options):
+        return self.model(*args, **options, cache=self.cache, logits_to_keep=keep).float()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from warpformer.generation.checks import require
-from warpformer.generation.config import OF_BEAMS, OF_SAMPLING, TOKENS, GenerationConfig
+from warpformer.generation.config import OF_BEAMS, OF_LOOKUP, OF_SAMPLING, TOKENS, GenerationConfig
 
 log = logging.getLogger("warpformer")
 KNOWN = [field.name for field in fields(GenerationConfig)]
@@ -76,10 +76,13 @@ def drop_contradicted(defaults: dict, options: dict):
 
     if (options.get("num_beams") or 1) > 1:
         defaults.pop("do_sample", None)
-    if value("do_sample"):
+    if (options.get("num_beams") or 1) > 1 or not value("prompt_lookup_num_tokens"):
+        for name in OF_LOOKUP:
+            defaults.pop(name, None)
+    if value("do_sample") or value("prompt_lookup_num_tokens"):
         for name in ("num_beams", *OF_BEAMS):
             defaults.pop(name, None)
-    else:
+    if not value("do_sample"):
         for name in OF_SAMPLING:
             defaults.pop(name, None)
     if (value("num_beams") or 1) == 1:

@@ -8,14 +8,20 @@ from torch import Tensor
 
 from warpformer.generation.beam_search import beam_search
 from warpformer.generation.checks import require
+from warpformer.generation.columns import Columns, Streamer
+from warpformer.generation.config import GenerationConfig
 from warpformer.generation.decoding import Decoding
 from warpformer.generation.defaults import check_tokens, config_for
+from warpformer.generation.drafts import Drafter, DraftModel, PromptLookup
 from warpformer.generation.processors import LogitsProcessor
 from warpformer.generation.prompts import check_prompts
 from warpformer.generation.rules import Rules
 from warpformer.generation.sampling import Greedy, Sampler, seeds_of
 from warpformer.generation.stopping import StoppingCriterion
-from warpformer.generation.write import Streamer, write
+from warpformer.generation.write import write
+from warpformer.nn import KVCache
+
+DRAFTED, MATCHED = 5, 2  # num_assistant_tokens and max_matching_ngram_size where none is given
 
 
 class Generated(NamedTuple):
@@ -42,6 +48,8 @@ def generate(
     decoder_input_ids: Tensor | None = None,
     decoder_attention_mask: Tensor | None = None,
     seed: int | Sequence[int] | None = None,
+    cache: KVCache | None = None,
+    assistant_model=None,
     streamer: Streamer | None = None,
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
     stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] = (),
@@ -63,8 +71,16 @@ def generate(
         decoder_attention_mask: [B, P], as attention_mask.
         seed: of the draws of row 0; row b has seed + b. Or one for each row. torch's generator gives one
             if None. The sequences of a row draw apart from each other.
-        streamer: its `put` gets the prompt, then each step's tokens [R]; then its `end` is called. Not with
-            beams.
+        cache: from `model.make_cache`, if it is to be of another kind than a new one, or holds the beginning
+            of each prompt, which is then not computed. `input_ids` are whole prompts all the same: penalties
+            look at all of them. Afterwards it holds all tokens of the R rows but the last of each, so that a
+            following turn, whose prompts begin with what is returned without padding, computes what is new
+            alone; after a beam search or an error it is as before. Of an encoder-decoder model it holds
+            nothing at first.
+        assistant_model: a smaller model of the same vocabulary, which drafts num_assistant_tokens for each
+            call of `model`, which verifies them at once. It changes no token, but the time. Not with beams.
+        streamer: its `put` gets the prompt, then the tokens [R] of each place behind it; then its `end` is
+            called. Not with beams.
         logits_processor: one or several, as transformers' are: (input_ids [R, T], scores [R, V]) -> scores
             [R, V], called after the options' own, before those of drawing, with the rows that have not ended.
             Rows have their prompts without padding, at the right, behind pad_token_id. The scores are
@@ -82,10 +98,13 @@ def generate(
 
     Raises:
         InputError: an option is out of its range or contradicts another; a prompt is empty, or longer than
-            the model reads; an id is outside the vocabulary; the options leave a row no token.
+            the model reads; an id is outside the vocabulary; the options leave a row no token; `cache` holds
+            other sequences than the prompts, or all of one; `assistant_model` has another vocabulary.
+        CacheFull: `cache` has no room for the tokens.
         TypeError: an option is not known.
 
-    Source: transformers.GenerationMixin.generate.
+    Source: transformers.GenerationMixin.generate; Leviathan, Kalman and Matias, "Fast Inference from
+    Transformers via Speculative Decoding" (2023).
     """
     config = config_for(model, options)
     check_prompts(model, input_ids, attention_mask)
@@ -94,22 +113,66 @@ def generate(
         decoder_input_ids is None or hasattr(model, "encode"),
         "decoder_input_ids are of encoder-decoder models",
     )
-    rules = Rules(config, as_list(logits_processor), as_list(stopping_criteria), tokenizer)
-    decoding = Decoding(
-        model, (input_ids, attention_mask), (decoder_input_ids, decoder_attention_mask), config
+    require(
+        assistant_model is not None or options.get("num_assistant_tokens") is None,
+        f"num_assistant_tokens = {config.num_assistant_tokens} counts with an assistant_model alone",
     )
+    rules = Rules(config, as_list(logits_processor), as_list(stopping_criteria), tokenizer)
+    prompts = (input_ids, attention_mask), (decoder_input_ids, decoder_attention_mask)
+    decoding = Decoding(model, *prompts, config, cache)
+    drafting = drafting_of(assistant_model, decoding, prompts, config)
     logits = decoding.begin()
     check_tokens(config, logits.shape[1])
+    prompt = decoding.prompt.repeat_interleave(config.num_return_sequences, 0)
     if config.num_beams > 1:
         new, log_probs, worths = beam_search(decoding, logits, rules)
     else:
         choose = Greedy()
         if config.do_sample:
             choose = Sampler(seeds_of(seed, len(logits), config.num_return_sequences))
-        new, log_probs, worths = *write(decoding, logits, rules, choose, streamer), None
-    prompt = decoding.prompt.repeat_interleave(config.num_return_sequences, 0)
+        columns = Columns(len(prompt), config.padding, streamer)
+        if streamer is not None:
+            streamer.put(prompt.cpu())
+        if config.num_return_sequences > 1:
+            index = torch.arange(len(prompt), device=logits.device) // config.num_return_sequences
+            logits = logits[index]
+            decoding.repeat_(index)
+            if drafting is not None:
+                drafting.select_prompts_(index)
+        drafter = drafter_of(drafting, config, logits.shape[1])
+        lengths = write(decoding, logits, rules, choose, columns, drafter)
+        if streamer is not None:
+            streamer.end()
+        if decoding.kept is not None:
+            decoding.kept.finish(lengths)
+        new, log_probs, worths = *columns.stack(), None
     sequences = torch.cat([prompt, new.to(prompt.dtype)], 1)
     return Generated(sequences, log_probs, worths) if config.return_dict_in_generate else sequences
+
+
+def drafting_of(assistant_model, decoding: Decoding, prompts, config: GenerationConfig) -> Decoding | None:
+    """That of the assistant_model, if there is one."""
+    if assistant_model is None:
+        return None
+    require(
+        config.prompt_lookup_num_tokens is None,
+        "assistant_model and prompt_lookup_num_tokens exclude each other",
+    )
+    require(config.num_beams == 1, "assistant_model and num_beams > 1 exclude each other")
+    drafting = Decoding(assistant_model, *prompts, config)
+    require(
+        drafting.is_encoder_decoder == decoding.is_encoder_decoder,
+        "one of model and assistant_model is an encoder-decoder model, and the other is none",
+    )
+    return drafting
+
+
+def drafter_of(drafting: Decoding | None, config: GenerationConfig, vocabulary: int) -> Drafter | None:
+    if drafting is not None:
+        return DraftModel(drafting, config.num_assistant_tokens or DRAFTED, vocabulary)
+    if config.prompt_lookup_num_tokens is not None:
+        return PromptLookup(config.prompt_lookup_num_tokens, config.max_matching_ngram_size or MATCHED)
+    return None
 
 
 class Generating:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PADDING = -1
@@ -61,6 +62,14 @@ class History:
             log_probs = torch.cat([self.log_probs, log_probs[:, None]], 1)
         tokens = torch.cat([self.tokens, tokens[:, None]], 1)
         return replace(self, tokens=tokens, lengths=self.lengths + 1, log_probs=log_probs)
+
+    @staticmethod
+    def joined(parts: Sequence[History], order: Tensor) -> History:
+        """Row r is row order[r] of the parts, one behind the other."""
+        width = max(part.tokens.shape[1] for part in parts)
+        tokens = [F.pad(part.tokens, (width - part.tokens.shape[1], 0), value=PADDING) for part in parts]
+        others = ([getattr(part, name) for part in parts] for name in ("lengths", "prompts", "limits"))
+        return History(*(torch.cat(tensors)[order] for tensors in (tokens, *others)))
 
     def ids(self, padding: int) -> Tensor:
         """`tokens`, with another padding."""

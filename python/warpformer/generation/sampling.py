@@ -13,7 +13,7 @@ from warpformer.generation.philox import uniform
 class Greedy:
     """The token of the greatest score, the first of several."""
 
-    def __call__(self, scores: Tensor) -> Tensor:
+    def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
         """[R] of scores [R, V]."""
         greatest, tokens = scores.max(-1)
         require_choice(greatest)
@@ -38,20 +38,21 @@ class Sampler:
 
     def __init__(self, seeds: np.ndarray):
         self.seeds = seeds
-        self.count = 0  # of tokens drawn
+        self.counts = np.zeros(len(seeds), dtype=np.uint64)  # tokens drawn for each row
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """[R] of scores [R, V]."""
+    def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
+        """[R] of scores [R, V], for rows index[r] of the seeds, or for all."""
         require_choice(scores.amax(-1))
         cumulative = scores.double().softmax(-1).cumsum(-1)
-        counters = np.full(len(self.seeds), self.count, dtype=np.uint64)
-        draws = torch.from_numpy(uniform(self.seeds[:, 0], counters, self.seeds[:, 1]))
-        self.count += 1
+        rows = slice(None) if index is None else index.cpu().numpy()
+        draws = torch.from_numpy(uniform(self.seeds[rows, 0], self.counts[rows], self.seeds[rows, 1]))
+        self.counts[rows] += np.uint64(1)
         draws = draws.to(scores.device)[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, draws, right=True)[:, 0]
 
     def keep_(self, rows: Tensor):
-        self.seeds = self.seeds[rows.cpu().numpy()]
+        rows = rows.cpu().numpy()
+        self.seeds, self.counts = self.seeds[rows], self.counts[rows]
 
 
 def require_choice(greatest: Tensor):

@@ -1,60 +1,93 @@
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from warpformer import ops
+from warpformer.generation.columns import Columns
 from warpformer.generation.decoding import Decoding
+from warpformer.generation.drafts import Drafter, allowed
+from warpformer.generation.history import History
 from warpformer.generation.rules import Rules
-
-
-class Streamer(Protocol):
-    """What transformers' streamers are."""
-
-    def put(self, value: Tensor): ...
-
-    def end(self): ...
 
 
 def write(
     decoding: Decoding,
     logits: Tensor,
     rules: Rules,
-    choose: Callable[[Tensor], Tensor],
-    streamer: Streamer | None,
-) -> tuple[Tensor, Tensor | None]:
-    """New tokens [R, new], and their log-probabilities if they are to be returned.
+    choose: Callable[[Tensor, Tensor | None], Tensor],
+    columns: Columns,
+    drafter: Drafter | None = None,
+) -> Tensor:
+    """Puts new tokens into `columns`; returns the lengths of the rows, [R].
+
+    With a drafter a call of the model gives the logits behind each token of a draft, too. Tokens are chosen
+    from them as from any others, one after the other, as long as they are those of the draft. So what a
+    call gives is what calls for single tokens would.
 
     Args:
-        logits: [B, V] of the first new token; R = B num_return_sequences.
+        logits: [R, V] of the first new token.
         choose: a Greedy or a Sampler, which gives tokens [R] of scores [R, V].
     """
-    config = rules.config
-    batch = len(logits) * config.num_return_sequences
-    rows = torch.arange(batch, device=logits.device)  # those that have not ended
-    columns, log_probs = [], []
-    if streamer is not None:
-        streamer.put(decoding.prompt.repeat_interleave(config.num_return_sequences, 0).cpu())
-    if config.num_return_sequences > 1:
-        decoding.repeat_(rows // config.num_return_sequences)
-        logits = logits.repeat_interleave(config.num_return_sequences, 0)
+    rows = torch.arange(len(logits), device=logits.device)  # those that have not ended
+    lengths = torch.empty_like(rows)
+    drafts, logits = rows[:, None][:, :0], logits[:, None]
     while True:
-        tokens = choose(rules.scores(decoding.history, logits))
-        columns.append(tokens.new_full((batch,), config.padding).index_copy_(0, rows, tokens))
-        if config.return_dict_in_generate:
-            chosen = ops.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
-            log_probs.append(chosen.new_zeros(batch).index_copy_(0, rows, chosen))
-        if streamer is not None:
-            streamer.put(columns[-1].cpu())
-        history, index = decoding.history.append(tokens), None
-        going = (~rules.ends(history)).nonzero().flatten()
-        if not len(going):
-            break
-        if len(going) < len(rows):
-            rows, history, index = rows[going], history.select(going), going
-            choose.keep_(going)
-        logits = decoding.step(history, index)
-    if streamer is not None:
-        streamer.end()
-    return torch.stack(columns, 1), torch.stack(log_probs, 1) if log_probs else None
+        parts = read_off(decoding.history, logits, drafts, rows, rules, choose, columns)
+        for index, history, ended in parts:
+            lengths[rows[index[ended]]] = history.lengths[ended]
+        history, index = going_on(parts)
+        if not len(index):
+            return lengths
+        if len(index) < len(rows):
+            rows = rows[index]
+            choose.keep_(index)
+        else:
+            index = None
+        if drafter is None:
+            logits = decoding.step(history, index)[:, None]
+        else:
+            drafts = allowed(drafter(history, index), history)
+            logits = decoding.verify(history, index, drafts)
+
+
+def read_off(history, logits, drafts, rows, rules, choose, columns) -> list[tuple[Tensor, History, Tensor]]:
+    """Chooses tokens as long as there are logits [R, 1 + k, V] for them. Returns the rows that have no more
+    logits, or have ended: their numbers, what they have, and which of them have ended."""
+    index, parts = None, []
+    for i in range(logits.shape[1]):
+        tokens = choose(rules.scores(history, logits[:, i]), index)
+        log_probs = None
+        if rules.config.return_dict_in_generate:
+            log_probs = ops.log_softmax(logits[:, i], -1).gather(1, tokens[:, None])[:, 0]
+        place, history = history.new, history.append(tokens)
+        ends = rules.ends(history)
+        columns.put(rows, place, tokens, log_probs, ends)
+        index = torch.arange(len(rows), device=rows.device) if index is None else index
+        if i == logits.shape[1] - 1:
+            return [*parts, (index, history, ends)]
+        agrees = (tokens == drafts[:, i]) & ~ends
+        if not bool(agrees.all()):
+            parts.append((index[~agrees], history.select(~agrees), ends[~agrees]))
+            if not bool(agrees.any()):
+                break
+            rows, index, history = rows[agrees], index[agrees], history.select(agrees)
+            logits, drafts = logits[agrees], drafts[agrees]
+    return parts
+
+
+def going_on(parts: list[tuple[Tensor, History, Tensor]]) -> tuple[History, Tensor]:
+    """The rows that have not ended, in their order, and their numbers."""
+    kept = [(index, history, (~ends).nonzero().flatten()) for index, history, ends in parts]
+    kept = [
+        (index, history) if len(going) == len(index) else (index[going], history.select(going))
+        for index, history, going in kept
+        if len(going)
+    ]
+    if len(kept) == 1:
+        return kept[0][1], kept[0][0]
+    if not kept:
+        return parts[0][1], parts[0][0][:0]
+    index = torch.cat([index for index, _ in kept])
+    index, order = index.sort()
+    return History.joined([history for _, history in kept], order), index

@@ -120,6 +120,11 @@ class KVCache:
         return self._lengths
 
     @property
+    def next_longest(self) -> int:
+        """Tokens of the longest with those of the call that has begun."""
+        return int(self._totals.max(initial=0))
+
+    @property
     def memory_lengths(self) -> Tensor:
         """[B] int32: rows of the memory of each sequence."""
         if self._memory_lengths is None:

@@ -79,7 +79,8 @@ class RotaryEmbedding(nn.Module):
         """`sequences` with the positions that `forward` takes, once there are angles for all of them.
 
         With "longrope" a sequence of more tokens than the model was trained for has angles of its own; keys
-        in a cache keep theirs when it grows beyond that, as in the models of transformers.
+        in a cache keep theirs when it grows beyond that, as in the models of transformers. Tokens that follow
+        in a cache have the same angles in one call as in a call for each.
 
         Raises:
             InputError: with "dynamic" a sequence is longer than max_position_embeddings: its angles would
@@ -96,8 +97,11 @@ class RotaryEmbedding(nn.Module):
         if self._longer_than is None:
             return sequences
         lengths = sequences.cu_seqlens.diff()
-        is_long = (lengths if sequences.totals is None else sequences.totals) > self._longer_than
-        shift = is_long.repeat_interleave(lengths) * self.max_length
+        totals = (lengths if sequences.totals is None else sequences.totals).repeat_interleave(lengths)
+        if not sequences.is_first:
+            follows = (sequences.held > 0).repeat_interleave(lengths)
+            totals = torch.where(follows, sequences.positions + 1, totals)
+        shift = (totals > self._longer_than) * self.max_length
         return replace(sequences, positions=sequences.positions + shift)
 
     def forward(

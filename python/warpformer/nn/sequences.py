@@ -72,7 +72,7 @@ class Sequences:
         else:
             positions = _expanded("position_ids", position_ids, shape)
         positions = positions.flatten() if kept is None else positions[kept]
-        longest = past + shape[1]
+        longest = past + shape[1] if kept is None or cache is None else cache.next_longest
         if position_ids is not None and len(positions):
             longest = max(longest, int(positions.max()) + 1)
         return cls(starts, positions, longest, shape, kept, cache, held, totals, not past)
