@@ -36,6 +36,7 @@ CPU_ONLY = (
     "patch_",
     "scaled_dot_product_attention",
     "sentence_encoder",
+    "speculative_decoding",
 )
 
 

@@ -1,0 +1,68 @@
+"""The language model of the package, greedily, on text that repeats: by prompt lookup, and without."""
+
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+import torch
+
+import warpformer as wf
+from warpformer.bench.sentence_encoder import TEST_SET, read_sentences
+from warpformer.checkpoint import default_model, open_tokenizer
+
+NEW = 160
+REPEATED = 6
+VERSES = 8
+LONGEST = 70  # characters of a verse
+
+
+@pytest.mark.parametrize("drafted", [5, 10])
+def bench_prompt_lookup(compare, data, drafted):
+    """The same tokens in fewer calls of the model: prompts are a verse, six times."""
+    folder = default_model("language_model")
+    model, tokenizer = wf.load(folder), open_tokenizer(folder)
+    verses = [text for text in read_sentences(Path(data) if data else TEST_SET) if len(text) <= LONGEST]
+    prompts = [
+        torch.tensor([REPEATED * tokenizer.encode(verse + "\n", add_special_tokens=False).ids])
+        for verse in verses[:VERSES]
+    ]
+    turns = cycle(prompts)
+    options = {"max_new_tokens": NEW, "eos_token_id": None}
+
+    def greedy(ids, **others):
+        return model.generate(ids, **options, **others)[:, -NEW:]
+
+    def lookup(ids):
+        return greedy(ids, prompt_lookup_num_tokens=drafted)
+
+    calls = calls_of(model, lambda: [lookup(ids) for ids in prompts]) / len(prompts)
+    weights = {name: module.packed.nbytes for name, module in packed(model)}
+    row = compare(
+        f"language_model int4, {NEW} tokens behind a verse {REPEATED} times, {drafted} drafted",
+        dtype=torch.bfloat16,
+        inputs=lambda: (next(turns),),
+        ours=lookup,
+        peers={"greedy without": greedy},
+        moved=int(calls * sum(weights.values())),
+        flops=2 * NEW * sum(module.in_features * module.out_features for _, module in packed(model)),
+        tolerance=0,
+    )
+    row["note"] = f"{1e3 * NEW / row['ms']:.0f} tokens/s, {NEW / calls:.2f} tokens a call of the model"
+
+
+def packed(model):
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "packed_weight")]
+
+
+def calls_of(model, work) -> int:
+    """How often `work` calls the model."""
+    count = 0
+
+    def count_call(*_):
+        nonlocal count
+        count += 1
+
+    hook = model.register_forward_hook(count_call)
+    work()
+    hook.remove()
+    return count
