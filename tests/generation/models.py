@@ -1,5 +1,7 @@
 """Random tiny checkpoints, and transformers' tokens for them."""
 
+from contextlib import contextmanager
+
 import torch
 import transformers
 
@@ -49,3 +51,12 @@ def expected(model, ids, mask, **options):
         out = model.generate(alone, attention_mask=torch.ones_like(alone), **options)
         rows += [*out[:, 1 if model.config.is_encoder_decoder else alone.shape[1] :]]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
+
+
+@contextmanager
+def counted(model):
+    """The positional arguments of each call of a model."""
+    calls = []
+    hook = model.register_forward_pre_hook(lambda module, args: calls.append(args))
+    yield calls
+    hook.remove()
