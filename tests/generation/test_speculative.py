@@ -143,11 +143,14 @@ def test_rows_end_where_the_models_do(models):
     mask = torch.ones_like(ids)
     mask[1, :20] = 0
     smaller = deepcopy(model)
-    smaller.config.max_position_embeddings = smaller.config.n_positions = 55
+    smaller.config.n_positions = 55
+    assert smaller.config.max_length == 55
     for drafts in ({"prompt_lookup_num_tokens": 30}, {"assistant_model": smaller}):
         found, calls, fewer = same(model, ids, mask, drafts, max_new_tokens=30, eos_token_id=None)
         assert found.sequences.shape == (2, 80)
         assert fewer < calls
+    with pytest.raises(wf.InputError, match="have 60 tokens, and the assistant_model reads 55"):
+        wf.generate(model, torch.full((1, 60), 5), assistant_model=smaller)
 
 
 def test_a_draft_beyond_the_cache_is_not_verified(models):

@@ -18,7 +18,7 @@ class Cache(Protocol):
 
     def reorder_(self, index: Tensor): ...
 
-    # For speculative decoding alone: `tokens` and `rewind_` of KVCache.
+    # And for speculative decoding `tokens` and `rewind_(counts)`.
 
 
 class Decoding:

@@ -14,7 +14,7 @@ from warpformer.generation.decoding import Decoding
 from warpformer.generation.defaults import check_tokens, config_for
 from warpformer.generation.drafts import Drafter, DraftModel, PromptLookup
 from warpformer.generation.processors import LogitsProcessor
-from warpformer.generation.prompts import check_prompts
+from warpformer.generation.prompts import check_prompts, longest_of
 from warpformer.generation.rules import Rules
 from warpformer.generation.sampling import Greedy, Sampler, seeds_of
 from warpformer.generation.stopping import StoppingCriterion
@@ -159,6 +159,11 @@ def drafting_of(assistant_model, decoding: Decoding, prompts, config: Generation
         "assistant_model and prompt_lookup_num_tokens exclude each other",
     )
     require(config.num_beams == 1, "assistant_model and num_beams > 1 exclude each other")
+    longest, length = longest_of(assistant_model), int(decoding.history.lengths.max())
+    require(
+        longest is None or length <= longest,
+        f"the prompts have {length} tokens, and the assistant_model reads {longest}",
+    )
     drafting = Decoding(assistant_model, *prompts, config)
     require(
         drafting.is_encoder_decoder == decoding.is_encoder_decoder,

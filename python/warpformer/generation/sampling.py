@@ -11,7 +11,7 @@ from warpformer.generation.philox import uniform
 
 
 class Greedy:
-    """The token of the greatest score, the first of several."""
+    """The token of the greatest score, the first of several, whichever row it is of."""
 
     def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
         """[R] of scores [R, V]."""

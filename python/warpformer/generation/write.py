@@ -51,9 +51,24 @@ def write(
             logits = decoding.verify(history, index, drafts)
 
 
-def read_off(history, logits, drafts, rows, rules, choose, columns) -> list[tuple[Tensor, History, Tensor]]:
-    """Chooses tokens as long as there are logits [R, 1 + k, V] for them. Returns the rows that have no more
-    logits, or have ended: their numbers, what they have, and which of them have ended."""
+Part = tuple[Tensor, History, Tensor]  # numbers of rows, what they have, and which of them have ended
+
+
+def read_off(
+    history: History,
+    logits: Tensor,
+    drafts: Tensor,
+    rows: Tensor,
+    rules: Rules,
+    choose: Callable[[Tensor, Tensor | None], Tensor],
+    columns: Columns,
+) -> list[Part]:
+    """Chooses a token of each row, and another where it has that of its draft, and so on.
+
+    Args:
+        logits: [R, 1 + k, V]; drafts: [R, k].
+        rows: [R], which rows of `columns` these are.
+    """
     index, parts = None, []
     for i in range(logits.shape[1]):
         tokens = choose(rules.scores(history, logits[:, i]), index)
@@ -63,7 +78,8 @@ def read_off(history, logits, drafts, rows, rules, choose, columns) -> list[tupl
         place, history = history.new, history.append(tokens)
         ends = rules.ends(history)
         columns.put(rows, place, tokens, log_probs, ends)
-        index = torch.arange(len(rows), device=rows.device) if index is None else index
+        if index is None:
+            index = torch.arange(len(rows), device=rows.device)
         if i == logits.shape[1] - 1:
             return [*parts, (index, history, ends)]
         agrees = (tokens == drafts[:, i]) & ~ends
@@ -76,7 +92,7 @@ def read_off(history, logits, drafts, rows, rules, choose, columns) -> list[tupl
     return parts
 
 
-def going_on(parts: list[tuple[Tensor, History, Tensor]]) -> tuple[History, Tensor]:
+def going_on(parts: list[Part]) -> tuple[History, Tensor]:
     """The rows that have not ended, in their order, and their numbers."""
     kept = [(index, history, (~ends).nonzero().flatten()) for index, history, ends in parts]
     kept = [
