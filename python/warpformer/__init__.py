@@ -5,7 +5,16 @@ import torch
 from warpformer import nn, ops, quantization, training
 from warpformer._C import InputError, __version__
 from warpformer.embeddings import SentenceEncoder
-from warpformer.generation import Generated, GenerationConfig, TextStreamer, generate
+from warpformer.generation import (
+    Engine,
+    Finished,
+    Generated,
+    GenerationConfig,
+    Prefix,
+    Request,
+    TextStreamer,
+    generate,
+)
 from warpformer.integrations import register_with_transformers
 from warpformer.load import load
 from warpformer.models._config import CheckpointError
@@ -18,9 +27,13 @@ from warpformer.translator import Translator
 
 __all__ = [
     "CheckpointError",
+    "Engine",
+    "Finished",
     "Generated",
     "GenerationConfig",
     "InputError",
+    "Prefix",
+    "Request",
     "Score",
     "SentenceEncoder",
     "TextStreamer",

@@ -21,6 +21,21 @@ class Cache(Protocol):
     # And for speculative decoding `tokens` and `rewind_(counts)`.
 
 
+Prompt = tuple[Tensor, Tensor | None]  # [B, T], and its mask
+
+
+def written_behind(model, prompt: Prompt, decoder_prompt, config: GenerationConfig) -> tuple[Prompt, History]:
+    """What new tokens stand behind: the prompt, or of an encoder-decoder model its decoder's; and the history
+    that begins there."""
+    if hasattr(model, "encode"):
+        first = config.decoder_start_token_id
+        first = of_model(model, "bos_token_id") if first is None else first
+        prompt = decoder_prompts(prompt[0], *decoder_prompt, first)
+        check_prompts(model, *prompt, "decoder_")
+    limits = partial(limits_of, config=config, longest=longest_of(model))
+    return prompt, History.of_prompts(*prompt, limits)
+
+
 class Decoding:
     """A model in the midst of a batch: what it has read is in its cache.
 
@@ -50,16 +65,11 @@ class Decoding:
         self.model = model
         self.is_encoder_decoder = hasattr(model, "encode")
         self.given, self.options = prompt, {}
+        prompt, self.history = written_behind(model, prompt, decoder_prompt, config)
         if self.is_encoder_decoder:
-            first = config.decoder_start_token_id
-            first = of_model(model, "bos_token_id") if first is None else first
-            prompt = decoder_prompts(prompt[0], *decoder_prompt, first)
-            check_prompts(model, *prompt, "decoder_")
             names = "decoder_input_ids", "decoder_attention_mask"
             self.options = {name: t for name, t in zip(names, prompt, strict=True) if t is not None}
         self.prompt = prompt[0]
-        limits = partial(limits_of, config=config, longest=longest_of(model))
-        self.history = History.of_prompts(*prompt, limits)
         self.kept = None
         if cache is not None:
             self.kept = GivenCache(cache, self.history.lengths, self.is_encoder_decoder)

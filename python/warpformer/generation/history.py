@@ -41,6 +41,11 @@ class History:
             tokens, lengths = tokens.gather(1, order).masked_fill(there == 0, PADDING), there.sum(1)
         return History(tokens, lengths, lengths, limits(lengths))
 
+    def trimmed(self) -> History:
+        """Without columns in which no row has a token."""
+        longest = max(self.lengths.tolist(), default=0)
+        return replace(self, tokens=self.tokens[:, self.tokens.shape[1] - longest :])
+
     def with_log_probs(self) -> History:
         """With those of new tokens kept from here on."""
         return replace(self, log_probs=torch.zeros(len(self.tokens), 0, device=self.tokens.device))
@@ -64,7 +69,7 @@ class History:
         return replace(self, tokens=tokens, lengths=self.lengths + 1, log_probs=log_probs)
 
     @staticmethod
-    def joined(parts: Sequence[History], order: Tensor) -> History:
+    def joined(parts: Sequence[History], order: Tensor | slice = slice(None)) -> History:
         """Row r is row order[r] of the parts, one behind the other."""
         width = max(part.tokens.shape[1] for part in parts)
         tokens = [F.pad(part.tokens, (width - part.tokens.shape[1], 0), value=PADDING) for part in parts]

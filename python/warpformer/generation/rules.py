@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -37,7 +38,11 @@ class Rules:
 
     def ends(self, history: History) -> Tensor:
         """[R] whether rows end with the token that they have last."""
-        ends = history.lengths >= history.limits
+        return (history.lengths >= history.limits) | self.stops(history)
+
+    def stops(self, history: History) -> Tensor:
+        """[R] whether anything but their lengths ends them."""
+        stops = torch.zeros_like(history.lengths, dtype=torch.bool)
         for criterion in self.stopping:
-            ends = ends | criterion(history)
-        return ends
+            stops = stops | criterion(history)
+        return stops

@@ -1,0 +1,230 @@
+"""The batch of an `Engine`: sequences that are being read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from warpformer.generation.checks import require
+from warpformer.generation.request import Request
+from warpformer.generation.writers import Writers, selected
+from warpformer.nn import CacheFull, KVCache
+
+
+class Running:
+    """Requests that have begun. Their order is that of the sequences of the cache; those behind have not been
+    read at all.
+
+    Args:
+        model: what is called.
+        cache: of the requests; forks of it hold prefixes.
+        max_batch, prefill_chunk: as `Engine` has them.
+
+    Attributes:
+        forgotten: prefixes that are to go.
+    """
+
+    def __init__(self, model, cache: KVCache, max_batch: int, prefill_chunk: int):
+        self.model = model
+        self.cache = cache
+        self.max_batch = max_batch
+        self.prefill_chunk = prefill_chunk
+        self.requests: list[Request] = []
+        self.forgotten: list = []
+        self._writers: dict[object, Writers] = {}
+        self._prefixes: list = []
+
+    # Who comes and goes
+
+    def check_room(self, request: Request):
+        """That the request has room in an empty cache."""
+        blocks, limit = self._blocks(request.limit), self.cache.max_tokens
+        most = None if limit is None else self._blocks(limit)
+        require(
+            most is None or blocks <= most,
+            f"a prompt of {int(request.history.prompts)} tokens that may become {request.limit + 1} has no "
+            f"room in a cache of max_tokens = {limit}",
+        )
+
+    def take(self, request: Request) -> bool:
+        """Whether the request begins, which is to be the next one of the queue."""
+        if len(self.requests) == self.max_batch:
+            return False
+        if not self._has_room(request):
+            if self.requests:
+                return False
+            # Nobody will make room: prefixes have it.
+            request.finish(error=CacheFull(f"prefixes leave {self.cache.free_tokens} tokens of the cache"))
+            return True
+        self.requests.append(request)
+        return True
+
+    def drop(self):
+        """Requests that are cancelled, and prefixes that are forgotten."""
+        for request in self.requests:
+            if request.cancelled:
+                request.finish("cancelled")
+        self._leave()
+        while self.forgotten:
+            prefix = self.forgotten.pop()
+            prefix.cache = None
+            self._prefixes = [kept for kept in self._prefixes if kept is not prefix]
+
+    def clear(self):
+        """Nothing is held any more."""
+        self.requests, self._writers = [], {}
+        self.cache.reorder_([])
+        for prefix in self._prefixes:
+            prefix.cache = None
+        self._prefixes = []
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.cache.block_size)
+
+    def _has_room(self, request) -> bool:
+        free = self.cache.free_tokens
+        if free is None:
+            return True
+        free //= self.cache.block_size
+        for i, other in enumerate(self.requests):  # what they will still take
+            held = int(self.cache.tokens[i]) if i < len(self.cache) else self._shared(other)
+            free -= self._blocks(other.limit) - self._blocks(held)
+        if request.prefix is not None and request.prefix.cache is None:
+            free -= 1  # of the prefix's last block there will be two
+        return free >= self._blocks(request.limit) - self._blocks(self._shared(request))
+
+    def _shared(self, request) -> int:
+        """Tokens in blocks that the request never copies."""
+        if request.prefix is None or request.prefix.cache is None:
+            return 0
+        return len(request.prefix.tokens) // self.cache.block_size * self.cache.block_size
+
+    def _leave(self):
+        """Those that have ended."""
+        going = [i for i, request in enumerate(self.requests) if not request.done]
+        if len(going) == len(self.requests):
+            return
+        for key, writers in [*self._writers.items()]:
+            writers.keep_(lambda request: not request.done)
+            if not writers.requests:
+                del self._writers[key]
+        self.cache.reorder_([i for i in going if i < len(self.cache)])
+        self.requests = [self.requests[i] for i in going]
+
+    # A step
+
+    def step(self):
+        """A token more of all that write, and a chunk of prompts."""
+        read = self.requests[: len(self.cache)]
+        if read:
+            self._guarded(read, self._read_on)
+        if len(self.cache) < len(self.requests) and not any(self._is_reading(request) for request in read):
+            self._begin()
+        self._leave()
+
+    def _is_reading(self, request) -> bool:
+        return request.read < len(request.prompt)
+
+    def _guarded(self, requests: Sequence[Request], call: Callable[[Sequence[Request]], None]):
+        """What the model raises ends the requests that it was called with."""
+        try:
+            call(requests)
+        except Exception as error:
+            for request in requests:
+                if not request.done:
+                    request.finish(error=error)
+        self._leave()
+
+    def _read_on(self, requests):
+        """Of all that have begun the next token, and of the first that is being read a chunk."""
+        reading = next((request for request in requests if self._is_reading(request)), None)
+        rows = [self._next_tokens(request, request is reading) for request in requests]
+        logits = self._logits(self.cache, rows)
+        self._write(requests, logits)
+
+    def _next_tokens(self, request, reads) -> Tensor:
+        if reads:
+            return self._chunk(request)
+        if self._is_reading(request):
+            return request.prompt[:0]
+        return torch.tensor([request.last])
+
+    def _chunk(self, request) -> Tensor:
+        chunk = request.prompt[request.read : request.read + self.prefill_chunk]
+        request.read += len(chunk)
+        return chunk
+
+    def _begin(self):
+        """Requests that have not been read, with one prefix and as many as make up a chunk."""
+        first = self.requests[len(self.cache)]
+        new, tokens = [], 0
+        for request in self.requests[len(self.cache) :]:
+            text = request.prompt if request.source is None else request.source
+            tokens += min(len(text), self.prefill_chunk)
+            if new and (tokens > self.prefill_chunk or request.prefix is not first.prefix):
+                break
+            new.append(request)
+        self._guarded(new, self._read_first)
+
+    def _read_first(self, requests):
+        prefix = requests[0].prefix
+        fork = self.cache.fork([]) if prefix is None else self._of_prefix(prefix).fork([0] * len(requests))
+        rows = [self._chunk(request) for request in requests]
+        sources = None if requests[0].source is None else [request.source for request in requests]
+        try:
+            logits = self._logits(fork, rows, sources)
+            self.cache.join_(fork)
+        finally:
+            fork.reorder_([])  # also where an error keeps it
+        self._write(requests, logits)
+
+    def _of_prefix(self, prefix) -> KVCache:
+        if prefix.cache is None:
+            cache = self.cache.fork([])
+            self._logits(cache, [prefix.tokens])
+            prefix.cache = cache
+            self._prefixes.append(prefix)
+        return prefix.cache
+
+    def _logits(self, cache, rows: Sequence[Tensor], sources: Sequence[Tensor] | None = None) -> Tensor:
+        """[R, V] of the last of the new tokens of each row; those of a row without any mean nothing."""
+        ids, mask = padded(rows)
+        if sources is not None:
+            given = padded(sources)
+            logits = self.model(*given, decoder_input_ids=ids, cache=cache, logits_to_keep=1)
+        elif hasattr(self.model, "encode"):
+            logits = self.model(decoder_input_ids=ids, cache=cache, logits_to_keep=1)
+        else:
+            logits = self.model(ids, mask, cache=cache, logits_to_keep=1)
+        return logits[:, -1].float()
+
+    def _write(self, requests, logits):
+        """A token more of those whose prompts are read."""
+        rows = {request: row for row, request in enumerate(requests)}
+        new: dict[object, Writers] = {}
+        for request in requests:
+            if not self._is_reading(request) and request.last is None:
+                join(new, request.key, Writers(request))
+        for writers in (*self._writers.values(), *new.values()):
+            if writers.requests[0] in rows:
+                writers.write(selected(logits, [rows[request] for request in writers.requests]))
+        for key, writers in new.items():
+            if writers.requests:
+                join(self._writers, key, writers)
+
+
+def join(groups: dict[object, Writers], key, writers: Writers):
+    if key in groups:
+        groups[key].join_(writers)
+    else:
+        groups[key] = writers
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[R, T] of tokens, at the left, and where they are."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = pad_sequence(list(rows), batch_first=True)
+    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
