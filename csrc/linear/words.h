@@ -56,8 +56,8 @@ constexpr int code_shift(Format format, int64_t k) {
 }
 
 /// Bytes by which memory is fetched ahead: beside their products, the loads of several panels would
-/// not keep it busy.
-constexpr int64_t kAhead = 1024;
+/// not keep it busy. More than a few lines of each of 8 panels would push each other out of L1.
+constexpr int64_t kAhead = 512;
 
 /// Panels `panel` bytes apart whose fetches of `kBytes` bytes for each of 16 columns give kWords
 /// words.
