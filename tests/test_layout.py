@@ -15,7 +15,7 @@ LEVELS = (
     "ops",
     "nn",
     "quantization generation models integrations",
-    "gguf checkpoint load save patch embeddings translator scoring training compression",
+    "gguf checkpoint load save patch embeddings translator chat scoring training compression",
     "cli",
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names.split()}

@@ -4,6 +4,7 @@ import torch
 
 from warpformer import nn, ops, quantization, training
 from warpformer._C import InputError, __version__
+from warpformer.chat import ChatTemplate
 from warpformer.embeddings import SentenceEncoder
 from warpformer.generation import (
     Engine,
@@ -26,6 +27,7 @@ from warpformer.scoring import Score, score
 from warpformer.translator import Translator
 
 __all__ = [
+    "ChatTemplate",
     "CheckpointError",
     "Engine",
     "Finished",

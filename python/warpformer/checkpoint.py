@@ -18,7 +18,7 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }  # as safetensors names them
-HUB_FILES = ["*.json", "*/config.json", "*.safetensors"]
+HUB_FILES = ["*.json", "chat_template.jinja", "*/config.json", "*.safetensors"]
 DATA = Path(__file__).parent / "data"  # models that come with the package
 INDEX = "model.safetensors.index.json"
 

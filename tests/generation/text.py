@@ -47,9 +47,9 @@ def save_translator(folder):
     return save(model, tokenizer, folder)
 
 
-def save_language_model(folder):
+def save_language_model(folder, tokenizer=None):
     torch.manual_seed(0)
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     config = llama.Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=32,

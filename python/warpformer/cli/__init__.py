@@ -16,6 +16,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import warpformer as wf
+from warpformer.cli._chat import chat
 from warpformer.cli._demo import demo
 from warpformer.cli._encoder import EncoderOption, load_encoder
 from warpformer.cli._generate import generate, translate
@@ -27,7 +28,7 @@ app = typer.Typer(
     help="Fused Transformer kernels, drop-in for PyTorch.", no_args_is_help=True, add_completion=False
 )
 console = Console()
-for command in (demo, generate, perplexity, quantize, translate):
+for command in (chat, demo, generate, perplexity, quantize, translate):
     app.command()(command)
 
 
