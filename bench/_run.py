@@ -34,6 +34,7 @@ CPU_ONLY = (
     "linear",
     "mixture_of_experts",
     "patch_",
+    "sample",
     "scaled_dot_product_attention",
     "sentence_encoder",
     "speculative_decoding",
