@@ -142,12 +142,20 @@ int bin_of(float z, float top) {
   return bin < kBins - 1 ? static_cast<int>(bin) : kBins - 1;
 }
 
+/// A score that the k-th greatest reaches at least: the k-th greatest of the blocks' greatest ones.
+float bound(const Row& row, int64_t k) {
+  if (k > row.blocks) return -INFINITY;
+  for (int64_t b = 0; b < row.blocks; ++b)
+    row.items[0][b] = {key_of(row.high[b]), static_cast<uint32_t>(b)};
+  return row.high[sorted(row.items[0], row.items[1], row.blocks)[k - 1].index];
+}
+
 /// The place at which the weights of the tokens up to it reach `goal`: of each 1, or e if
-/// `weighted`. The last one if they never do.
-Place reached(const Row& row, float top, bool weighted, double goal) {
+/// `weighted`. The last one if they never do. It is known to be no less than `least`.
+Place reached(const Row& row, float top, bool weighted, double goal, float least = -INFINITY) {
   double weights[kBins] = {}, before = 0;
   for (int64_t b = 0; b < row.blocks; ++b) {
-    if (row.sum[b] == 0 || bin_of(row.high[b], top) == kBins - 1) continue;
+    if (row.sum[b] == 0 || row.high[b] < least || bin_of(row.high[b], top) == kBins - 1) continue;
     const int64_t end = b * kBlock + row.width(b);
     for (int64_t i = b * kBlock; i < end; ++i)
       weights[bin_of(row.z[i], top)] += weighted ? row.e[i] : 1.0;
@@ -156,7 +164,7 @@ Place reached(const Row& row, float top, bool weighted, double goal) {
   while (bin < kBins - 1 && before + weights[bin] < goal) before += weights[bin++];
   int64_t count = 0;
   for (int64_t b = row.blocks - 1; b >= 0; --b) {
-    if (row.sum[b] == 0 || bin_of(row.high[b], top) > bin) continue;
+    if (row.sum[b] == 0 || row.high[b] < least || bin_of(row.high[b], top) > bin) continue;
     for (int64_t i = b * kBlock + row.width(b) - 1; i >= b * kBlock; --i) {
       row.items[0][count] = {key_of(row.z[i]), static_cast<uint32_t>(i)};
       count += bin_of(row.z[i], top) == bin;
@@ -254,7 +262,7 @@ int64_t sample_row(const SampleParams& p, int64_t r, Row& row) {
   if (greedy) return first_of(row, top);
   float least = -INFINITY;
   if (o.top_k > 0 && o.top_k < static_cast<double>(row.n))
-    least = reached(row, top, false, o.top_k).z;
+    least = reached(row, top, false, o.top_k, bound(row, static_cast<int64_t>(o.top_k))).z;
   exponentials(row, top, least);
   if (o.top_p < 1) {
     const Place last = reached(row, top, true, o.top_p * total_of(row));

@@ -45,7 +45,7 @@ def filtered(logits, **options):
 
 @pytest.mark.parametrize("options", FILTERS, ids=str)
 def test_filters_are_those_of_transformers(options):
-    """A number in the midst of a token's share draws that token: of all shares that float32 can tell apart."""
+    """A number in the midst of a token's share draws that token, if float32 can tell the share."""
     torch.manual_seed(0)
     logits = 3 * torch.randn(50, 97)
     logits[1, 10:] = -torch.inf

@@ -50,7 +50,8 @@ def of_user(history: History, scores: Tensor, processor: LogitsProcessor, paddin
 def penalty_options(config: GenerationConfig) -> dict[str, float]:
     """What `ops.penalize` is asked for; nothing where no option does anything."""
     values = config.repetition_penalty, config.frequency_penalty, config.presence_penalty
-    return {} if values == (1, 0, 0) else dict(zip(("repetition", "frequency", "presence"), values, strict=True))
+    names = "repetition", "frequency", "presence"
+    return {} if values == (1, 0, 0) else dict(zip(names, values, strict=True))
 
 
 def penalized(history: History, scores: Tensor, options: Mapping[str, float]) -> Tensor:

@@ -71,8 +71,8 @@ def penalize(
 ) -> Tensor:
     """Scores with less for the tokens that a row has already.
 
-        x = x / repetition if x >= 0, else x repetition             of the tokens of a row
-        x = x - frequency n - presence                              of those that are n > 0 times among the new
+        x = x / repetition if x >= 0, else x repetition       of the tokens of a row
+        x = x - frequency n - presence                        of those that are n > 0 times among the new
 
     Args:
         scores: [R, V], float32, bfloat16 or float16, any strides.
@@ -111,7 +111,8 @@ def _rows_of(op, scores, dtype, names, options):
         if isinstance(option, Tensor):
             are_numbers = False
             if option.shape != (rows,) or option.device != device or option.is_complex():
-                raise _C.InputError(f"{op}: {name} = {list(option.shape)} has no real number for each of {rows} rows")
+                shape = list(option.shape)
+                raise _C.InputError(f"{op}: {name} = {shape} has no real number for each of {rows} rows")
         elif not isinstance(option, int | float):
             raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, not {type(option).__name__}")
     if are_numbers:
