@@ -1,4 +1,4 @@
-// A row is read once, and all else happens in a buffer of the cache, in blocks of 256 tokens:
+// A row is read once, and all else happens in a buffer of the cache, in blocks of 64 tokens:
 //
 //   x row --/ temperature--> z, its maximum in each block
 //         --exp(z - max z)--> e, its sum in each block; 0 takes a block out
@@ -14,7 +14,7 @@
 namespace warpformer::cpu::WF_ISA {
 namespace {
 
-constexpr int64_t kBlock = 256;
+constexpr int64_t kBlock = 64;
 constexpr int kBins = 1024;         // the last one has no end
 constexpr float kBinsPerUnit = 64;  // of a score
 constexpr int64_t kGrain = 16384;   // scores that are worth a thread
@@ -237,21 +237,17 @@ void keep_typical(Row& row, float top, double p) {
 
 int64_t drawn(const Row& row, double u) {
   const double goal = u * total_of(row);
-  double before = 0;
+  double sum = 0;
+  int64_t b = 0;
+  while (sum + row.sum[b] <= goal) sum += row.sum[b++];  // u < 1: there is such a block
+  const int64_t end = b * kBlock + row.width(b);
   int64_t last = -1;
-  for (int64_t b = 0; b < row.blocks; ++b) {
-    if (row.sum[b] == 0) continue;
-    const int64_t end = b * kBlock + row.width(b);
-    const bool here = before + row.sum[b] > goal;
-    double sum = before;
-    for (int64_t i = b * kBlock; i < end; ++i) {
-      if (row.e[i] > 0) last = i;
-      if (here && (sum += row.e[i]) > goal) return i;
-    }
-    if (here) return last;  // the sum of the block was rounded otherwise
-    before += row.sum[b];
+  for (int64_t i = b * kBlock; i < end; ++i) {
+    if (row.e[i] == 0) continue;
+    last = i;
+    if ((sum += row.e[i]) > goal) break;
   }
-  return last;
+  return last;  // of the block, if its sum was rounded otherwise
 }
 
 int64_t sample_row(const SampleParams& p, int64_t r, Row& row) {
@@ -267,7 +263,7 @@ int64_t sample_row(const SampleParams& p, int64_t r, Row& row) {
   if (o.top_p < 1) {
     const Place last = reached(row, top, true, o.top_p * total_of(row));
     take_out(row, [&](int64_t i) {
-      return row.z[i] < last.z || (row.z[i] == last.z && i < last.index);
+      return (row.z[i] < last.z) | ((row.z[i] == last.z) & (i < last.index));
     });
   }
   if (o.min_p > 0) {

@@ -14,7 +14,7 @@
 //   draws    [R]: u, from 0 to below 1; bits of doubles too. None: temperature is 0 everywhere
 //   out      [R], i64, contiguous; -1 where no x is finite or one is NaN or +inf: that is refused
 //
-// Exponentials are float, their sums double, of 256 tokens and then of those sums.
+// Exponentials are float, their sums double, of 64 tokens and then of those sums.
 //
 // penalize: out[v] = x / r where x >= 0, else r x, of the tokens v of a row; then less f n and, if
 // n > 0, less p, where v is n times among the last new[row] tokens. Others: out[v] = x.
