@@ -25,7 +25,7 @@ PEERS_AT = {
         ("avx2", "avx2", "AVX2", "AVX2", "AVX2"),
     )
 }
-TOOLS = ("roofline", "linear_sweep", "model_memory")
+TOOLS = ("roofline", "linear_sweep", "model_memory", "decode_step")
 CPU_ONLY = (
     "append_to_cache_",
     "cached_attention",
@@ -34,6 +34,7 @@ CPU_ONLY = (
     "linear",
     "mixture_of_experts",
     "patch_",
+    "sample",
     "scaled_dot_product_attention",
     "sentence_encoder",
     "speculative_decoding",

@@ -74,6 +74,18 @@ def cross_entropy(dtype):
     return Sample(ops.cross_entropy, (x, target, weight), options, constant=(weight,))
 
 
+def sample(dtype):
+    draws, top_k = torch.rand(420, dtype=torch.float64), torch.arange(420) % 9
+    options = {"temperature": 0.7, "top_k": top_k, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9}
+    return Sample(ops.sample, (torch.randn(420, 131, dtype=dtype), draws), options, fixed=(draws,))
+
+
+def penalize(dtype):
+    tokens, new = torch.randint(-1, 131, (420, 30)), torch.arange(420) % 30
+    options = {"repetition": 1.2, "frequency": 0.1, "presence": 0.3}
+    return Sample(ops.penalize, (torch.randn(420, 131, dtype=dtype), tokens, new), options)
+
+
 def layer_norm(dtype):
     x, residual = torch.randn(2, 400, 131, dtype=dtype)
     weight, bias = torch.randn(2, 131, dtype=dtype)
@@ -183,6 +195,8 @@ SAMPLES = (
     softmax,
     log_softmax,
     cross_entropy,
+    sample,
+    penalize,
     layer_norm,
     activation,
     rope,
@@ -198,5 +212,5 @@ SAMPLES = (
     cached_attention,
     packed_cached_attention,
 )
-FORWARD_ONLY = (cached_attention, packed_cached_attention)
-WITH_GRADIENT = tuple(s for s in SAMPLES if s not in (*FORWARD_ONLY, pack_linear))
+FORWARD_ONLY = (cached_attention, packed_cached_attention, penalize)
+WITH_GRADIENT = tuple(s for s in SAMPLES if s not in (*FORWARD_ONLY, pack_linear, sample))

@@ -34,10 +34,12 @@ __all__: list[str] = [
     "log_softmax_backward",
     "pack_linear",
     "packed_size",
+    "penalize",
     "rms_norm",
     "rms_norm_backward",
     "roofline",
     "rope",
+    "sample",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",
     "set_isa",
@@ -257,6 +259,14 @@ def pack_linear(
     executor: int,
 ) -> None: ...
 def packed_size(format: str, in_features: int, group_size: int, zero_points: bool) -> int: ...
+def penalize(
+    scores: torch.Tensor | numpy.ndarray,
+    tokens: torch.Tensor | numpy.ndarray,
+    new_tokens: torch.Tensor | numpy.ndarray,
+    penalties: torch.Tensor | numpy.ndarray,
+    out: torch.Tensor | numpy.ndarray,
+    executor: int,
+) -> None: ...
 def rms_norm(
     x: torch.Tensor | numpy.ndarray,
     residual: torch.Tensor | numpy.ndarray | None,
@@ -289,6 +299,13 @@ def rope(
     conjugate: bool,
     out: torch.Tensor | numpy.ndarray,
     key_out: torch.Tensor | numpy.ndarray | None,
+    executor: int,
+) -> None: ...
+def sample(
+    scores: torch.Tensor | numpy.ndarray,
+    draws: torch.Tensor | numpy.ndarray | None,
+    options: torch.Tensor | numpy.ndarray,
+    out: torch.Tensor | numpy.ndarray,
     executor: int,
 ) -> None: ...
 def scaled_dot_product_attention(

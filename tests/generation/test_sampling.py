@@ -6,10 +6,8 @@ import torch
 import transformers
 
 import warpformer as wf
-from warpformer.generation.history import History
 from warpformer.generation.philox import philox, uniform
-from warpformer.generation.rules import Rules
-from warpformer.generation.sampling import Sampler, seeds_of
+from warpformer.generation.sampling import AHEAD, Sampler, sampling_options, seeds_of
 
 from .models import OPTIONS, new_tokens, prompts
 
@@ -34,29 +32,38 @@ FILTERS = [
 ]
 
 
-def scores_of(logits, **options):
-    """What is drawn from, where nothing has been written."""
-    history = History.of_prompts(torch.ones(len(logits), 1), None, lambda lengths: lengths + 9)
-    return Rules(wf.GenerationConfig(do_sample=True, **options)).scores(history, logits)
+def options_of(**options):
+    return sampling_options(wf.GenerationConfig(do_sample=True, **options))
+
+
+def filtered(logits, **options):
+    """The scores that transformers draws by."""
+    for name, value in options.items():
+        logits = getattr(transformers, f"{WARPERS[name]}LogitsWarper")(value)(None, logits)
+    return logits
 
 
 @pytest.mark.parametrize("options", FILTERS, ids=str)
 def test_filters_are_those_of_transformers(options):
+    """A number in the midst of a token's share draws that token, if float32 can tell the share."""
     torch.manual_seed(0)
     logits = 3 * torch.randn(50, 97)
     logits[1, 10:] = -torch.inf
-    theirs = logits
-    for name, value in options.items():
-        theirs = getattr(transformers, f"{WARPERS[name]}LogitsWarper")(value)(None, theirs)
-    assert torch.equal(scores_of(logits, **options), theirs)
+    for row, theirs in zip(logits, filtered(logits, **options), strict=True):
+        p = theirs.double().softmax(0)
+        tokens = (p > 1e-5).nonzero()[:, 0]
+        draws = (p.cumsum(0) - p / 2)[tokens]
+        found = wf.ops.sample(row.expand(len(tokens), -1), draws, **options_of(**options))
+        assert torch.equal(found, tokens)
 
 
 @pytest.mark.parametrize("options", FILTERS, ids=str)
 def test_draws_follow_the_distribution(options):
     """Chi-square of 20,000 draws, below its 0.999 quantile; what the filters take out never comes."""
     logits = torch.tensor([[0.5, -1.0, 2.0, 1.0, -torch.inf, 0.0, 0.4, -0.5]])
-    scores, count = scores_of(logits, **options), 20_000
-    found = Sampler(seeds_of(0, count, 1))(scores.expand(count, -1)).bincount(minlength=8)
+    scores, count = filtered(logits, **options), 20_000
+    sampler = Sampler(seeds_of(0, count, 1), options_of(**options))
+    found = sampler(logits.expand(count, -1)).bincount(minlength=8)
     expected = scores[0].double().softmax(0) * count
     there = expected > 0
     assert not found[~there].any()
@@ -93,12 +100,22 @@ def test_philox_is_that_of_the_paper_and_of_dropout():
     assert (numbers < 1).all()
 
 
-def test_the_last_number_draws_a_token(monkeypatch):
-    """And one of probability 0 is never it."""
-    monkeypatch.setattr("warpformer.generation.sampling.uniform", lambda *_: np.array([1 - 2.0**-52, 0.0]))
-    scores = torch.full((2, 1000), 0.1)
-    scores[:, 600:] = scores[:, 0] = -torch.inf
-    assert Sampler(seeds_of(0, 2, 1))(scores).tolist() == [599, 1]
+def test_a_row_draws_by_its_own_counter():
+    """Whatever has been drawn before, and wherever the row is."""
+    seeds, scores = seeds_of(3, 3, 1), torch.randn(3, 50)
+    straight = Sampler(seeds)
+    expected = torch.stack([straight(scores) for _ in range(AHEAD + 3)], 1)
+    jumping = Sampler(seeds, {"temperature": torch.ones(3), "top_p": 1.0})
+    for counts in ([0, 1, 2], [AHEAD + 1, 0, 5], [AHEAD + 2, 1, 4], [7, 7, AHEAD]):
+        jumping.counts = np.array(counts)
+        assert torch.equal(jumping(scores), expected[range(3), counts])
+    some = torch.tensor([2, 0])
+    jumping.counts = np.array([3, 7, 6])
+    assert torch.equal(jumping(scores[some], some), expected[[2, 0], [6, 3]])
+    assert jumping.counts.tolist() == [4, 7, 7]
+    jumping.counts = np.array([8, 8, AHEAD + 1])
+    jumping.keep_(torch.tensor([2, 0]))
+    assert torch.equal(jumping(scores[[2, 0]]), expected[[2, 0], [AHEAD + 1, 8]])
 
 
 SAMPLED = {"do_sample": True, "top_k": 40, "top_p": 0.9, "temperature": 1.3}

@@ -13,6 +13,7 @@ from warpformer import _C, InputError, ops
 
 x = torch.zeros(2, 3)
 index = classes = torch.zeros(2, dtype=torch.int64)
+half = torch.full((2,), 0.5, dtype=torch.float64)
 packed = ops.pack_linear(torch.zeros(4, 3))
 q, k, v = torch.zeros(3, 2, 4, 5, 8)
 attention = ops.scaled_dot_product_attention
@@ -62,6 +63,21 @@ SHAPES = {
     "cross_entropy: loss = f32[3], target = i64[2]": lambda: ops.cross_entropy(
         x, classes, reduction="none", out=x[0]
     ),
+    "sample: scores = f32[3]": lambda: ops.sample(x[0]),
+    "sample: scores = f32[2,0]": lambda: ops.sample(x[:, :0]),
+    "sample: draws = i64[3], scores = f32[2,3]": lambda: ops.sample(x, half.new_zeros(3)),
+    "sample: draws, float32, float64": lambda: ops.sample(x, x[:, 0]),
+    "sample: temperature = -1": lambda: ops.sample(x, half, temperature=-1.0),
+    "sample: top_k = -1": lambda: ops.sample(x, half, top_k=torch.tensor([0, -1])),
+    "sample: top_p = 0": lambda: ops.sample(x, half, top_p=0.0),
+    "sample: min_p = 1.5": lambda: ops.sample(x, half, min_p=1.5),
+    "sample: typical_p = nan": lambda: ops.sample(x, half, typical_p=float("nan")),
+    "sample: u = 1": lambda: ops.sample(x, half + 0.5),
+    "sample: top_k = [3], 2 rows": lambda: ops.sample(x, half, top_k=classes.new_zeros(3)),
+    "penalize: tokens = i64[2], scores = f32[2,3]": lambda: ops.penalize(x, classes, classes),
+    "penalize: tokens = f32[2,3], scores = f32[2,3]": lambda: ops.penalize(x, x, classes),
+    "penalize: new_tokens = i64[1], scores = f32[2,3]": lambda: ops.penalize(x, x.long(), classes[:1]),
+    "penalize: out = f32[3], scores = f32[2,3]": lambda: ops.penalize(x, x.long(), classes, out=x[0]),
     "layer_norm: [2], [2, 3]": lambda: ops.layer_norm(x, (2,)),
     "layer_norm: [1, 2, 3], [2, 3]": lambda: ops.layer_norm(x, (1, 2, 3)),
     "layer_norm: [], [2, 3]": lambda: ops.layer_norm(x, ()),

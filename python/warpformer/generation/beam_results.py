@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from warpformer.generation.checks import require
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.history import History
-from warpformer.generation.sampling import require_choice
 
 
 class Results(NamedTuple):
@@ -91,3 +91,10 @@ def best_results(found: Sequence[tuple[Tensor, Results]], batch: int, config: Ge
     none = (worths == -torch.inf)[:, None]
     tokens = tokens.masked_fill(none, config.padding)[:, :longest]
     return Results(worths, sizes, tokens, log_probs.masked_fill(none, 0)[:, :longest])
+
+
+def require_choice(worths: Tensor):
+    """That rows whose best result has this worth have any."""
+    if not bool(worths.isfinite().all()):
+        rows = (~worths.isfinite()).nonzero().flatten().tolist()
+        require(False, f"the options leave no token to rows {rows[:8]}, or their logits are not finite")

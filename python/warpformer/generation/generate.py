@@ -16,7 +16,7 @@ from warpformer.generation.drafts import Drafter, DraftModel, PromptLookup
 from warpformer.generation.processors import LogitsProcessor
 from warpformer.generation.prompts import check_prompts, longest_of
 from warpformer.generation.rules import Rules
-from warpformer.generation.sampling import Greedy, Sampler, seeds_of
+from warpformer.generation.sampling import Greedy, Sampler, sampling_options, seeds_of
 from warpformer.generation.stopping import StoppingCriterion
 from warpformer.generation.write import write
 from warpformer.nn import KVCache
@@ -129,7 +129,8 @@ def generate(
     else:
         choose = Greedy()
         if config.do_sample:
-            choose = Sampler(seeds_of(seed, len(logits), config.num_return_sequences))
+            seeds = seeds_of(seed, len(logits), config.num_return_sequences)
+            choose = Sampler(seeds, sampling_options(config))
         columns = Columns(len(prompt), config.padding, streamer)
         if streamer is not None:
             streamer.put(prompt.cpu())

@@ -80,10 +80,6 @@ class History:
         """`tokens`, with another padding."""
         return self.tokens.masked_fill(self.tokens == PADDING, padding)
 
-    def index(self, vocabulary: int, new_only: bool = False) -> Tensor:
+    def index(self, vocabulary: int) -> Tensor:
         """`tokens` as columns of [R, V + 1]: the last is that of what does not count or cannot be written."""
-        width = self.tokens.shape[1]
-        counted = self.tokens != PADDING
-        if new_only:
-            counted = torch.arange(width, device=counted.device) >= (width - self.new)[:, None]
-        return self.tokens.where(counted, vocabulary).clamp(max=vocabulary)
+        return self.tokens.where(self.tokens != PADDING, vocabulary).clamp(max=vocabulary)

@@ -3,12 +3,13 @@
 They look at each row alone and keep no state, so that rows may join and leave a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
 
-from warpformer.generation import bans, filters, penalties
+from warpformer import ops
+from warpformer.generation import bans
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.history import History
 
@@ -17,12 +18,11 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # of transformers, and of 
 
 
 def processors(config: GenerationConfig, users: Sequence[LogitsProcessor] = ()) -> list[Processor]:
-    """Those that the options ask for, in the order of transformers."""
+    """Those that the options ask for, in the order of transformers. What a draw is made among is told to
+    `ops.sample`."""
     c, eos = config, config.eos_token_ids
     chain = [
-        c.repetition_penalty != 1 and partial(penalties.repetition, penalty=c.repetition_penalty),
-        c.frequency_penalty != 0 and partial(penalties.frequency, penalty=c.frequency_penalty),
-        c.presence_penalty != 0 and partial(penalties.presence, penalty=c.presence_penalty),
+        penalty_options(c) and partial(penalized, options=penalty_options(c)),
         c.no_repeat_ngram_size > 0 and partial(bans.repeated_ngrams, size=c.no_repeat_ngram_size),
         *(partial(bans.bad_words, words=words) for words in bans.by_length(c.bad_words_ids, eos)),
         eos and c.min_length > 0 and partial(bans.until_length, tokens=eos, length=c.min_length),
@@ -38,15 +38,25 @@ def processors(config: GenerationConfig, users: Sequence[LogitsProcessor] = ()) 
             forced=c.forced_bos_token_id is not None,
         ),
         *(partial(of_user, processor=user, padding=c.padding) for user in users),
-        c.temperature != 1 and partial(filters.temperature, temperature=c.temperature),
-        c.top_k and partial(filters.top_k, k=c.top_k),
-        c.top_p is not None and c.top_p < 1 and partial(filters.top_p, p=c.top_p),
-        c.min_p and partial(filters.min_p, p=c.min_p),
-        c.typical_p is not None and c.typical_p < 1 and partial(filters.typical_p, p=c.typical_p),
-        c.renormalize_logits and filters.renormalized,
+        c.renormalize_logits and renormalized,
     ]
     return [processor for processor in chain if processor]
 
 
 def of_user(history: History, scores: Tensor, processor: LogitsProcessor, padding: int) -> Tensor:
     return processor(history.ids(padding), scores)
+
+
+def penalty_options(config: GenerationConfig) -> dict[str, float]:
+    """What `ops.penalize` is asked for; nothing where no option does anything."""
+    values = config.repetition_penalty, config.frequency_penalty, config.presence_penalty
+    names = "repetition", "frequency", "presence"
+    return {} if values == (1, 0, 0) else dict(zip(names, values, strict=True))
+
+
+def penalized(history: History, scores: Tensor, options: Mapping[str, float]) -> Tensor:
+    return ops.penalize(scores, history.tokens, history.new, **options)
+
+
+def renormalized(history: History, scores: Tensor) -> Tensor:
+    return ops.log_softmax(scores, -1)

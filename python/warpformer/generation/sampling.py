@@ -1,13 +1,18 @@
 """The next token of each row, of its scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from warpformer import ops
 from warpformer.generation.checks import is_integer, require
+from warpformer.generation.config import OF_SAMPLING, GenerationConfig
 from warpformer.generation.philox import uniform
+
+AHEAD = 64  # numbers of a row that are made together
 
 
 class Greedy:
@@ -15,51 +20,72 @@ class Greedy:
 
     def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
         """[R] of scores [R, V]."""
-        greatest, tokens = scores.max(-1)
-        require_choice(greatest)
-        return tokens
+        return ops.sample(scores)
 
     def keep_(self, rows: Tensor):
         pass
 
 
 class Sampler:
-    """Draws the token of each row with the probabilities softmax(scores): the first whose cumulative
-    probability is above a number u in [0, 1).
+    """Draws the token of each row as `ops.sample` does, by a number u in [0, 1).
 
     u of a row's n-th token is that of counter n of Philox4x32-10 under the row's seed, so that a draw depends
     on the row's scores and nothing else.
 
     Args:
         seeds: [R, 2] uint64: a seed, and which of the sequences of this seed a row is.
+        options: those of `ops.sample`, each a number or a tensor [R].
+
+    Attributes:
+        counts: [R] int64, numpy: tokens drawn of each row. Others may be set: the next token of a row is that
+            of this counter.
 
     Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3".
     """
 
-    def __init__(self, seeds: np.ndarray):
+    def __init__(self, seeds: np.ndarray, options: Mapping[str, float | Tensor] = MappingProxyType({})):
         self.seeds = seeds
-        self.counts = np.zeros(len(seeds), dtype=np.uint64)  # tokens drawn for each row
+        self.options = options
+        self.counts = np.zeros(len(seeds), np.int64)
+        self._first = self._numbers = None  # counters [R], and the numbers [R, AHEAD] from them on
 
     def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
         """[R] of scores [R, V], for rows index[r] of the seeds, or for all."""
-        require_choice(scores.amax(-1))
-        cumulative = scores.double().softmax(-1).cumsum(-1)
-        rows = slice(None) if index is None else index.cpu().numpy()
-        draws = torch.from_numpy(uniform(self.seeds[rows, 0], self.counts[rows], self.seeds[rows, 1]))
-        self.counts[rows] += np.uint64(1)
-        draws = draws.to(scores.device)[:, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, draws, right=True)[:, 0]
+        rows = np.arange(len(self.seeds)) if index is None else index.cpu().numpy()
+        options = self.options if index is None else selected(self.options, index)
+        draws = torch.from_numpy(self.numbers(rows)).to(scores.device)
+        self.counts[rows] += 1
+        return ops.sample(scores, draws, **options)
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """[rows] float64: u of each."""
+        if self._numbers is None or not self._are_ahead(rows):
+            self._first = self.counts.copy()
+            counters = (self.counts[:, None] + np.arange(AHEAD)).astype(np.uint64)
+            seeds, streams = (self.seeds[:, i].repeat(AHEAD) for i in (0, 1))
+            self._numbers = uniform(seeds, counters.ravel(), streams).reshape(-1, AHEAD)
+        return self._numbers[rows, self.counts[rows] - self._first[rows]]
+
+    def _are_ahead(self, rows):
+        steps = self.counts[rows] - self._first[rows]
+        return bool(((steps >= 0) & (steps < AHEAD)).all())
 
     def keep_(self, rows: Tensor):
-        rows = rows.cpu().numpy()
-        self.seeds, self.counts = self.seeds[rows], self.counts[rows]
+        """Row r becomes what row rows[r] was."""
+        index = rows.cpu().numpy()
+        self.seeds, self.counts, self._numbers = self.seeds[index], self.counts[index], None
+        self.options = selected(self.options, rows)
 
 
-def require_choice(greatest: Tensor):
-    """That rows whose greatest score is this have a token to choose."""
-    if not bool(greatest.isfinite().all()):
-        rows = (~greatest.isfinite()).nonzero().flatten().tolist()
-        require(False, f"the options leave no token to rows {rows[:8]}, or their logits are not finite")
+def selected(options: Mapping[str, float | Tensor], rows: Tensor) -> dict[str, float | Tensor]:
+    return {name: value[rows] if isinstance(value, Tensor) else value for name, value in options.items()}
+
+
+def sampling_options(config: GenerationConfig) -> dict[str, float]:
+    """What `ops.sample` is asked for; temperature 0 where the best token is taken."""
+    values = {name: getattr(config, name) for name in OF_SAMPLING}
+    given = {name: value for name, value in values.items() if value is not None}
+    return given | {"temperature": config.temperature if config.do_sample else 0.0}
 
 
 def seeds_of(seed: int | Sequence[int] | None, rows: int, sequences: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from warpformer.generation.history import History
 from warpformer.generation.request import Request
-from warpformer.generation.sampling import Greedy, Sampler
+from warpformer.generation.sampling import Greedy, Sampler, sampling_options
 
 
 class Writers:
@@ -81,7 +81,8 @@ class Writers:
     def _chooser(self):
         if self.requests[0].seed is None:
             return Greedy()
-        sampler = Sampler(np.concatenate([request.seed for request in self.requests]))
+        seeds = np.concatenate([request.seed for request in self.requests])
+        sampler = Sampler(seeds, sampling_options(self.rules.config))
         sampler.counts = self.history.new.cpu().numpy().astype(sampler.counts.dtype)
         return sampler
 

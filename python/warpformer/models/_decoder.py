@@ -189,7 +189,7 @@ class CausalLM(Generating, nn.Module):
 def kept_logits(logits: Callable[[Tensor], Tensor], rows: Tensor, sequences: Sequences, count: int) -> Tensor:
     """[B, count, V] of the last `count` tokens of each sequence, 0 before the first of a shorter one; of all,
     [B, T, V], 0 at padding, if `count` is 0."""
-    if not count:
+    if not count or (sequences.kept is None and count == sequences.shape[1]):
         return sequences.pad(logits(rows))
     last, there = sequences.last(count)
     kept = logits(rows[last.flatten()]).unflatten(0, last.shape)

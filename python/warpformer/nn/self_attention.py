@@ -81,7 +81,8 @@ class SelfAttention(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         heads, groups = self.num_heads, self.num_kv_heads
-        q, k, v = self.qkv(x).unflatten(-1, (heads + 2 * groups, -1)).split((heads, groups, groups), 1)
+        projected = self.qkv(x).unflatten(-1, (heads + 2 * groups, -1))
+        q, k, v = projected.split_with_sizes((heads, groups, groups), 1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:

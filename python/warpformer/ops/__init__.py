@@ -14,6 +14,7 @@ from warpformer.ops.linear import PackedWeight, QuantizedWeight, linear, pack_li
 from warpformer.ops.log_softmax import log_softmax
 from warpformer.ops.rms_norm import rms_norm
 from warpformer.ops.rope import rope
+from warpformer.ops.sample import penalize, sample
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
 
@@ -36,11 +37,13 @@ __all__ = [
     "linear",
     "log_softmax",
     "pack_linear",
+    "penalize",
     "relu",
     "rms_norm",
     "rope",
     "rope_frequencies",
     "rope_tables",
+    "sample",
     "scaled_dot_product_attention",
     "silu",
     "softmax",

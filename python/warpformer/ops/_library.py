@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 from warpformer._C import InputError, advise_huge_pages
 
 _library = torch.library.Library("warpformer", "DEF")
-_PLAIN = (Tensor, Parameter)
 LARGE = 4 << 20  # bytes
 
 
@@ -156,14 +155,16 @@ def is_direct(*required, optional=()):
         return False
     grad = torch.is_grad_enabled()
     plain = True
-    # A list: a generator here takes as long as all that follows.
-    for t in (*required, *[t for t in optional if t is not None]):
-        if type(t) not in _PLAIN:
-            if not isinstance(t, Tensor):
-                _refuse(t)
-            plain = False
-        elif (grad and t.requires_grad) or t.is_meta or t.is_neg():
-            plain = False
+    for tensors in (required, optional):
+        for t in tensors:
+            kind = type(t)
+            if kind is Tensor or kind is Parameter:
+                if (grad and t.requires_grad) or t.is_meta or t.is_neg():
+                    plain = False
+            elif t is not None or tensors is required:
+                if not isinstance(t, Tensor):
+                    _refuse(t)
+                plain = False
     return (
         plain
         and not torch._C._len_torch_dispatch_stack()

@@ -41,11 +41,12 @@ def returned(input, residual, result, sum, return_sum, sum_out):
     return result, sum
 
 
-def outputs(input, residual, with_sum, out=None, sum=None):
-    """(result, sum) to write to: those given, else fresh ones. A sum not wanted has no elements."""
+def outputs(input, residual, with_sum, out=None, sum=None, save=True):
+    """(result, sum) to write to: those given, else fresh ones. A sum not wanted has no elements; without
+    `save` there is none."""
     if out is None:
         out = empty(input.shape, input)
-    if sum is None:
+    if sum is None and (with_sum or save):
         dtype = input.dtype if residual is None else torch.promote_types(input.dtype, residual.dtype)
         sum = empty(input.shape if with_sum else (0,), input, dtype)
     return out, sum

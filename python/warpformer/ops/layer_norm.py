@@ -65,7 +65,7 @@ def _layer_norm(
     mean = rstd = None
     if save and out is None:
         mean, rstd = (_norm.statistic(input, normalized_shape) for _ in range(2))
-    out, sum = _norm.outputs(input, residual, with_sum, out, sum)
+    out, sum = _norm.outputs(input, residual, with_sum, out, sum, save)
     z = sum if with_sum else None
     operands = _norm.joined("layer_norm", normalized_shape, input, residual, weight, bias, z, out)
     _C.layer_norm(*operands, mean, rstd, eps, executor(input))

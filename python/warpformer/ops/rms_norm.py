@@ -60,7 +60,7 @@ def rms_norm(
 def _rms_norm(input, residual, normalized_shape, weight, eps, with_sum, out=None, sum=None, *, save=True):
     """(result, z, rstd); empty or None where not wanted."""
     rstd = _norm.statistic(input, normalized_shape) if save and out is None else None
-    out, sum = _norm.outputs(input, residual, with_sum, out, sum)
+    out, sum = _norm.outputs(input, residual, with_sum, out, sum, save)
     z = sum if with_sum else None
     operands = _norm.joined("rms_norm", normalized_shape, input, residual, weight, z, out)
     _C.rms_norm(*operands, rstd, eps, executor(input))

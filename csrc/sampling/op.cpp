@@ -1,0 +1,100 @@
+#include "sampling/op.h"
+
+#include <cmath>
+#include <string>
+
+#include "core/module.h"
+#include "core/run.h"
+
+namespace warpformer {
+namespace {
+
+bool is_probability(double p) { return p >= 0 && p <= 1; }
+
+void check_options(const SampleParams& p, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto [temperature, top_k, top_p, min_p, typical_p] = p.of(r);
+    CHECK_FOR("sample", temperature >= 0 && temperature < HUGE_VAL, temperature);
+    CHECK_FOR("sample", top_k >= 0, top_k);
+    CHECK_FOR("sample", top_p > 0 && top_p <= 1, top_p);
+    CHECK_FOR("sample", is_probability(min_p), min_p);
+    CHECK_FOR("sample", typical_p > 0 && typical_p <= 1, typical_p);
+    const double u = p.draws ? p.draws[r * p.draw_stride] : 0.0;
+    CHECK_FOR("sample", u >= 0 && u < 1, u);
+  }
+}
+
+/// Refuses rows without a token, the first few by number.
+void check_tokens(const int64_t* tokens, int64_t rows) {
+  std::string without;
+  int named = 0;
+  for (int64_t r = 0; r < rows && named < 8; ++r)
+    if (tokens[r] < 0) without += (named++ ? ", " : "") + std::to_string(r);
+  if (named)
+    throw InputError("sample: there is no token to rows [" + without +
+                     "]: none of their scores is finite, or one is NaN or +inf");
+}
+
+bool is_per_row(const Tensor& t, DType dtype, const Tensor& x, int64_t columns) {
+  return t.dtype == dtype && t.ndim == 2 && t.dim(0) == x.dim(0) && t.dim(1) == columns;
+}
+bool is_per_row(const std::optional<Tensor>& t, const Tensor& x) {
+  return !t || (t->dtype == DType::i64 && t->ndim == 1 && t->dim(0) == x.dim(0));
+}
+
+}  // namespace
+
+void sample(const Tensor& scores, const std::optional<Tensor>& draws, const Tensor& options,
+            const Tensor& out, int64_t executor) {
+  CHECK_TENSORS(scores, draws, options, out);
+  CHECK(scores.floating() && scores.ndim == 2, scores);
+  CHECK(is_per_row(options, DType::i64, scores, kSamplingOptions), options, scores);
+  CHECK(is_per_row(draws, scores), draws, scores);
+  CHECK(is_per_row(out, scores) && out.contiguous(), out, scores);
+  const int64_t count = scores.dim(0);
+  if (count == 0) return;
+  CHECK(scores.dim(1) > 0, scores);
+
+  SampleParams p{rows(scores)};
+  p.options = options.ptr<double>();
+  p.option_stride[0] = options.stride[0];
+  p.option_stride[1] = options.stride[1];
+  p.draws = draws ? draws->ptr<double>() : nullptr;
+  p.draw_stride = draws ? draws->stride[0] : 0;
+  p.out = out.ptr<int64_t>();
+  if (runs_on_cpu(scores)) check_options(p, count);
+  RUN_CPU_KERNEL(sample, p, scores, executor);
+  if (runs_on_cpu(scores)) check_tokens(p.out, count);
+}
+
+void penalize(const Tensor& scores, const Tensor& tokens, const Tensor& new_tokens,
+              const Tensor& penalties, const Tensor& out, int64_t executor) {
+  CHECK_TENSORS(scores, tokens, new_tokens, penalties, out);
+  CHECK(scores.floating() && scores.ndim == 2, scores);
+  CHECK(is_per_row(tokens, DType::i64, scores, tokens.dim(1)), tokens, scores);
+  CHECK(is_per_row(new_tokens, scores), new_tokens, scores);
+  CHECK(is_per_row(penalties, DType::f32, scores, 3), penalties, scores);
+  CHECK(out.floating() && out.same_shape(scores), out, scores);
+  if (scores.numel() == 0) return;
+
+  PenalizeParams p{rows(scores), rows(out)};
+  p.tokens = tokens.ptr<int64_t>();
+  p.token_count = tokens.dim(1);
+  p.token_stride[0] = tokens.stride[0];
+  p.token_stride[1] = tokens.stride[1];
+  p.new_tokens = new_tokens.ptr<int64_t>();
+  p.new_stride = new_tokens.stride[0];
+  p.penalties = penalties.ptr<float>();
+  p.penalty_stride[0] = penalties.stride[0];
+  p.penalty_stride[1] = penalties.stride[1];
+  RUN_CPU_KERNEL(penalize, p, scores, executor);
+}
+
+void bind_sampling(py::module_& m) {
+  m.def("sample", &sample, py::arg("scores"), py::arg("draws"), py::arg("options"), py::arg("out"),
+        py::arg("executor"), nogil());
+  m.def("penalize", &penalize, py::arg("scores"), py::arg("tokens"), py::arg("new_tokens"),
+        py::arg("penalties"), py::arg("out"), py::arg("executor"), nogil());
+}
+
+}  // namespace warpformer
