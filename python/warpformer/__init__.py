@@ -7,6 +7,7 @@ from warpformer._C import InputError, __version__
 from warpformer.chat import ChatTemplate
 from warpformer.embeddings import SentenceEncoder
 from warpformer.generation import (
+    Constraint,
     Engine,
     Finished,
     Generated,
@@ -29,6 +30,7 @@ from warpformer.translator import Translator
 __all__ = [
     "ChatTemplate",
     "CheckpointError",
+    "Constraint",
     "Engine",
     "Finished",
     "Generated",

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -54,6 +55,9 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="A text that ends it; may be given several times.")
     ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="A file: write JSON of this schema.", show_default="any text")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default="another each time")] = None,
     quantization: QuantizationOption = None,
     as_json: Annotated[
@@ -78,6 +82,8 @@ def generate(
         temperature = network.generation_config.get("temperature", 0.8)
     options |= dict(do_sample=True, temperature=temperature) if temperature else dict(do_sample=False)
     options |= dict(max_new_tokens=max_new_tokens, num_beams=1, stop_strings=stop or None, seed=seed)
+    if json_schema is not None:
+        options["constraint"] = wf.Constraint.json_schema(json_schema.read_text(encoding="utf-8"), tokenizer)
     pieces: list[str] = []
     show = pieces.append if as_json else print_now
     show(prompt)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from warpformer.generation.checks import is_count, require
 from warpformer.generation.config import GenerationConfig
+from warpformer.generation.constraint import Constraint
 from warpformer.generation.decoding import written_behind
 from warpformer.generation.defaults import check_tokens, config_for
 from warpformer.generation.generate import as_list
@@ -107,6 +108,7 @@ class Engine:
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
         stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] = (),
         tokenizer: Tokenizer | None = None,
+        constraint: Constraint | None = None,
         on_token: Callable[[int], object] | None = None,
         block: bool = True,
         timeout: float | None = None,
@@ -117,8 +119,8 @@ class Engine:
         Args:
             input_ids: [T] tokens of the prompt behind `prefix`, one at least; or what the encoder reads.
             prefix: from `prefix`.
-            seed, logits_processor, stopping_criteria, tokenizer: as in `generate`; those functions see this
-                row alone, and are called by the engine's thread.
+            seed, logits_processor, stopping_criteria, tokenizer, constraint: as in `generate`; the functions see
+                this row alone, and are called by the engine's thread.
             on_token: called with each token, by the engine's thread, which waits for it.
             block, timeout: where the queue is full, wait for room, `timeout` seconds at most.
             options: those of `GenerationConfig`, for one sequence without beams.
@@ -132,7 +134,7 @@ class Engine:
             input_ids,
             prefix,
             config_for(self.model, dict.fromkeys(SINGLE, 1) | options),
-            (as_list(logits_processor), as_list(stopping_criteria), tokenizer),
+            (as_list(logits_processor), as_list(stopping_criteria), tokenizer, constraint),
             seed,
             on_token,
         )
@@ -222,7 +224,7 @@ class Engine:
             Rules(config, *functions),
             source=ids[0] if has_encoder else None,
             prefix=prefix,
-            key=object() if alone else (repr(config), id(functions[2])),
+            key=object() if alone else (repr(config), id(functions[2]), functions[3]),
             seed=seeds_of(seed, 1, 1) if config.do_sample else None,
             on_token=on_token,
             cancel=self._wake,

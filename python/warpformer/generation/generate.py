@@ -10,6 +10,7 @@ from warpformer.generation.beam_search import beam_search
 from warpformer.generation.checks import require
 from warpformer.generation.columns import Columns, Streamer
 from warpformer.generation.config import GenerationConfig
+from warpformer.generation.constraint import Constraint
 from warpformer.generation.decoding import Decoding
 from warpformer.generation.defaults import check_tokens, config_for
 from warpformer.generation.drafts import Drafter, DraftModel, PromptLookup
@@ -54,6 +55,7 @@ def generate(
     logits_processor: LogitsProcessor | Sequence[LogitsProcessor] = (),
     stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] = (),
     tokenizer: Tokenizer | None = None,
+    constraint: Constraint | None = None,
     **options,
 ) -> Tensor | Generated:
     """Tokens that a language or encoder-decoder model writes: greedily, by drawing, or by beam search.
@@ -88,6 +90,7 @@ def generate(
         stopping_criteria: one or several, as transformers' are: (input_ids [R, T], None) -> [R] bool or a
             bool: whether rows end with the last of these tokens.
         tokenizer: of the tokenizers library, for stop_strings.
+        constraint: a grammar that the new tokens of each row follow; after all other options of scores.
         options: those of `GenerationConfig`. Of what is not given the model's generation_config.json and
             config.json count, unless it has no meaning beside what is given; None gives the default.
 
@@ -117,7 +120,7 @@ def generate(
         assistant_model is not None or options.get("num_assistant_tokens") is None,
         f"num_assistant_tokens = {config.num_assistant_tokens} counts with an assistant_model alone",
     )
-    rules = Rules(config, as_list(logits_processor), as_list(stopping_criteria), tokenizer)
+    rules = Rules(config, as_list(logits_processor), as_list(stopping_criteria), tokenizer, constraint)
     prompts = (input_ids, attention_mask), (decoder_input_ids, decoder_attention_mask)
     decoding = Decoding(model, *prompts, config, cache)
     drafting = drafting_of(assistant_model, decoding, prompts, config)

@@ -11,13 +11,16 @@ from torch import Tensor
 from warpformer import ops
 from warpformer.generation import bans
 from warpformer.generation.config import GenerationConfig
+from warpformer.generation.constraint import Constraint
 from warpformer.generation.history import History
 
 Processor = Callable[[History, Tensor], Tensor]
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # of transformers, and of users
 
 
-def processors(config: GenerationConfig, users: Sequence[LogitsProcessor] = ()) -> list[Processor]:
+def processors(
+    config: GenerationConfig, users: Sequence[LogitsProcessor] = (), constraint: Constraint | None = None
+) -> list[Processor]:
     """Those that the options ask for, in the order of transformers. What a draw is made among is told to
     `ops.sample`."""
     c, eos = config, config.eos_token_ids
@@ -38,6 +41,7 @@ def processors(config: GenerationConfig, users: Sequence[LogitsProcessor] = ()) 
             forced=c.forced_bos_token_id is not None,
         ),
         *(partial(of_user, processor=user, padding=c.padding) for user in users),
+        constraint is not None and constraint.processor(eos),
         c.renormalize_logits and renormalized,
     ]
     return [processor for processor in chain if processor]

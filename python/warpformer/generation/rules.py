@@ -5,6 +5,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from warpformer.generation.config import GenerationConfig
+from warpformer.generation.constraint import Constraint
 from warpformer.generation.history import History
 from warpformer.generation.processors import LogitsProcessor, processors
 from warpformer.generation.stopping import StoppingCriterion, stopping
@@ -17,6 +18,7 @@ class Rules:
         users: LogitsProcessors of the user.
         criteria: StoppingCriteria of the user.
         tokenizer: for stop_strings.
+        constraint: which new tokens follow.
     """
 
     def __init__(
@@ -25,9 +27,10 @@ class Rules:
         users: Sequence[LogitsProcessor] = (),
         criteria: Sequence[StoppingCriterion] = (),
         tokenizer: Tokenizer | None = None,
+        constraint: Constraint | None = None,
     ):
         self.config = config
-        self.processors = processors(config, users)
+        self.processors = processors(config, users, constraint)
         self.stopping = stopping(config, criteria, tokenizer)
 
     def scores(self, history: History, scores: Tensor) -> Tensor:
