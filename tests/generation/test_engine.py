@@ -196,6 +196,43 @@ def test_prefix(model):
     check_empty(engine)
 
 
+def test_a_forgotten_prefix_goes_after_its_last_request(model):
+    """Also where that has not begun."""
+    system = prompt_of(37)
+    endless = dict(max_new_tokens=400, eos_token_id=None, suppress_tokens=EOS)
+    with wf.Engine(model, max_batch=1) as engine:
+        before = engine.submit(prompt_of(3), **endless)
+        prefix = engine.prefix(system)
+        request = engine.submit([7], prefix=prefix, max_new_tokens=4, **OPTIONS)
+        engine.forget(prefix)
+        before.cancel()
+        assert request.result(60) == alone(model, torch.cat([system, torch.tensor([7])]), max_new_tokens=4)
+        engine.submit([7], max_new_tokens=4, **OPTIONS).result(60)
+        assert prefix.cache is None
+
+
+def test_two_prefixes_have_room(model):
+    """Each has a last block that its request copies, and that is counted before either is read."""
+    limits, both_wait = dict(eos_token_id=None, suppress_tokens=EOS), threading.Event()
+    with wf.Engine(model, cache=model.make_cache(max_tokens=3 * 32)) as engine:
+        engine.submit([7], max_new_tokens=1, on_token=lambda _: both_wait.wait(60), **limits)
+        prefixes = [engine.prefix(prompt_of(5)) for _ in range(2)]
+        requests = [engine.submit([7], prefix=p, max_new_tokens=27, **limits) for p in prefixes]
+        both_wait.set()
+        for request in requests:
+            assert len(request.result(60).tokens) == 27
+
+
+def test_a_prefix_that_fails_holds_nothing():
+    model = make_llama()
+    model.backbone.norm.forward = lambda x: 1 / 0
+    with wf.Engine(model) as engine:
+        request = engine.submit([7], prefix=engine.prefix(prompt_of(5)), max_new_tokens=4, **OPTIONS)
+        with pytest.raises(ZeroDivisionError):
+            request.result(60)
+    check_empty(engine)
+
+
 def test_room(model):
     """A request waits until all that it may write has room, and one that never will is refused."""
     with wf.Engine(model, cache=model.make_cache(max_tokens=96), prefill_chunk=32) as engine:

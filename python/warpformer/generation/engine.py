@@ -254,7 +254,7 @@ class Engine:
                 for request in [request for request in self._waiting if request.cancelled]:
                     self._waiting.remove(request)
                     request.finish("cancelled")
-                self._running.drop()
+                self._running.drop(self._waiting)
                 while self._waiting and self._running.take(self._waiting[0]):
                     self._waiting.popleft()
                 self._changed.notify_all()  # there is room in the queue

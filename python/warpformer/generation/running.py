@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -62,16 +62,20 @@ class Running:
         self.requests.append(request)
         return True
 
-    def drop(self):
-        """Requests that are cancelled, and prefixes that are forgotten."""
+    def drop(self, waiting: Iterable[Request]):
+        """Requests that are cancelled, and prefixes that are forgotten and that nobody is to begin with."""
         for request in self.requests:
             if request.cancelled:
                 request.finish("cancelled")
         self._leave()
-        while self.forgotten:
-            prefix = self.forgotten.pop()
+        if not self.forgotten:
+            return
+        needed = {request.prefix for request in (*self.requests[len(self.cache) :], *waiting)}
+        going = [prefix for prefix in self.forgotten if prefix not in needed]
+        for prefix in going:
             prefix.cache = None
-            self._prefixes = [kept for kept in self._prefixes if kept is not prefix]
+        self._prefixes = [prefix for prefix in self._prefixes if prefix not in going]
+        self.forgotten = [prefix for prefix in self.forgotten if prefix in needed]
 
     def clear(self):
         """Nothing is held any more."""
@@ -89,12 +93,16 @@ class Running:
         if free is None:
             return True
         free //= self.cache.block_size
-        for i, other in enumerate(self.requests):  # what they will still take
-            held = int(self.cache.tokens[i]) if i < len(self.cache) else self._shared(other)
-            free -= self._blocks(other.limit) - self._blocks(held)
-        if request.prefix is not None and request.prefix.cache is None:
-            free -= 1  # of the prefix's last block there will be two
-        return free >= self._blocks(request.limit) - self._blocks(self._shared(request))
+        begun = len(self.cache)
+        for tokens, other in zip(self.cache.tokens, self.requests[:begun], strict=True):
+            free -= self._blocks(other.limit) - self._blocks(int(tokens))  # what they will still take
+        return free >= sum(map(self._needs, (*self.requests[begun:], request)))
+
+    def _needs(self, request) -> int:
+        """Blocks that a request takes which has not been read."""
+        # Of the last block of a prefix that is yet to be read there will be two.
+        copies = request.prefix is not None and request.prefix.cache is None
+        return self._blocks(request.limit) - self._blocks(self._shared(request)) + copies
 
     def _shared(self, request) -> int:
         """Tokens in blocks that the request never copies."""
@@ -184,7 +192,11 @@ class Running:
     def _of_prefix(self, prefix) -> KVCache:
         if prefix.cache is None:
             cache = self.cache.fork([])
-            self._logits(cache, [prefix.tokens])
+            try:
+                self._logits(cache, [prefix.tokens])
+            except Exception:
+                cache.reorder_([])  # which the error keeps
+                raise
             prefix.cache = cache
             self._prefixes.append(prefix)
         return prefix.cache
