@@ -49,13 +49,15 @@ class Constraint:
 
     @classmethod
     def json_schema(cls, schema: str | dict, tokenizer: Tokenizer) -> Constraint:
-        """JSON that has this schema; {} for any."""
+        """JSON that has this schema, {} for any, laid out as `json.dumps` does."""
         try:
             schema = json.loads(schema) if isinstance(schema, str) else schema
             text = json.dumps(schema)
         except (ValueError, TypeError, RecursionError) as error:
             require(False, f"the schema is not JSON: {error}")
-        return cls(library().LLMatcher.grammar_from_json_schema(text), tokenizer)
+        # Where any white space may stand, models write it without end.
+        layout = dict(whitespace_flexible=False, item_separator=", ", key_separator=": ")
+        return cls(library().LLMatcher.grammar_from_json_schema(text, overrides=layout), tokenizer)
 
     @classmethod
     def regex(cls, pattern: str, tokenizer: Tokenizer) -> Constraint:

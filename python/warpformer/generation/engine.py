@@ -51,8 +51,8 @@ class Engine:
             for token in requests[0]: ...            # as they come
             tokens, reason = requests[1].result()
 
-    A step is a call of the model with the next token of every sequence that writes, and with at most
-    `prefill_chunk` tokens of prompts that are still being read, first come, first served. A request gets the
+    A step calls the model with the next token of every sequence that writes, and with at most `prefill_chunk`
+    tokens of prompts that are being read, first come, first served; a second call begins new prompts. A request gets the
     tokens that `generate` gives it alone. Borders of chunks are multiples of `prefill_chunk` from a prompt's
     first token behind its prefix, so that what is computed for a request does not depend on the others.
 
@@ -119,7 +119,7 @@ class Engine:
         Args:
             input_ids: [T] tokens of the prompt behind `prefix`, one at least; or what the encoder reads.
             prefix: from `prefix`.
-            seed, logits_processor, stopping_criteria, tokenizer, constraint: as in `generate`; the functions see
+            seed, logits_processor, stopping_criteria, tokenizer, constraint: as in `generate`; functions see
                 this row alone, and are called by the engine's thread.
             on_token: called with each token, by the engine's thread, which waits for it.
             block, timeout: where the queue is full, wait for room, `timeout` seconds at most.
