@@ -47,14 +47,15 @@ class Engine:
     """Writes what many threads ask for, in one batch that requests join and leave at every step.
 
         with wf.Engine(model, max_batch=32) as engine:
-            requests = [engine.submit(prompt, max_new_tokens=100, temperature=0.7) for prompt in prompts]
+            requests = [engine.submit(prompt, max_new_tokens=100) for prompt in prompts]
             for token in requests[0]: ...            # as they come
             tokens, reason = requests[1].result()
 
     A step calls the model with the next token of every sequence that writes, and with at most `prefill_chunk`
-    tokens of prompts that are being read, first come, first served; a second call begins new prompts. A request gets the
-    tokens that `generate` gives it alone. Borders of chunks are multiples of `prefill_chunk` from a prompt's
-    first token behind its prefix, so that what is computed for a request does not depend on the others.
+    tokens of prompts that are being read, first come, first served; a second call begins new prompts. A
+    request gets the tokens that `generate` gives it alone. Borders of chunks are multiples of `prefill_chunk`
+    from a prompt's first token behind its prefix, so that what is computed for a request does not depend on
+    the others.
 
     A request begins when there is room for all that it may write: then nothing can stop it. Those that have
     no room wait in a queue, in their order.
