@@ -237,9 +237,10 @@ void keep_typical(Row& row, float top, double p) {
 
 int64_t drawn(const Row& row, double u) {
   const double goal = u * total_of(row);
+  int64_t b = 0, last_block = row.blocks - 1;
+  while (last_block > 0 && row.sum[last_block] == 0) --last_block;
   double sum = 0;
-  int64_t b = 0;
-  while (sum + row.sum[b] <= goal) sum += row.sum[b++];  // u < 1: there is such a block
+  while (b < last_block && sum + row.sum[b] <= goal) sum += row.sum[b++];
   const int64_t end = b * kBlock + row.width(b);
   int64_t last = -1;
   for (int64_t i = b * kBlock; i < end; ++i) {

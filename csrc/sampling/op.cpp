@@ -15,7 +15,7 @@ void check_options(const SampleParams& p, int64_t rows) {
   for (int64_t r = 0; r < rows; ++r) {
     const auto [temperature, top_k, top_p, min_p, typical_p] = p.of(r);
     CHECK_FOR("sample", temperature >= 0 && temperature < HUGE_VAL, temperature);
-    CHECK_FOR("sample", top_k >= 0, top_k);
+    CHECK_FOR("sample", top_k >= 0 && top_k == std::floor(top_k), top_k);
     CHECK_FOR("sample", top_p > 0 && top_p <= 1, top_p);
     CHECK_FOR("sample", is_probability(min_p), min_p);
     CHECK_FOR("sample", typical_p > 0 && typical_p <= 1, typical_p);

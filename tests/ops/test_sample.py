@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -185,3 +187,16 @@ def test_nothing():
     assert ops.sample(torch.empty(0, 7)).shape == (0,)
     empty = torch.empty(0, 7), torch.empty(0, 3, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     assert ops.penalize(*empty).shape == (0, 7)
+
+
+def test_the_greatest_draw():
+    """u total is rounded to the total."""
+    scores = torch.zeros(3, 200)
+    scores[:, 150:] = -torch.inf
+    draws = torch.full((3,), math.nextafter(1.0, 0.0), dtype=torch.float64)
+    assert ops.sample(scores, draws).tolist() == [149] * 3
+
+
+def test_top_k_is_whole():
+    with pytest.raises(InputError, match="top_k"):
+        ops.sample(torch.zeros(1, 200), torch.zeros(1, dtype=torch.float64), top_k=0.5)
