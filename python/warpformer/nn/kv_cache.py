@@ -279,10 +279,11 @@ class KVCache:
 
     def _copy_blocks(self, key, pool, copies):
         old, new = torch.from_numpy(np.array(copies).T).to(self._device)
+        count = int((self.tokens % self.block_size).max())  # of tokens in a last block
         for layer in self._attentions():
             if layer.table == key and layer.keys is not None:
                 layer.reserve(pool)
-                layer.copy_blocks(old, new)
+                layer.copy_blocks(old, new, count)
 
     def _attentions(self) -> Iterator[LayerCache]:
         for layer in self.layers:

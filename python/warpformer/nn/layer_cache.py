@@ -90,10 +90,11 @@ class LayerCache:
             return keys, values
         return keys * gathered(self.key_scales)[..., None], values * gathered(self.value_scales)[..., None]
 
-    def copy_blocks(self, old: Tensor, new: Tensor):
-        """Copies blocks old [n] to blocks new [n]."""
+    def copy_blocks(self, old: Tensor, new: Tensor, count: int):
+        """Copies the first `count` tokens of blocks old [n] to blocks new [n]."""
         for t in self._tensors():
-            t.index_copy_(0, new, t.index_select(0, old))
+            first = t[:, :count]
+            first.index_copy_(0, new, first.index_select(0, old))
 
     def reserve(self, pool: BlockPool):
         """Has memory for all blocks of the pool."""
