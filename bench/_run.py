@@ -31,6 +31,7 @@ CPU_ONLY = (
     "cached_attention",
     "causal_lm",
     "encoder",
+    "engine",
     "linear",
     "mixture_of_experts",
     "patch_",
@@ -38,6 +39,7 @@ CPU_ONLY = (
     "scaled_dot_product_attention",
     "sentence_encoder",
     "speculative_decoding",
+    "translation",
 )
 
 

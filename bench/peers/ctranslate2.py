@@ -1,12 +1,17 @@
-"""By CTranslate2: a sentence-transformers BERT, tokenized, batched by length and pooled as its users do, and
-encoders as they are."""
+"""By CTranslate2: a sentence-transformers BERT, tokenized, batched by length and pooled as its users do,
+encoders as they are, and beam search."""
 
 import tempfile
 
 import ctranslate2
 import numpy as np
 import torch
-from ctranslate2.converters.transformers import BertLoader, T5Loader, TransformersConverter
+from ctranslate2.converters.transformers import (
+    BartLoader,
+    BertLoader,
+    T5Loader,
+    TransformersConverter,
+)
 from ctranslate2.specs import TransformerEncoderModelSpec
 from tokenizers import Tokenizer
 from torch.nn import functional as F
@@ -70,13 +75,55 @@ class Encoder:
                 model.config.position_embedding_type = "absolute"  # which transformers 5 no longer writes
                 spec = BertLoader().get_model_spec(model)
                 spec.config.layer_norm_epsilon = model.config.layer_norm_eps
-            spec.register_vocabulary([f"<{i}>" for i in range(model.config.vocab_size)])
-            spec.validate()
-            spec.optimize(quantization=compute_type)
-        with tempfile.TemporaryDirectory() as folder:
-            spec.save(folder)
-            threads = torch.get_num_threads()
-            self.model = ctranslate2.Encoder(folder, compute_type=compute_type, intra_threads=threads)
+            spec.register_vocabulary(vocabulary(model))
+        self.model = saved(spec, compute_type, ctranslate2.Encoder)
 
     def __call__(self, ids):
         return torch.from_numpy(np.asarray(self.model.forward_batch(ids).last_hidden_state))
+
+
+class Translator:
+    """Scores [B] of the best beams after lists of ids, by transformers' BartForConditionalGeneration.
+
+    Args:
+        start: what the decoder reads first.
+    """
+
+    def __init__(self, model, compute_type, start):
+        config = model.config
+        config.normalize_before, config.normalize_embedding = (
+            False,
+            True,
+        )  # which transformers 5 no longer has
+        with torch.no_grad():
+            spec = BartLoader().get_model_spec(model)
+            spec.register_source_vocabulary(vocabulary(model))
+            spec.register_target_vocabulary(vocabulary(model))
+        spec.config.bos_token, spec.config.eos_token = f"<{config.bos_token_id}>", f"<{config.eos_token_id}>"
+        spec.config.unk_token, spec.config.decoder_start_token = f"<{config.pad_token_id}>", f"<{start}>"
+        self.model = saved(spec, compute_type, ctranslate2.Translator)
+
+    def __call__(self, ids, beams, tokens):
+        rows = [[f"<{i}>" for i in row] for row in ids]
+        found = self.model.translate_batch(
+            rows,
+            beam_size=beams,
+            min_decoding_length=tokens,
+            max_decoding_length=tokens,
+            length_penalty=1,
+            return_scores=True,
+        )
+        return torch.tensor([result.scores[0] for result in found])
+
+
+def vocabulary(model):
+    return [f"<{i}>" for i in range(model.config.vocab_size)]
+
+
+def saved(spec, compute_type, cls):
+    """The model of a specification, on torch's number of threads."""
+    spec.validate()
+    spec.optimize(quantization=compute_type)
+    with tempfile.TemporaryDirectory() as folder:
+        spec.save(folder)
+        return cls(folder, compute_type=compute_type, intra_threads=torch.get_num_threads())

@@ -39,10 +39,17 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
         decoding.repeat_(searches % batch)
         logits = logits[searches % batch]
     decoding.history = decoding.history.with_log_probs()
+    # The same memory at every step: new pages would take longer than what is written there.
+    of_log_probs, of_totals = logits.new_empty(2, len(searches) * config.beams, vocabulary)
+
+    def log_probs_of(logits):
+        return ops.log_softmax(logits, -1, out=of_log_probs[: len(logits)])
+
+    log_probs = log_probs_of(logits)
     scores = logits.new_zeros(len(searches), 1)  # of the beams: at first one, the prompt
     found, results = [], Results.none(len(searches), config, logits.device)
     while True:
-        step = best_candidates(decoding.history, logits, scores, searches, batch, rules)
+        step = best_candidates(decoding.history, log_probs, scores, searches, batch, rules, of_totals)
         if bool(step.ends[:, : config.beams].any()):
             results = results.merged(step.ended(config), config)
         history, scores, parents = step.running(config.beams)
@@ -55,7 +62,7 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
             searches, results, scores = searches[~done], results.select(~done), scores[~done]
             beams = (~done).repeat_interleave(config.beams)
             history, parents = history.select(beams), parents[beams]
-        logits = decoding.step(history, parents)
+        log_probs = log_probs_of(decoding.step(history, parents))
 
 
 def candidates(config: GenerationConfig) -> int:
@@ -107,18 +114,25 @@ class Candidates(NamedTuple):
 
 
 def best_candidates(
-    history: History, logits: Tensor, scores: Tensor, searches: Tensor, batch: int, rules: Rules
+    history: History,
+    log_probs: Tensor,
+    scores: Tensor,
+    searches: Tensor,
+    batch: int,
+    rules: Rules,
+    memory: Tensor,
 ) -> Candidates:
     """Of all searches, one group after the other.
 
     Args:
-        history: of the beams, S held rows; logits: [S held, V] of their next tokens.
+        history: of the beams, S held rows; log_probs: [S held, V] of their next tokens.
         scores: [S, held] of the beams.
         searches: [S], of which search s is of row s % batch and in group s // batch.
+        memory: [at least S held, V], to work in.
     """
-    config, vocabulary = rules.config, logits.shape[1]
-    log_probs = ops.log_softmax(logits, -1)
-    totals = rules.scores(history, log_probs).unflatten(0, scores.shape) + scores[..., None]
+    config, vocabulary = rules.config, log_probs.shape[1]
+    totals = rules.scores(history, log_probs).unflatten(0, scores.shape)
+    totals = torch.add(totals, scores[..., None], out=memory[: len(log_probs)].view_as(totals))
     penalties = totals.new_zeros(batch if config.num_beam_groups > 1 else 0, vocabulary)
     groups, first = [], 0
     for size in (searches // batch).bincount(minlength=config.num_beam_groups).tolist():

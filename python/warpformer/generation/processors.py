@@ -48,7 +48,7 @@ def processors(
 
 
 def of_user(history: History, scores: Tensor, processor: LogitsProcessor, padding: int) -> Tensor:
-    return processor(history.ids(padding), scores)
+    return processor(history.ids(padding), scores.clone())  # which it may change, and keep
 
 
 def penalty_options(config: GenerationConfig) -> dict[str, float]:

@@ -196,8 +196,10 @@ class ConditionalGeneration(Seq2SeqLM):
         self.final_logits_bias = nn.Parameter(bias, requires_grad=False)  # what is trained has it as it is
 
     def logits(self, rows: Tensor) -> Tensor:
-        logits = super().logits(rows)
-        return logits if self.final_logits_bias is None else logits + self.final_logits_bias
+        if self.final_logits_bias is None:
+            return super().logits(rows)
+        bias = self.final_logits_bias.expand(*rows.shape[:-1], -1)
+        return self.lm_head(rows, residual=bias)
 
 
 def stack_keys(stack: str) -> dict[str, str]:

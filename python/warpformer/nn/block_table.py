@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,6 +35,11 @@ class BlockTable:
         if self._tensor is None:
             self._tensor = torch.from_numpy(self.entries).to(device)  # the same memory on the CPU
         return self._tensor
+
+    def sharing(self) -> int:
+        """The most sequences n such that all of each n, one group after the other, have the same blocks."""
+        differs = (self.entries[1:] != self.entries[:-1]).any(1)
+        return math.gcd(len(self.entries), *(differs.nonzero()[0] + 1).tolist()) or 1
 
     def pass_by(self, held: np.ndarray):
         """Releases what lies before the window of the tokens after those that are held."""

@@ -25,6 +25,20 @@ class CacheMemory(NamedTuple):
     reserved: int
 
 
+class Memories(NamedTuple):
+    """Memories of a cache's sequences, those once that `count` sequences one after the other share.
+
+    Attributes:
+        count: sequences of each, B = count memories.
+        block_table: [memories, columns], as the ops take it.
+        lengths: [memories] int32.
+    """
+
+    count: int
+    block_table: Tensor
+    lengths: Tensor
+
+
 class KVCache:
     """Keys and values of all layers of a model, of sequences of unequal lengths: `model(ids, cache=cache)`.
 
@@ -125,11 +139,15 @@ class KVCache:
         return int(self._totals.max(initial=0))
 
     @property
-    def memory_lengths(self) -> Tensor:
-        """[B] int32: rows of the memory of each sequence."""
-        if self._memory_lengths is None:
-            self._memory_lengths = torch.from_numpy(self.memory_tokens.astype(np.int32)).to(self._device)
-        return self._memory_lengths
+    def memories(self) -> Memories:
+        """What a decoder attends to beside its own tokens."""
+        if self._memories is None:
+            table = self.tables[MEMORY]
+            count = table.sharing()
+            lengths = torch.from_numpy(self.memory_tokens[::count].astype(np.int32)).to(self._device)
+            blocks = table.tensor(self._device)[::count].contiguous()
+            self._memories = Memories(count, blocks, lengths)
+        return self._memories
 
     @property
     def free_tokens(self) -> int | None:
@@ -251,10 +269,10 @@ class KVCache:
         """Has room for the memories of the sequences; returns theirs, as LayerCache.append takes them."""
         table, none = self.tables[MEMORY], np.zeros(len(self), np.int64)
         self.memory_tokens = sequences.cu_seqlens.diff().cpu().numpy().astype(np.int64)
-        self._memory_lengths = None
         table.fill(table.need(none, self.memory_tokens, False))
-        held = torch.zeros_like(self.memory_lengths)
-        return replace(sequences, cache=self, held=held, totals=self.memory_lengths)
+        self._memories = None
+        totals = torch.from_numpy(self.memory_tokens.astype(np.int32)).to(self._device)
+        return replace(sequences, cache=self, held=torch.zeros_like(totals), totals=totals)
 
     def _make_room(self):
         tables = [(key, table) for key, table in self.tables.items() if key != MEMORY]
@@ -279,10 +297,11 @@ class KVCache:
 
     def _copy_blocks(self, key, pool, copies):
         old, new = torch.from_numpy(np.array(copies).T).to(self._device)
+        count = int((self.tokens % self.block_size).max())  # of tokens in a last block
         for layer in self._attentions():
             if layer.table == key and layer.keys is not None:
                 layer.reserve(pool)
-                layer.copy_blocks(old, new)
+                layer.copy_blocks(old, new, count)
 
     def _attentions(self) -> Iterator[LayerCache]:
         for layer in self.layers:
@@ -296,5 +315,5 @@ class KVCache:
 
     def _changed(self):
         self._room = 0  # tokens of each sequence that need no other blocks
-        self._lengths = self._memory_lengths = None
+        self._lengths = self._memories = None
         self.longest = int(self.tokens.max(initial=0))

@@ -62,18 +62,22 @@ class LayerCache:
         values, value_scales = self.values, self.value_scales
         if self.value_width is not None:
             values, value_scales = self.keys[..., : self.value_width], self.key_scales
-        cache, lengths = sequences.cache, sequences.totals
+        cache, starts, shape = sequences.cache, sequences.cu_seqlens, query.shape[:-2]
         if self.table == MEMORY:
-            lengths = cache.memory_lengths
-            options["is_causal"] = False
-        return ops.cached_attention(
+            # Sequences that share a memory, as beams do, are one to it: its keys are read once for all.
+            count, table, lengths = cache.memories
+            starts, query, options["is_causal"] = starts[::count].contiguous(), query.flatten(0, -3), False
+        else:
+            table, lengths = cache.tables[self.table].tensor(query.device), sequences.totals
+        out = ops.cached_attention(
             *(query, self.keys, values, lengths),
-            cu_seqlens_q=sequences.cu_seqlens if query.ndim == 3 else None,
-            block_table=cache.tables[self.table].tensor(query.device),
+            cu_seqlens_q=starts if query.ndim == 3 else None,
+            block_table=table,
             key_scales=self.key_scales,
             value_scales=value_scales,
             **options,
         )
+        return out.unflatten(0, shape) if out.ndim < len(shape) + 2 else out
 
     def heads(self, sequences: Sequences, length: int) -> tuple[Tensor, Tensor]:
         """Copies of the first `length` keys and values of each sequence, [B, G, length, D] and
@@ -90,10 +94,11 @@ class LayerCache:
             return keys, values
         return keys * gathered(self.key_scales)[..., None], values * gathered(self.value_scales)[..., None]
 
-    def copy_blocks(self, old: Tensor, new: Tensor):
-        """Copies blocks old [n] to blocks new [n]."""
+    def copy_blocks(self, old: Tensor, new: Tensor, count: int):
+        """Copies the first `count` tokens of blocks old [n] to blocks new [n]."""
         for t in self._tensors():
-            t.index_copy_(0, new, t.index_select(0, old))
+            first = t[:, :count]
+            first.index_copy_(0, new, first.index_select(0, old))
 
     def reserve(self, pool: BlockPool):
         """Has memory for all blocks of the pool."""
