@@ -4,7 +4,11 @@ import gc
 import queue
 import random
 import resource
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -295,6 +299,138 @@ def test_the_model_raises():
         model.backbone.forward_rows = forward
         assert engine.submit(prompt, max_new_tokens=30, **OPTIONS).result(60) == expected
     check_empty(engine)
+
+
+def test_a_long_prefix_stops_nobody(model):
+    """It is read in chunks, beside the tokens of the others."""
+    calls, order = [], []
+    forward = model.backbone.forward_rows
+
+    def watched(ids, mask=None, *args, **options):
+        calls.append(ids.numel() if mask is None else int(mask.sum()))
+        return forward(ids, mask, *args, **options)
+
+    system = prompt_of(200)
+    model.backbone.forward_rows = watched
+    try:
+        with wf.Engine(model, prefill_chunk=16) as engine:
+            endless = dict(max_new_tokens=400, eos_token_id=None, suppress_tokens=EOS)
+            first = engine.submit(prompt_of(4), on_token=lambda _: order.append("first"), **endless)
+            next(iter(first))
+            second = engine.submit(
+                [7], prefix=engine.prefix(system), on_token=lambda _: order.append("second"), **OPTIONS
+            )
+            found = second.result(60)
+            first.cancel()
+    finally:
+        del model.backbone.forward_rows
+    assert max(calls) <= 16
+    assert order.index("second") >= 200 // 16
+    assert found == alone(model, torch.cat([system, torch.tensor([7])]))
+    check_empty(engine)
+
+
+def test_a_half_read_prefix_is_read_on(model):
+    """By the next request, where the first one is cancelled; what is read is not counted against it."""
+    system, begun, goes_on = prompt_of(64), threading.Event(), threading.Event()
+    engine = wf.Engine(model, cache=model.make_cache(max_tokens=4 * 32), prefill_chunk=32)
+    forward, calls = model.backbone.forward_rows, []
+
+    def watched(ids, *args, **options):
+        calls.append(ids.numel())
+        found = forward(ids, *args, **options)
+        if len(calls) == 1:
+            begun.set()
+            goes_on.wait(60)
+        return found
+
+    model.backbone.forward_rows = watched
+    try:
+        prefix = engine.prefix(system)
+        first = engine.submit([7], prefix=prefix, max_new_tokens=32, **OPTIONS)
+        assert begun.wait(60)
+        first.cancel()
+        second = engine.submit([9], prefix=prefix, max_new_tokens=32, **OPTIONS)
+        goes_on.set()
+        found = second.result(60)
+    finally:
+        del model.backbone.forward_rows
+        engine.close()
+    assert first.result(0) == ([], "cancelled")
+    assert calls[:3] == [32, 32, 1]
+    assert found == alone(model, torch.cat([system, torch.tensor([9])]), max_new_tokens=32)
+    check_empty(engine)
+
+
+def test_a_prefix_is_of_one_engine(model):
+    with wf.Engine(model) as engine, wf.Engine(model) as other:
+        prefix = engine.prefix([3, 4])
+        with pytest.raises(wf.InputError, match="the prefix is of another Engine"):
+            other.submit([5], prefix=prefix)
+
+
+def test_the_engine_does_not_wait_for_itself(model):
+    """Its thread makes the room in the queue that `submit` would wait for."""
+    with wf.Engine(model, max_batch=1, max_waiting=1) as engine:
+
+        def more(token):
+            for _ in range(2):
+                engine.submit([3], max_new_tokens=1, **OPTIONS)
+
+        with pytest.raises(queue.Full, match="1 requests are waiting"):
+            engine.submit([3], max_new_tokens=1, on_token=more, **OPTIONS).result(20)
+
+
+SCRIPT = """
+import time
+import warpformer as wf
+from tests.generation.test_engine import make_llama
+
+engine = wf.Engine(make_llama(layers=1))
+slow = lambda token: time.sleep(0.1)
+request = engine.submit([3, 4], max_new_tokens=10**6, eos_token_id=None, on_token=slow)
+next(iter(request))
+print("writes", flush=True)
+"""
+DRAIN = """
+try:
+    engine.close()
+finally:
+    assert request.result(0).reason == "cancelled"
+"""
+FORK = """
+import os
+import signal
+import sys
+child = os.fork()
+if not child:
+    signal.alarm(10)  # ends it if it hangs
+    sys.exit(3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+"""
+ENDS = {
+    "the process ends": ("", 0),
+    "a child ends": (FORK, 0),
+    "a drain": (DRAIN, -signal.SIGINT),
+    "a result": ("with engine: request.result()", -signal.SIGINT),
+}
+
+
+@pytest.mark.parametrize(("last", "code"), ENDS.values(), ids=ENDS)
+def test_ctrl_c_and_the_end_of_a_process(last, code):
+    """Nothing hangs, and nothing aborts."""
+    command = [sys.executable, "-c", SCRIPT + last]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "writes\n"
+            if code:
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+            errors = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    assert process.returncode == code, errors
+    assert "terminate called" not in errors
 
 
 def test_memory_is_flat():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Condition, Thread, current_thread
+from weakref import WeakSet
 
 import torch
 from tokenizers import Tokenizer
@@ -29,18 +32,31 @@ from warpformer.nn import KVCache
 
 log = logging.getLogger("warpformer")
 SINGLE = ("num_beams", "num_return_sequences")
+OPEN: WeakSet[Engine] = WeakSet()  # those whose threads may run
+os.register_at_fork(after_in_child=OPEN.clear)  # where there are none
 
 
 class Prefix:
     """A beginning that prompts share, of which an `Engine` computes keys and values once.
 
     Attributes:
+        engine: whose requests may have it.
         tokens: [P] int64.
     """
 
-    def __init__(self, tokens: Tensor):
+    def __init__(self, engine: Engine, tokens: Tensor):
+        self.engine = engine
         self.tokens = tokens
-        self.cache: KVCache | None = None  # at its first use
+        self.cache: KVCache | None = None  # from its first use on
+
+    @property
+    def read(self) -> int:
+        """Tokens that the cache holds."""
+        return 0 if self.cache is None else int(self.cache.tokens.sum())
+
+    @property
+    def is_read(self) -> bool:
+        return self.read == len(self.tokens)
 
 
 class Engine:
@@ -95,9 +111,10 @@ class Engine:
         self._running = Running(model, self.cache, max_batch, prefill_chunk)
         self._waiting: deque[Request] = deque()
         self._changed = Condition()
-        self._closed = False
+        self._closed = self._ended = False
         self._threads = torch.get_num_threads()
         self._thread = Thread(target=self._run, name="warpformer.Engine", daemon=True)
+        OPEN.add(self)
         self._thread.start()
 
     def submit(
@@ -123,11 +140,13 @@ class Engine:
             seed, logits_processor, stopping_criteria, tokenizer, constraint: as in `generate`; functions see
                 this row alone, and are called by the engine's thread.
             on_token: called with each token, by the engine's thread, which waits for it.
-            block, timeout: where the queue is full, wait for room, `timeout` seconds at most.
+            block, timeout: where the queue is full, wait for room, `timeout` seconds at most. The engine's
+                thread, which makes room, never waits.
             options: those of `GenerationConfig`, for one sequence without beams.
 
         Raises:
-            InputError: as in `generate`; the request can never have room in the cache.
+            InputError: as in `generate`; the request can never have room in the cache; `prefix` is of
+                another engine.
             queue.Full: there is no room in the queue.
             RuntimeError: the engine is closed.
         """
@@ -141,8 +160,9 @@ class Engine:
         )
         self._running.check_room(request)
         with self._changed:
+            waits = block and current_thread() is not self._thread
             if not self._has_room() and not (
-                block and self._changed.wait_for(lambda: self._closed or self._has_room(), timeout)
+                waits and self._changed.wait_for(lambda: self._closed or self._has_room(), timeout)
             ):
                 raise queue.Full(f"{len(self._waiting)} requests are waiting")
             if self._closed:
@@ -161,7 +181,7 @@ class Engine:
         require(not hasattr(self.model, "encode"), "a prefix is of decoder-only models")
         tokens = as_row(input_ids)
         check_prompts(self.model, tokens, None)
-        return Prefix(tokens[0])
+        return Prefix(self, tokens[0])
 
     def forget(self, prefix: Prefix):
         """The cache no longer holds the prefix, once the requests that have it are written."""
@@ -171,14 +191,29 @@ class Engine:
 
     def close(self, cancel: bool = False):
         """Takes no more requests, and returns when all are written; or, with `cancel`, before the next token.
-        Leaving a `with` block by an exception cancels."""
+        Leaving a `with` block by an exception cancels, as do Ctrl-C while this waits, and the end of the
+        process."""
+        self._close(cancel)
+        if self._thread is current_thread():
+            return
+        try:
+            self._wait_for_end()
+        except BaseException:
+            self._close(cancel=True)
+            self._wait_for_end()
+            raise
+
+    def _wait_for_end(self):
+        # Not Thread.join: one that Ctrl-C interrupts takes the thread for ended, in Python before 3.13.
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended)
+
+    def _close(self, cancel):
         with self._changed:
             self._closed = True
             for request in (*self._waiting, *self._running.requests) if cancel else ():
                 request.cancelled = True
             self._changed.notify_all()
-        if self._thread is not current_thread():
-            self._thread.join()
 
     def __enter__(self) -> Engine:
         return self
@@ -209,6 +244,7 @@ class Engine:
             require(count == 1, f"{name} = {count}, and a request of an Engine is one sequence")
         for name in ("return_dict_in_generate", "prompt_lookup_num_tokens"):
             require(not getattr(config, name), f"{name} is not of an Engine")
+        require(prefix is None or prefix.engine is self, "the prefix is of another Engine")
         ids = as_row(input_ids)
         check_prompts(self.model, ids, None)
         whole = ids if prefix is None else torch.cat([prefix.tokens[None], ids], 1)
@@ -246,7 +282,12 @@ class Engine:
                 self._waiting.clear()
                 self._changed.notify_all()
         finally:
-            self._running.clear()
+            try:
+                self._running.clear()
+            finally:
+                with self._changed:
+                    self._ended = True
+                    self._changed.notify_all()
 
     def _wait(self) -> bool:
         """Waits for something to do, and lets requests begin; False where all is done."""
@@ -264,6 +305,13 @@ class Engine:
                 if self._closed and not self._waiting:
                     return False
                 self._changed.wait()
+
+
+@atexit.register
+def close_all():
+    """A thread in the midst of a step would abort the process at its end."""
+    for engine in [*OPEN]:
+        engine.close(cancel=True)
 
 
 def as_row(input_ids: Sequence[int] | Tensor) -> Tensor:

@@ -100,15 +100,13 @@ class Running:
 
     def _needs(self, request) -> int:
         """Blocks that a request takes which has not been read."""
-        # Of the last block of a prefix that is yet to be read there will be two.
-        copies = request.prefix is not None and request.prefix.cache is None
-        return self._blocks(request.limit) - self._blocks(self._shared(request)) + copies
-
-    def _shared(self, request) -> int:
-        """Tokens in blocks that the request never copies."""
-        if request.prefix is None or request.prefix.cache is None:
-            return 0
-        return len(request.prefix.tokens) // self.cache.block_size * self.cache.block_size
+        blocks, prefix = self._blocks(request.limit), request.prefix
+        if prefix is None:
+            return blocks
+        if prefix.is_read:
+            return blocks - prefix.read // self.cache.block_size  # which the request never copies
+        # What is left to read of the prefix, too, of whose last block there will be two.
+        return blocks + 1 - self._blocks(prefix.read)
 
     def _leave(self):
         """Those that have ended."""
@@ -166,7 +164,8 @@ class Running:
         return chunk
 
     def _begin(self):
-        """Requests that have not been read, with one prefix and as many as make up a chunk."""
+        """Requests that have not been read, with one prefix and as many as make up a chunk; or, before that,
+        a chunk of the prefix."""
         first = self.requests[len(self.cache)]
         new, tokens = [], 0
         for request in self.requests[len(self.cache) :]:
@@ -175,11 +174,12 @@ class Running:
             if new and (tokens > self.prefill_chunk or request.prefix is not first.prefix):
                 break
             new.append(request)
-        self._guarded(new, self._read_first)
+        is_ready = first.prefix is None or first.prefix.is_read
+        self._guarded(new, self._read_first if is_ready else self._read_prefix)
 
     def _read_first(self, requests):
         prefix = requests[0].prefix
-        fork = self.cache.fork([]) if prefix is None else self._of_prefix(prefix).fork([0] * len(requests))
+        fork = self.cache.fork([]) if prefix is None else prefix.cache.fork([0] * len(requests))
         rows = [self._chunk(request) for request in requests]
         sources = None if requests[0].source is None else [request.source for request in requests]
         try:
@@ -189,17 +189,18 @@ class Running:
             fork.reorder_([])  # also where an error keeps it
         self._write(requests, logits)
 
-    def _of_prefix(self, prefix) -> KVCache:
+    def _read_prefix(self, requests):
+        prefix = requests[0].prefix
         if prefix.cache is None:
-            cache = self.cache.fork([])
-            try:
-                self._logits(cache, [prefix.tokens])
-            except Exception:
-                cache.reorder_([])  # which the error keeps
-                raise
-            prefix.cache = cache
+            prefix.cache = self.cache.fork([])
             self._prefixes.append(prefix)
-        return prefix.cache
+        try:
+            self._logits(prefix.cache, [prefix.tokens[prefix.read :][: self.prefill_chunk]])
+        except Exception:
+            prefix.cache.reorder_([])  # which the error keeps
+            prefix.cache = None
+            self._prefixes.remove(prefix)
+            raise
 
     def _logits(self, cache, rows: Sequence[Tensor], sources: Sequence[Tensor] | None = None) -> Tensor:
         """[R, V] of the last of the new tokens of each row; those of a row without any mean nothing."""
