@@ -144,6 +144,34 @@ def test_many(model):
     check_empty(engine)
 
 
+def test_requests_that_differ_in_length_choose_together(model, monkeypatch):
+    """One call for all, whatever limits each has; forced ends are each one's own."""
+    rows, choose = [], wf.ops.sample
+
+    def watched(scores, *args, **options):
+        rows.append(len(scores))
+        return choose(scores, *args, **options)
+
+    prompts = [prompt_of(length) for length in (3, 5, 2, 9)]
+    limits = [{"max_new_tokens": 4}, {"max_new_tokens": 7}, {"max_length": 12}, {"max_length": 14}]
+    with wf.Engine(model) as engine:
+        monkeypatch.setattr(wf.ops, "sample", watched)
+        engine._changed.acquire()  # until all are there
+        try:
+            requests = [
+                engine.submit(prompt, forced_eos_token_id=9, **OPTIONS | limit)
+                for prompt, limit in zip(prompts, limits, strict=True)
+            ]
+        finally:
+            engine._changed.release()
+        found = [request.result(60) for request in requests]
+    monkeypatch.undo()
+    assert rows[0] == 4
+    assert len(rows) == max(len(tokens) for tokens, _ in found)
+    for prompt, limit, (tokens, _) in zip(prompts, limits, found, strict=True):
+        assert tokens == alone(model, prompt, forced_eos_token_id=9, **limit)[0]
+
+
 def test_int8_cache_and_bfloat16():
     """The same bits under any load, where rounding could tell."""
     model = make_llama().to(torch.bfloat16)

@@ -8,6 +8,7 @@ import os
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Condition, Thread, current_thread
 from weakref import WeakSet
 
@@ -255,13 +256,14 @@ class Engine:
         (prompt, _), history = written_behind(self.model, (whole, None), (None, None), config)
         has_encoder = hasattr(self.model, "encode")
         alone = any(map(len, functions[:2]))
+        options = repr(replace(config, max_new_tokens=None, max_length=None))  # the history has its limits
         return Request(
             (prompt if has_encoder else ids)[0],
             history,
             Rules(config, *functions),
             source=ids[0] if has_encoder else None,
             prefix=prefix,
-            key=object() if alone else (repr(config), id(functions[2]), functions[3]),
+            key=object() if alone else (options, id(functions[2]), functions[3]),
             seed=seeds_of(seed, 1, 1) if config.do_sample else None,
             on_token=on_token,
             cancel=self._wake,
