@@ -86,7 +86,8 @@ def generate(
         logits_processor: one or several, as transformers' are: (input_ids [R, T], scores [R, V]) -> scores
             [R, V], called after the options' own, before those of drawing, with the rows that have not ended.
             Rows have their prompts without padding, at the right, behind pad_token_id. The scores are
-            logits, or in a beam search log-probabilities.
+            logits, or in a beam search log-probabilities, in memory that the next step uses again: what is to
+            be kept of them must be copied.
         stopping_criteria: one or several, as transformers' are: (input_ids [R, T], None) -> [R] bool or a
             bool: whether rows end with the last of these tokens.
         tokenizer: of the tokenizers library, for stop_strings.
