@@ -38,7 +38,7 @@ OPTIONS = {
 
 def new_model(sizes: dict = SIZES) -> torch.nn.Module:
     values = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **sizes}
-    return pack_(build(model_module(values), values).eval(), torch.bfloat16)
+    return pack_(build(model_module(values), values), torch.bfloat16).eval()
 
 
 @contextlib.contextmanager

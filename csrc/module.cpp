@@ -50,6 +50,13 @@ PYBIND11_MODULE(_C, m) {
     }
   });
 
+  py::class_<Calls>(m, "Calls")
+      .def(py::init<>())
+      .def("record", &Calls::record)
+      .def("stop", &Calls::stop)
+      .def("run", &Calls::run, py::call_guard<py::gil_scoped_release>())
+      .def("__len__", &Calls::size);
+
   m.attr("__version__") = WARPFORMER_VERSION;
   m.attr("cuda_architectures") = WARPFORMER_CUDA_ARCHITECTURES;
   m.def("cuda_runtime_version", &cuda::runtime_version);

@@ -150,7 +150,7 @@ void bind_attention(py::module_& m) {
       const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
       const Tensor&, const std::optional<Tensor>&, double, double, bool, int64_t, int64_t, bool,
       int64_t, double, int64_t);
-  m.def("scaled_dot_product_attention", static_cast<Forward>(&scaled_dot_product_attention),
+  m.def("scaled_dot_product_attention", op(static_cast<Forward>(&scaled_dot_product_attention)),
         py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
         py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("alibi_slopes"), py::arg("sinks"),
         py::arg("position_bias"), py::arg("seed"), py::arg("out"), py::arg("lse"), py::arg("scale"),

@@ -1,6 +1,7 @@
 // What the binding at the end of every op.cpp needs.
 #pragma once
 
+#include "core/calls.h"
 #include "core/python.h"
 #ifdef WARPFORMER_EMULATED
 #include "emulator/emulator.h"

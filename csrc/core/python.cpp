@@ -2,6 +2,7 @@
 
 #include <string_view>
 
+#include "core/calls.h"
 #include "core/check.h"
 #ifdef WARPFORMER_EMULATED
 #include "emulator/emulator.h"
@@ -159,6 +160,7 @@ bool is_a(py::handle object, py::handle& type, const char* module, const char* n
 }  // namespace
 
 Tensor view(py::handle object) {
+  if (Calls* calls = Calls::recording()) calls->keep(object);
   if (is_a(object, torch_tensor, "torch", "Tensor")) return registered(view_torch(object));
   if (is_a(object, numpy_array, "numpy", "ndarray")) return registered(view_numpy(object));
   throw py::type_error("expected a torch.Tensor or a numpy.ndarray, got " +

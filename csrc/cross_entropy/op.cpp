@@ -81,10 +81,10 @@ void cross_entropy_backward(const Tensor& dx, const Tensor& grad, const Tensor& 
 }
 
 void bind_cross_entropy(py::module_& m) {
-  m.def("cross_entropy", &cross_entropy, py::arg("x"), py::arg("target"), py::arg("weight"),
+  m.def("cross_entropy", op(&cross_entropy), py::arg("x"), py::arg("target"), py::arg("weight"),
         py::arg("loss"), py::arg("dx"), py::arg("work"), py::arg("ignored"), py::arg("reduction"),
         py::arg("smoothing"), py::arg("z_loss"), py::arg("executor"), nogil());
-  m.def("cross_entropy_backward", &cross_entropy_backward, py::arg("dx"), py::arg("grad"),
+  m.def("cross_entropy_backward", op(&cross_entropy_backward), py::arg("dx"), py::arg("grad"),
         py::arg("out"), py::arg("executor"), nogil());
 }
 

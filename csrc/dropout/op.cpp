@@ -26,7 +26,7 @@ void dropout(const Tensor& x, const std::optional<Tensor>& residual, const Tenso
 }
 
 void bind_dropout(py::module_& m) {
-  m.def("dropout", &dropout, py::arg("x"), py::arg("residual"), py::arg("seed"), py::arg("p"),
+  m.def("dropout", op(&dropout), py::arg("x"), py::arg("residual"), py::arg("seed"), py::arg("p"),
         py::arg("out"), py::arg("executor"), nogil());
 }
 

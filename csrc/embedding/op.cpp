@@ -80,9 +80,9 @@ void embedding_sum_backward(const Tensor& grad, const Tensor& index, const Tenso
 }
 
 void bind_embedding(py::module_& m) {
-  m.def("embedding_sum", &embedding_sum, py::arg("indices"), py::arg("tables"), py::arg("out"),
+  m.def("embedding_sum", op(&embedding_sum), py::arg("indices"), py::arg("tables"), py::arg("out"),
         py::arg("executor"), nogil());
-  m.def("embedding_sum_backward", &embedding_sum_backward, py::arg("grad"), py::arg("index"),
+  m.def("embedding_sum_backward", op(&embedding_sum_backward), py::arg("grad"), py::arg("index"),
         py::arg("order"), py::arg("dtable"), py::arg("work"), py::arg("padding"),
         py::arg("executor"), nogil());
 }

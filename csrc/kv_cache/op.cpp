@@ -206,17 +206,17 @@ void append_positions(const Tensor& lengths, const Optional& cu_seqlens, const T
 }
 
 void bind_kv_cache(py::module_& m) {
-  m.def("cached_attention", &cached_attention, py::arg("query"), py::arg("key_cache"),
+  m.def("cached_attention", op(&cached_attention), py::arg("query"), py::arg("key_cache"),
         py::arg("value_cache"), py::arg("lengths"), py::arg("cu_seqlens_q"), py::arg("block_table"),
         py::arg("key_scales"), py::arg("value_scales"), py::arg("alibi_slopes"), py::arg("sinks"),
         py::arg("position_bias"), py::arg("out"), py::arg("lse"), py::arg("scale"),
         py::arg("softcap"), py::arg("left"), py::arg("right"), py::arg("position_bidirectional"),
         py::arg("position_max_distance"), py::arg("executor"), nogil());
-  m.def("append_to_cache_", &append_to_cache_, py::arg("key"), py::arg("value"),
+  m.def("append_to_cache_", op(&append_to_cache_), py::arg("key"), py::arg("value"),
         py::arg("key_cache"), py::arg("value_cache"), py::arg("lengths"), py::arg("cu_seqlens"),
         py::arg("block_table"), py::arg("key_scales"), py::arg("value_scales"), py::arg("executor"),
         nogil());
-  m.def("append_positions", &append_positions, py::arg("lengths"), py::arg("cu_seqlens"),
+  m.def("append_positions", op(&append_positions), py::arg("lengths"), py::arg("cu_seqlens"),
         py::arg("positions"), nogil());
 }
 

@@ -271,6 +271,15 @@ void pack_linear(const PackLinearParams& p, int threads) {
 }
 
 void unpack_linear(const PackLinearParams& p, int threads) {
+  if (p.index) {
+    parallel_for(p.values.count, 1 + 4096 / (1 + p.weight.depth), threads,
+                 [&](int, int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i)
+                     unpack_row(p, i, p.index[i] % kPanel,
+                                p.weight.data + p.index[i] / kPanel * p.weight.size);
+                 });
+    return;
+  }
   for_rows(p, threads, [&](int64_t row, int64_t j, const uint8_t* panel) {
     if (row >= 0) unpack_row(p, row, j, panel);
   });

@@ -101,10 +101,10 @@ DType dtype_of(Format format) {
 PackLinearParams pack_params(const char* op, const Tensor& weight,
                              const std::optional<Tensor>& scales,
                              const std::optional<Tensor>& zeros, const Tensor& packed,
-                             const std::string& format, int64_t in_features, int64_t group_size,
-                             bool gated) {
+                             const std::string& format, int64_t out_features, int64_t in_features,
+                             int64_t group_size, bool gated) {
   CHECK_FOR(op, weight.ndim == 2, weight);
-  const Weight w = weight_of(op, packed, format, weight.dim(0), in_features, group_size,
+  const Weight w = weight_of(op, packed, format, out_features, in_features, group_size,
                              zeros.has_value(), gated);
   CHECK_FOR(op, weight.dtype == dtype_of(w.format), weight, format);
   CHECK_FOR(op, weight.dim(1) == (is_4_bit(w.format) ? (in_features + 1) / 2 : in_features), weight,
@@ -126,6 +126,19 @@ PackLinearParams pack_params(const char* op, const Tensor& weight,
   return p;
 }
 
+/// The values of a tensor [M], which are rows below `end`.
+std::vector<int64_t> indices(const char* op, const Tensor& index, int64_t end) {
+  CHECK_FOR(op, index.dtype == DType::i32 || index.dtype == DType::i64, index);
+  CHECK_FOR(op, index.ndim == 1, index);
+  std::vector<int64_t> values(index.dim(0));
+  for (int64_t i = 0; i < index.dim(0); ++i) {
+    const int64_t at = i * index.stride[0];
+    values[i] = index.dtype == DType::i32 ? index.ptr<int32_t>()[at] : index.ptr<int64_t>()[at];
+    CHECK_FOR(op, values[i] >= 0 && values[i] < end, index, i, values[i], end);
+  }
+  return values;
+}
+
 }  // namespace
 
 int64_t packed_size(const std::string& format, int64_t in_features, int64_t group_size,
@@ -142,18 +155,29 @@ void pack_linear(const Tensor& weight, const std::optional<Tensor>& scales,
                  const std::string& format, int64_t in_features, int64_t group_size, bool gated,
                  int64_t executor) {
   CHECK_TENSORS(weight, scales, zeros, packed);
-  const PackLinearParams p =
-      pack_params(__func__, weight, scales, zeros, packed, format, in_features, group_size, gated);
+  const PackLinearParams p = pack_params(__func__, weight, scales, zeros, packed, format,
+                                         weight.dim(0), in_features, group_size, gated);
   if (packed.numel()) RUN_CPU_KERNEL(pack_linear, p, weight, executor);
 }
 
 void unpack_linear(const Tensor& packed, const Tensor& weight, const std::optional<Tensor>& scales,
-                   const std::optional<Tensor>& zeros, const std::string& format,
-                   int64_t in_features, int64_t group_size, bool gated, int64_t executor) {
-  CHECK_TENSORS(packed, weight, scales, zeros);
-  const PackLinearParams p =
-      pack_params(__func__, weight, scales, zeros, packed, format, in_features, group_size, gated);
-  if (packed.numel()) RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
+                   const std::optional<Tensor>& zeros, const std::optional<Tensor>& index,
+                   const std::string& format, int64_t out_features, int64_t in_features,
+                   int64_t group_size, bool gated, int64_t executor) {
+  CHECK_TENSORS(packed, weight, scales, zeros, index);
+  PackLinearParams p = pack_params(__func__, weight, scales, zeros, packed, format, out_features,
+                                   in_features, group_size, gated);
+  CHECK(weight.dim(0) == (index ? index->dim(0) : out_features), weight, index, out_features);
+  if (packed.numel() == 0 || weight.numel() == 0) return;
+  if (!index) {
+    RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
+    return;
+  }
+  CHECK_CPU(packed);
+  CHECK(!gated, gated);
+  const std::vector<int64_t> rows = indices(__func__, *index, out_features);
+  p.index = rows.data();
+  RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
 }
 
 void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -270,23 +294,24 @@ void grouped_linear_backward(const Tensor& grad, const Tensor& weight, const Ten
 void bind_linear(py::module_& m) {
   m.def("packed_size", &packed_size, py::arg("format"), py::arg("in_features"),
         py::arg("group_size"), py::arg("zero_points"));
-  m.def("pack_linear", &pack_linear, py::arg("weight"), py::arg("scales"), py::arg("zeros"),
+  m.def("pack_linear", op(&pack_linear), py::arg("weight"), py::arg("scales"), py::arg("zeros"),
         py::arg("packed"), py::arg("format"), py::arg("in_features"), py::arg("group_size"),
         py::arg("gated"), py::arg("executor"), nogil());
-  m.def("unpack_linear", &unpack_linear, py::arg("packed"), py::arg("weight"), py::arg("scales"),
-        py::arg("zeros"), py::arg("format"), py::arg("in_features"), py::arg("group_size"),
-        py::arg("gated"), py::arg("executor"), nogil());
-  m.def("linear", &linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
+  m.def("unpack_linear", op(&unpack_linear), py::arg("packed"), py::arg("weight"), py::arg("scales"),
+        py::arg("zeros"), py::arg("index"), py::arg("format"), py::arg("out_features"),
+        py::arg("in_features"), py::arg("group_size"), py::arg("gated"), py::arg("executor"),
+        nogil());
+  m.def("linear", op(&linear), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
         py::arg("out"), py::arg("format"), py::arg("group_size"), py::arg("zero_points"),
         py::arg("gated"), py::arg("activation"), py::arg("executor"), nogil());
-  m.def("grouped_linear", &grouped_linear, py::arg("x"), py::arg("weight"), py::arg("offsets"),
+  m.def("grouped_linear", op(&grouped_linear), py::arg("x"), py::arg("weight"), py::arg("offsets"),
         py::arg("bias"), py::arg("out"), py::arg("format"), py::arg("group_size"),
         py::arg("zero_points"), py::arg("gated"), py::arg("activation"), py::arg("executor"),
         nogil());
-  m.def("grouped_linear_backward", &grouped_linear_backward, py::arg("grad"), py::arg("weight"),
+  m.def("grouped_linear_backward", op(&grouped_linear_backward), py::arg("grad"), py::arg("weight"),
         py::arg("offsets"), py::arg("dx"), py::arg("format"), py::arg("group_size"),
         py::arg("zero_points"), py::arg("executor"), nogil());
-  m.def("linear_backward", &linear_backward, py::arg("grad"), py::arg("weight"), py::arg("dx"),
+  m.def("linear_backward", op(&linear_backward), py::arg("grad"), py::arg("weight"), py::arg("dx"),
         py::arg("format"), py::arg("group_size"), py::arg("zero_points"), py::arg("executor"),
         nogil());
 }

@@ -91,7 +91,7 @@ void rope(const Tensor& x, const Optional& key, const Tensor& cos, const Tensor&
 }
 
 void bind_rope(py::module_& m) {
-  m.def("rope", &rope, py::arg("x"), py::arg("key"), py::arg("cos"), py::arg("sin"),
+  m.def("rope", op(&rope), py::arg("x"), py::arg("key"), py::arg("cos"), py::arg("sin"),
         py::arg("positions"), py::arg("interleaved"), py::arg("conjugate"), py::arg("out"),
         py::arg("key_out"), py::arg("executor"), nogil());
 }

@@ -91,9 +91,9 @@ void penalize(const Tensor& scores, const Tensor& tokens, const Tensor& new_toke
 }
 
 void bind_sampling(py::module_& m) {
-  m.def("sample", &sample, py::arg("scores"), py::arg("draws"), py::arg("options"), py::arg("out"),
+  m.def("sample", op(&sample), py::arg("scores"), py::arg("draws"), py::arg("options"), py::arg("out"),
         py::arg("executor"), nogil());
-  m.def("penalize", &penalize, py::arg("scores"), py::arg("tokens"), py::arg("new_tokens"),
+  m.def("penalize", op(&penalize), py::arg("scores"), py::arg("tokens"), py::arg("new_tokens"),
         py::arg("penalties"), py::arg("out"), py::arg("executor"), nogil());
 }
 

@@ -123,11 +123,11 @@ void log_softmax_backward(const Tensor& grad, const Tensor& out, const std::opti
 
 void bind_softmax(py::module_& m) {
   const auto forward = [&](const char* name, auto function) {
-    m.def(name, function, py::arg("x"), py::arg("mask"), py::arg("out"), py::arg("dim"),
+    m.def(name, op(function), py::arg("x"), py::arg("mask"), py::arg("out"), py::arg("dim"),
           py::arg("scale"), py::arg("causal"), py::arg("executor"), nogil());
   };
   const auto backward = [&](const char* name, auto function) {
-    m.def(name, function, py::arg("grad"), py::arg("out"), py::arg("dx"), py::arg("dmask"),
+    m.def(name, op(function), py::arg("grad"), py::arg("out"), py::arg("dx"), py::arg("dmask"),
           py::arg("parts"), py::arg("dim"), py::arg("scale"), py::arg("executor"), nogil());
   };
   forward("softmax", &softmax);

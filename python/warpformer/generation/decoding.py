@@ -76,6 +76,8 @@ class Decoding:
             if len(cache):
                 self.given = self.kept.behind(*self.given)
         self.cache: Cache = model.make_cache() if cache is None else self.kept.fork
+        if isinstance(self.cache, KVCache):
+            self.cache.record_()
 
     def begin(self) -> Tensor:
         """Logits [B, V] of the first new token."""

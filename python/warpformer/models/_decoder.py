@@ -88,15 +88,32 @@ class Decoder(nn.Module):
         return sequences.pad(rows)
 
     def forward_rows(
-        self, input_ids=None, attention_mask=None, position_ids=None, *, inputs_embeds=None, cache=None
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        *,
+        inputs_embeds=None,
+        cache=None,
+        head: nn.Module | None = None,
+        logits_to_keep: int = 0,
     ) -> tuple[Tensor, Sequences]:
-        """`forward` without padding: [N, C], and whose rows these are."""
+        """`forward` without padding: [N, C], and whose rows these are. With a head, which is a module on this
+        one, kept_logits(head.logits, ...) in the place of the rows."""
         given = tokens_of(input_ids, inputs_embeds)
         sequences = Sequences.of_batch(given, attention_mask, position_ids, cache)
-        rows = self.forward_packed(sequences.pack(given), sequences, cache)
-        if cache is not None:
-            cache.advance(sequences)
-        return rows, sequences
+
+        def compute(tokens, sequences):
+            rows = self.forward_packed(tokens, sequences, cache)
+            return rows if head is None else kept_logits(head.logits, rows, sequences, logits_to_keep)
+
+        if cache is None:
+            return compute(sequences.pack(given), sequences), sequences
+        positions = None if self.rotary is None else self.rotary.reserve(sequences.longest)
+        model, state = head or self, (positions, head is None, logits_to_keep)
+        out = cache.call(model, compute, sequences.pack(given), sequences, *state)
+        cache.advance(sequences)
+        return out, sequences
 
     def forward_packed(self, tokens: Tensor, sequences: Sequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences."""
@@ -173,10 +190,11 @@ class CausalLM(Generating, nn.Module):
             [B, T, V], 0 where attention_mask is; with logits_to_keep [B, logits_to_keep, V], 0 before the
             first token of a shorter sequence.
         """
-        rows, sequences = self.backbone.forward_rows(
-            input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, cache=cache
+        logits, _ = self.backbone.forward_rows(
+            *(input_ids, attention_mask, position_ids),
+            **dict(inputs_embeds=inputs_embeds, cache=cache, head=self, logits_to_keep=logits_to_keep),
         )
-        return kept_logits(self.logits, rows, sequences, logits_to_keep)
+        return logits
 
     def logits(self, rows: Tensor) -> Tensor:
         """[..., V] of hidden states [..., C]."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from warpformer._C import InputError
-from warpformer.models._decoder import tokens_of
-from warpformer.nn import Dropout, Embedding, KVCache, Memory, Sequences
+from warpformer.models._decoder import kept_logits, tokens_of
+from warpformer.nn import Dropout, Embedding, KVCache, Memory, Sequences, SinusoidalPositions
 
 
 class EncoderStack(nn.Module):
@@ -167,8 +167,11 @@ class Seq2Seq(nn.Module):
         inputs_embeds=None,
         decoder_inputs_embeds=None,
         cache=None,
+        head: nn.Module | None = None,
+        logits_to_keep: int = 0,
     ) -> tuple[Tensor, Sequences]:
-        """`forward` without padding: [N, C], and whose rows these are."""
+        """`forward` without padding: [N, C], and whose rows these are. With a head, which is a module on this
+        one, kept_logits(head.logits, ...) in the place of the rows."""
         given = tokens_of(decoder_input_ids, decoder_inputs_embeds, "decoder_")
         sequences = Sequences.of_batch(given, decoder_attention_mask, cache=cache)
         memory = None
@@ -176,10 +179,19 @@ class Seq2Seq(nn.Module):
             memory = self.encode(input_ids, attention_mask, inputs_embeds)
         elif input_ids is not None or inputs_embeds is not None:
             raise InputError("the cache holds what was encoded: call the model without the encoder's input")
-        rows = self.decode(sequences.pack(given), sequences, memory, cache)
-        if cache is not None:
-            cache.advance(sequences)
-        return rows, sequences
+
+        def compute(tokens, sequences):
+            rows = self.decode(tokens, sequences, memory, cache)
+            return rows if head is None else kept_logits(head.logits, rows, sequences, logits_to_keep)
+
+        if cache is None:
+            return compute(sequences.pack(given), sequences), sequences
+        positions = self.decoder.positions
+        places = positions.reserve(sequences.longest) if isinstance(positions, SinusoidalPositions) else None
+        model, state = head or self, (places, head is None, logits_to_keep, memory is None)
+        out = cache.call(model, compute, sequences.pack(given), sequences, *state)
+        cache.advance(sequences)
+        return out, sequences
 
     def decode(
         self, tokens: Tensor, sequences: Sequences, memory: Memory | None, cache: KVCache | None = None

@@ -29,11 +29,13 @@ class BlockTable:
         self.window = window
         self.entries = np.zeros((0, 0), np.int32) if entries is None else entries
         self._tensor: Tensor | None = None
+        self._is_current = False
 
     def tensor(self, device) -> Tensor:
-        """`entries`, as the ops take them."""
-        if self._tensor is None:
-            self._tensor = torch.from_numpy(self.entries).to(device)  # the same memory on the CPU
+        """`entries`, as the ops take them: the same tensor, with new values, as long as its shape is right."""
+        if not self._is_current:
+            self._tensor = updated(self._tensor, self.entries, device)
+            self._is_current = True
         return self._tensor
 
     def sharing(self) -> int:
@@ -138,7 +140,17 @@ class BlockTable:
             self._changed()
 
     def _changed(self):
-        self._tensor = None
+        self._is_current = False
+
+
+def updated(held: Tensor | None, values: np.ndarray, device) -> Tensor:
+    """int32 `values` on the device, in `held` where they fit."""
+    new = torch.from_numpy(values.astype(np.int32, copy=False))
+    if held is None or held.shape != new.shape or held.device != torch.device(device):
+        return new.to(device, copy=True)
+    if held.is_inference() and not torch.is_inference_mode_enabled():  # cannot be written to
+        return new.to(device, copy=True)
+    return held.copy_(new)
 
 
 def release_all(tables):

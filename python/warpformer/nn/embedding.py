@@ -124,10 +124,15 @@ class SinusoidalPositions(nn.Module):
             table = torch.cat([table[:, ::2], table[:, 1::2]], 1)
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, sequences: Sequences) -> Tensor:
-        if sequences.longest > self.max_length:
-            self.max_length = max(sequences.longest, 2 * self.max_length)
+    def reserve(self, longest: int) -> int:
+        """Has values for sequences of so many tokens; returns for how many."""
+        if longest > self.max_length:
+            self.max_length = max(longest, 2 * self.max_length)
             self.init_buffers(self.table.device)
+        return self.max_length
+
+    def forward(self, sequences: Sequences) -> Tensor:
+        self.reserve(sequences.longest)
         return ops.embedding(sequences.positions, self.table)
 
     def _apply(self, fn, recurse=True):

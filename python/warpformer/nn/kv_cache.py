@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import NamedTuple
@@ -6,12 +6,13 @@ from weakref import finalize
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from warpformer._C import InputError
 from warpformer.nn.block_pool import BlockPool, CacheFull
-from warpformer.nn.block_table import BlockTable, release_all
+from warpformer.nn.block_table import BlockTable, release_all, updated
 from warpformer.nn.layer_cache import MEMORY, DecoderLayerCache, LayerCache
+from warpformer.nn.recorded_calls import RecordedCalls
 from warpformer.nn.sequences import Sequences
 
 BLOCK_SIZE = 32
@@ -105,6 +106,7 @@ class KVCache:
         self.tokens = self.memory_tokens = np.zeros(0, np.int64)
         self.holds_memory = False
         self._device = torch.device("cpu")
+        self._memories: Memories | None = None
         self._begin()
 
     def _new_table(self, key):
@@ -117,6 +119,8 @@ class KVCache:
         return BlockTable(pool, key)
 
     def _begin(self):
+        self._recorded: RecordedCalls | None = None
+        self._memories = None
         self._changed()
         finalize(self, release_all, [*self.tables.values()]).atexit = False
 
@@ -141,12 +145,15 @@ class KVCache:
     @property
     def memories(self) -> Memories:
         """What a decoder attends to beside its own tokens."""
-        if self._memories is None:
-            table = self.tables[MEMORY]
+        if not self._memories_are_current:
+            table, old = self.tables[MEMORY], self._memories
             count = table.sharing()
-            lengths = torch.from_numpy(self.memory_tokens[::count].astype(np.int32)).to(self._device)
-            blocks = table.tensor(self._device)[::count].contiguous()
-            self._memories = Memories(count, blocks, lengths)
+            held = (None, None) if old is None or old.count != count else old[1:]
+            values = table.entries[::count], self.memory_tokens[::count]
+            self._memories = Memories(
+                count, *(updated(t, new, self._device) for t, new in zip(held, values, strict=True))
+            )
+            self._memories_are_current = True
         return self._memories
 
     @property
@@ -258,6 +265,31 @@ class KVCache:
             raise
         return self.lengths
 
+    def record_(self):
+        """From now on calls of the model that repeat themselves are recorded, as RecordedCalls has it."""
+        self._recorded = RecordedCalls()
+
+    def call(
+        self,
+        model: nn.Module,
+        function: Callable[[Tensor, Sequences], Tensor],
+        tokens: Tensor,
+        sequences: Sequences,
+        *state,
+    ) -> Tensor:
+        """function(tokens, sequences), of a model all whose layers append to this cache; or, after `record_`,
+        what it did before done again. `state` tells apart what it depends on beside."""
+        if self._recorded is None:
+            return function(tokens, sequences)
+        for layer in self._attentions():
+            if layer.keys is not None:
+                layer.reserve(self.tables[layer.table].pool)
+        tables = self.tables.values()
+        memory = [(id(table.tensor(self._device)), table.pool.capacity) for table in tables]
+        if self.holds_memory:
+            memory += [self.memories.count, *map(id, self.memories[1:])]
+        return self._recorded(model, function, tokens, sequences, (*state, *memory))
+
     def advance(self, sequences: Sequences):
         """Counts the tokens that all layers have appended."""
         self.tokens, self._lengths = self._totals, sequences.totals
@@ -270,7 +302,7 @@ class KVCache:
         table, none = self.tables[MEMORY], np.zeros(len(self), np.int64)
         self.memory_tokens = sequences.cu_seqlens.diff().cpu().numpy().astype(np.int64)
         table.fill(table.need(none, self.memory_tokens, False))
-        self._memories = None
+        self._memories_are_current = False
         totals = torch.from_numpy(self.memory_tokens.astype(np.int32)).to(self._device)
         return replace(sequences, cache=self, held=torch.zeros_like(totals), totals=totals)
 
@@ -315,5 +347,6 @@ class KVCache:
 
     def _changed(self):
         self._room = 0  # tokens of each sequence that need no other blocks
-        self._lengths = self._memories = None
+        self._lengths = None
+        self._memories_are_current = False
         self.longest = int(self.tokens.max(initial=0))

@@ -75,6 +75,23 @@ class RotaryEmbedding(nn.Module):
         for name, parts in zip(("cos", "sin"), zip(*tables, strict=True), strict=True):
             self.register_buffer(name, torch.cat(parts), persistent=False)
 
+    def reserve(self, longest: int) -> int:
+        """Has angles for sequences of so many tokens; returns for how many.
+
+        Raises:
+            InputError: with "dynamic" they are more than max_position_embeddings: the angles would change with
+                every token, also of those that a cache holds.
+        """
+        if self._not_longer_than is not None and longest > self._not_longer_than:
+            raise InputError(
+                f"a sequence of {longest} tokens is longer than max_position_embeddings = "
+                f"{self._not_longer_than}: beyond it rope_type 'dynamic' is not supported"
+            )
+        if longest > self.max_length:
+            self.max_length = max(longest, 2 * self.max_length)
+            self.init_buffers(self.cos.device)
+        return self.max_length
+
     def prepare(self, sequences: Sequences) -> Sequences:
         """`sequences` with the positions that `forward` takes, once there are angles for all of them.
 
@@ -83,17 +100,9 @@ class RotaryEmbedding(nn.Module):
         in a cache have the same angles in one call as in a call for each.
 
         Raises:
-            InputError: with "dynamic" a sequence is longer than max_position_embeddings: its angles would
-                change with every token, also of those that a cache holds.
+            InputError: as `reserve`.
         """
-        if self._not_longer_than is not None and sequences.longest > self._not_longer_than:
-            raise InputError(
-                f"a sequence of {sequences.longest} tokens is longer than max_position_embeddings = "
-                f"{self._not_longer_than}: beyond it rope_type 'dynamic' is not supported"
-            )
-        if sequences.longest > self.max_length:
-            self.max_length = max(sequences.longest, 2 * self.max_length)
-            self.init_buffers(self.cos.device)
+        self.reserve(sequences.longest)
         if self._longer_than is None:
             return sequences
         lengths = sequences.cu_seqlens.diff()

@@ -10,6 +10,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
 from warpformer._C import InputError, advise_huge_pages
+from warpformer.ops._recording import Recording
 
 _library = torch.library.Library("warpformer", "DEF")
 LARGE = 4 << 20  # bytes
@@ -167,12 +168,18 @@ def is_direct(*required, optional=()):
                 plain = False
     return (
         plain
-        and not torch._C._len_torch_dispatch_stack()
+        and not _has_dispatch_mode()
         and not _has_function_mode()
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not profiler._is_profiler_enabled
     )
+
+
+def _has_dispatch_mode():
+    """A recording is a mode too, but sees direct calls as well."""
+    modes = range(torch._C._len_torch_dispatch_stack())
+    return any(type(torch._C._get_dispatch_stack_at(i)) is not Recording for i in modes)
 
 
 def _has_function_mode():

@@ -85,36 +85,39 @@ def pack_linear(weight: Tensor | QuantizedWeight, *, gated: bool = False) -> Pac
     return PackedWeight(data, values.shape[-2], layout[1], layout[0], layout[2], zeros is not None, gated)
 
 
-def unpack_linear(packed: PackedWeight) -> Tensor | QuantizedWeight:
-    """The weight that `pack_linear` made `packed` of.
+def unpack_linear(packed: PackedWeight, *, rows: Tensor | None = None) -> Tensor | QuantizedWeight:
+    """The weight that `pack_linear` made `packed` of, or some of its rows.
 
     Args:
         packed: as `pack_linear` returns it.
+        rows: [M] int64 or int32, which rows, of a weight [N, K] that is not gated; all if None.
 
     Returns:
-        A tensor [N, K] in its own dtype, or a QuantizedWeight whose scales are float32.
+        A tensor [N, K] in its own dtype, or a QuantizedWeight whose scales are float32; of `rows` [M, K].
 
     Raises:
-        InputError: the bytes are not as many as the format has.
+        InputError: the bytes are not as many as the format has, or one of `rows` is not there.
         TypeError: `packed.data` is not a tensor.
 
     Source: the layout in csrc/linear/op.h.
     """
-    data, rows, depth, format, group_size, zero_points, gated = packed
-    is_direct(data)
+    data, out_features, depth, format, group_size, zero_points, gated = packed
+    is_direct(data, optional=(rows,))
     is_dense = format in DTYPES
     groups = max(1, -(-depth // max(1, group_size)))
     bits_4 = not is_dense and not format.startswith("int8")
-    experts = data.shape[:-2]
+    shape = *data.shape[:-2], out_features if rows is None else len(rows)
     values = data.new_empty(
-        *experts, rows, -(-depth // 2) if bits_4 else depth,
+        *shape, -(-depth // 2) if bits_4 else depth,
         dtype=DTYPES.get(format, torch.uint8 if bits_4 else torch.int8),
     )  # fmt: skip
-    scales = None if is_dense else data.new_empty(*experts, rows, groups, dtype=torch.float32)
-    zeros = data.new_empty(*experts, rows, groups, dtype=torch.uint8) if zero_points else None
+    scales = None if is_dense else data.new_empty(*shape, groups, dtype=torch.float32)
+    zeros = data.new_empty(*shape, groups, dtype=torch.uint8) if zero_points else None
     if not data.is_meta:
         for tensors in _of_experts(data, values, scales, zeros):
-            _C.unpack_linear(*tensors, format, depth, group_size, gated, executor(data))
+            _C.unpack_linear(
+                *(*tensors, rows, format, out_features, depth, group_size, gated), executor(data)
+            )
     return values if is_dense else QuantizedWeight(values, scales, zeros, format, depth, group_size)
 
 

@@ -1,0 +1,71 @@
+"""What a function did with its tensors, done again without Python between the kernels."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from warpformer import _C
+
+aten = torch.ops.aten
+EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
+DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class Recording(TorchDispatchMode):
+    """A function that is called once, and whose work is then done again on the same memory.
+
+        recording = Recording(function)
+        recording.result                   what function() returned
+        recording()                        the same kernels, in their order: `result` has new values
+
+    Kernels of `_C` follow each other without Python. What torch computes between them is called again, too,
+    views are not: all tensors, those in between included, stay where they are as long as the recording lives.
+    What Python itself does, with numbers that it has of its own, is not done again.
+
+    Attributes:
+        result: the tensor that the function returned, in memory of the recording.
+        is_whole: whether all can be done again. Not where Python looked at values of a tensor, or where an op
+            of `torch.ops.warpformer` was called through torch's dispatcher.
+    """
+
+    def __init__(self, function):
+        super().__init__()
+        self.is_whole = True
+        self._parts = []
+        self._begin()
+        try:
+            with self:
+                self.result = function()
+        finally:
+            self._calls.stop()
+
+    def __call__(self) -> Tensor:
+        for part in self._parts:
+            part()
+        return self.result
+
+    def _begin(self):
+        self._calls = _C.Calls()
+        self._parts.append(self._calls.run)
+        self._calls.record()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        if op.namespace == "warpformer" or not DEPENDS_ON_VALUES.isdisjoint(op.tags):
+            self.is_whole = False
+        elif not (op.is_view or op.overloadpacket in EMPTY):
+            self._calls.stop()
+            self._parts.append(partial(_again, op, args, kwargs or {}, result))
+            self._begin()
+        return result
+
+
+def _again(op, args, kwargs, result):
+    found = op(*args, **kwargs)
+    if found is not result:  # as that of an op in place is
+        for old, new in zip(tree_leaves(result), tree_leaves(found), strict=True):
+            if isinstance(old, Tensor) and old is not new:
+                old.copy_(new)
