@@ -40,13 +40,15 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
         logits = logits[searches % batch]
     decoding.history = decoding.history.with_log_probs()
     # The same memory at every step: new pages would take longer than what is written there.
-    of_log_probs, of_totals = logits.new_empty(2, len(searches) * config.beams, vocabulary)
+    of_log_probs, of_totals = torch.empty(
+        2, len(searches) * config.beams, vocabulary, device=logits.device
+    )
 
     def log_probs_of(logits):
         return ops.log_softmax(logits, -1, out=of_log_probs[: len(logits)])
 
     log_probs = log_probs_of(logits)
-    scores = logits.new_zeros(len(searches), 1)  # of the beams: at first one, the prompt
+    scores = torch.zeros(len(searches), 1, device=logits.device)  # of the beams: at first one, the prompt
     found, results = [], Results.none(len(searches), config, logits.device)
     while True:
         step = best_candidates(decoding.history, log_probs, scores, searches, batch, rules, of_totals)

@@ -49,6 +49,7 @@ class Decoding:
 
     with decoder_attention_mask where `decoder_prompt` has one, and then with `decoder_input_ids` alone. With
     drafts it gives logits of several last tokens, and takes a mask where rows have unequal numbers of them.
+    Logits are good until the next call.
 
     Args:
         prompt: [B, T], and its mask or None.
@@ -87,7 +88,7 @@ class Decoding:
         """Logits [R, V] of the token after the last of `history`, whose row r is row index[r] of what was, if
         `index` is given, and one token more."""
         self._follow(history, index)
-        return self.read(history.tokens[:, -1:])[:, -1]
+        return self.read(history.last)[:, -1]
 
     def verify(self, history: History, index: Tensor | None, drafts: Tensor) -> Tensor:
         """Logits [R, 1 + k, V] of the token after the last of `history`, as `step` has them, and after each
@@ -95,7 +96,7 @@ class Decoding:
         [R, 1, V]."""
         self._follow(history, index)
         self._rewind(history)
-        last = history.tokens[:, -1:]
+        last = history.last
         if not drafts.shape[1]:
             return self.read(last)
         there = torch.cat([torch.ones_like(last, dtype=torch.bool), drafts != PADDING], 1)
@@ -163,4 +164,5 @@ class Decoding:
         return lengths - self.cache.tokens
 
     def _logits(self, *args, keep: int = 1, **options):
-        return self.model(*args, **options, cache=self.cache, logits_to_keep=keep).float()
+        logits = self.model(*args, **options, cache=self.cache, logits_to_keep=keep)
+        return logits if logits.is_floating_point() else logits.float()

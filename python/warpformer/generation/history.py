@@ -51,6 +51,11 @@ class History:
         return replace(self, log_probs=torch.zeros(len(self.tokens), 0, device=self.tokens.device))
 
     @property
+    def last(self) -> Tensor:
+        """[R, 1] the last token of each row."""
+        return self.tokens[:, -1:]
+
+    @property
     def new(self) -> Tensor:
         """[R] new tokens of each row."""
         return self.lengths - self.prompts
@@ -66,7 +71,7 @@ class History:
         if self.log_probs is not None:
             log_probs = torch.cat([self.log_probs, log_probs[:, None]], 1)
         tokens = torch.cat([self.tokens, tokens[:, None]], 1)
-        return replace(self, tokens=tokens, lengths=self.lengths + 1, log_probs=log_probs)
+        return History(tokens, self.lengths + 1, self.prompts, self.limits, log_probs)
 
     @staticmethod
     def joined(parts: Sequence[History], order: Tensor | slice = slice(None)) -> History:

@@ -34,18 +34,23 @@ class Rules:
         self.stopping = stopping(config, criteria, tokenizer)
 
     def scores(self, history: History, scores: Tensor) -> Tensor:
-        """[R, V] of logits or log-probabilities [R, V] of the next tokens."""
+        """[R, V] of logits or log-probabilities [R, V] of the next tokens; float32 where an option changes
+        them."""
+        if self.processors:
+            scores = scores.float()
         for processor in self.processors:
             scores = processor(history, scores)
         return scores
 
     def ends(self, history: History) -> Tensor:
         """[R] whether rows end with the token that they have last."""
-        return (history.lengths >= history.limits) | self.stops(history)
+        return self._any_of(history.lengths >= history.limits, history)
 
     def stops(self, history: History) -> Tensor:
         """[R] whether anything but their lengths ends them."""
-        stops = torch.zeros_like(history.lengths, dtype=torch.bool)
+        return self._any_of(torch.zeros_like(history.lengths, dtype=torch.bool), history)
+
+    def _any_of(self, ends, history):
         for criterion in self.stopping:
-            stops = stops | criterion(history)
-        return stops
+            ends = ends | criterion(history)
+        return ends

@@ -212,7 +212,7 @@ class Running:
             logits = self.model(decoder_input_ids=ids, cache=cache, logits_to_keep=1)
         else:
             logits = self.model(ids, mask, cache=cache, logits_to_keep=1)
-        return logits[:, -1].float()
+        return logits[:, -1]
 
     def _write(self, requests, logits):
         """A token more of those whose prompts are read."""

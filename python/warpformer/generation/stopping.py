@@ -25,13 +25,12 @@ def stopping(
     if strings:
         criteria.insert(0, StopStrings(strings, tokenizer))
     if config.eos_token_ids:
-        criteria.insert(0, partial(at_tokens, tokens=config.eos_token_ids))
+        criteria.insert(0, partial(at_tokens, tokens=torch.tensor(config.eos_token_ids)))
     return criteria
 
 
-def at_tokens(history: History, tokens: Sequence[int]) -> Tensor:
-    last = history.tokens[:, -1]
-    return torch.isin(last, torch.tensor(tokens, device=last.device))
+def at_tokens(history: History, tokens: Tensor) -> Tensor:
+    return (history.last == tokens.to(history.last.device)).any(1)
 
 
 def of_user(history: History, criterion: StoppingCriterion, padding: int) -> Tensor:

@@ -34,16 +34,19 @@ def write(
     drafts, logits = rows[:, None][:, :0], logits[:, None]
     while True:
         parts = read_off(decoding.history, logits, drafts, rows, rules, choose, columns)
-        for index, history, ended in parts:
-            lengths[rows[index[ended]]] = history.lengths[ended]
-        history, index = going_on(parts)
-        if not len(index):
-            return lengths
-        if len(index) < len(rows):
-            rows = rows[index]
-            choose.keep_(index)
-        else:
-            index = None
+        index, history, ended = parts[0]
+        if index is not None or bool(ended.any()):
+            parts = [(torch.arange(len(rows), device=rows.device) if i is None else i, *p) for i, *p in parts]
+            for index, history, ended in parts:
+                lengths[rows[index[ended]]] = history.lengths[ended]
+            history, index = going_on(parts)
+            if not len(index):
+                return lengths
+            if len(index) < len(rows):
+                rows = rows[index]
+                choose.keep_(index)
+            else:
+                index = None
         if drafter is None:
             logits = decoding.step(history, index)[:, None]
         else:
@@ -51,7 +54,8 @@ def write(
             logits = decoding.verify(history, index, drafts)
 
 
-Part = tuple[Tensor, History, Tensor]  # numbers of rows, what they have, and which of them have ended
+# Numbers of rows, None for all, what they have, and which of them have ended.
+Part = tuple[Tensor | None, History, Tensor]
 
 
 def read_off(
@@ -74,14 +78,14 @@ def read_off(
         tokens = choose(rules.scores(history, logits[:, i]), index)
         log_probs = None
         if rules.config.return_dict_in_generate:
-            log_probs = ops.log_softmax(logits[:, i], -1).gather(1, tokens[:, None])[:, 0]
+            log_probs = ops.log_softmax(logits[:, i].float(), -1).gather(1, tokens[:, None])[:, 0]
         place, history = history.new, history.append(tokens)
         ends = rules.ends(history)
         columns.put(rows, place, tokens, log_probs, ends)
-        if index is None:
-            index = torch.arange(len(rows), device=rows.device)
         if i == logits.shape[1] - 1:
             return [*parts, (index, history, ends)]
+        if index is None:
+            index = torch.arange(len(rows), device=rows.device)
         agrees = (tokens == drafts[:, i]) & ~ends
         if not bool(agrees.all()):
             parts.append((index[~agrees], history.select(~agrees), ends[~agrees]))

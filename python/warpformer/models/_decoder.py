@@ -109,11 +109,14 @@ class Decoder(nn.Module):
 
         if cache is None:
             return compute(sequences.pack(given), sequences), sequences
-        positions = None if self.rotary is None else self.rotary.reserve(sequences.longest)
-        model, state = head or self, (positions, head is None, logits_to_keep)
-        out = cache.call(model, compute, sequences.pack(given), sequences, *state)
-        cache.advance(sequences)
+        state = self.reserve(sequences.longest), head is None, logits_to_keep
+        out = cache.record(head or self, compute, given, sequences, *state)
+        cache.advance()
         return out, sequences
+
+    def reserve(self, longest: int) -> int | None:
+        """Has positions for sequences of so many tokens; returns for how many, None for any number."""
+        return None if self.rotary is None else self.rotary.reserve(longest)
 
     def forward_packed(self, tokens: Tensor, sequences: Sequences, cache: KVCache | None = None) -> Tensor:
         """Hidden states [N, C] of ids [N] or embeddings [N, C] of packed sequences."""
@@ -190,6 +193,10 @@ class CausalLM(Generating, nn.Module):
             [B, T, V], 0 where attention_mask is; with logits_to_keep [B, logits_to_keep, V], 0 before the
             first token of a shorter sequence.
         """
+        if attention_mask is None and position_ids is None and inputs_embeds is None:
+            logits = again(self, input_ids, cache, logits_to_keep)
+            if logits is not None:
+                return logits
         logits, _ = self.backbone.forward_rows(
             *(input_ids, attention_mask, position_ids),
             **dict(inputs_embeds=inputs_embeds, cache=cache, head=self, logits_to_keep=logits_to_keep),
@@ -202,6 +209,15 @@ class CausalLM(Generating, nn.Module):
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         return self.softcap * ops.activation(logits / self.softcap, "tanh") if self.softcap else logits
+
+
+def again(head: nn.Module, tokens: Tensor | None, cache: KVCache | None, logits_to_keep: int) -> Tensor | None:
+    """The logits of tokens [B, T], all of which count, where `cache` has a recording of such a call of `head`
+    with its backbone; else None."""
+    if cache is None or tokens is None or tokens.ndim != 2 or not cache.is_recording:
+        return None
+    places = head.backbone.reserve(cache.longest + tokens.shape[1])
+    return cache.again(tokens, places, False, logits_to_keep)
 
 
 def kept_logits(logits: Callable[[Tensor], Tensor], rows: Tensor, sequences: Sequences, count: int) -> Tensor:

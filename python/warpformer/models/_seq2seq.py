@@ -186,12 +186,15 @@ class Seq2Seq(nn.Module):
 
         if cache is None:
             return compute(sequences.pack(given), sequences), sequences
-        positions = self.decoder.positions
-        places = positions.reserve(sequences.longest) if isinstance(positions, SinusoidalPositions) else None
-        model, state = head or self, (places, head is None, logits_to_keep, memory is None)
-        out = cache.call(model, compute, sequences.pack(given), sequences, *state)
-        cache.advance(sequences)
+        state = self.reserve(sequences.longest), head is None, logits_to_keep
+        out = cache.record(head or self, compute, given, sequences, *state)
+        cache.advance()
         return out, sequences
+
+    def reserve(self, longest: int) -> int | None:
+        """Has positions for decoders of so many tokens; returns for how many, None for any number."""
+        positions = self.decoder.positions
+        return positions.reserve(longest) if isinstance(positions, SinusoidalPositions) else None
 
     def decode(
         self, tokens: Tensor, sequences: Sequences, memory: Memory | None, cache: KVCache | None = None

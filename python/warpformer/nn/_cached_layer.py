@@ -64,7 +64,7 @@ def cached_call(cache: KVCache, tokens: Tensor, memory: Tensor, batch_first: boo
         return CachedLayer(layer, sequences, rows if layer.table == MEMORY else length, new_memory)
 
     yield [cached(layer) for layer in cache.layers]
-    cache.advance(sequences)
+    cache.advance()
 
 
 def _common(tokens):

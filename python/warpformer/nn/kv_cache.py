@@ -236,9 +236,9 @@ class KVCache:
 
     # A call of the model
 
-    def begin(self, counts: int | np.ndarray, batch: int, device) -> Tensor:
+    def begin(self, counts: int | np.ndarray, batch: int, device):
         """Has room for counts[b] new tokens of each of `batch` sequences; a cache without any begins with so
-        many. Returns `lengths`.
+        many.
 
         Raises:
             CacheFull: see above.
@@ -263,13 +263,29 @@ class KVCache:
             if begins:
                 self.reorder_([])
             raise
-        return self.lengths
 
     def record_(self):
         """From now on calls of the model that repeat themselves are recorded, as RecordedCalls has it."""
         self._recorded = RecordedCalls()
 
-    def call(
+    @property
+    def is_recording(self) -> bool:
+        """Whether there was `record_`."""
+        return self._recorded is not None
+
+    def again(self, tokens: Tensor, *state) -> Tensor | None:
+        """What a call of `record` with the same `state` would return of tokens [B, T], all of which count, and
+        which the cache then holds; None if there is no recording of it."""
+        batch, count = tokens.shape
+        if self._recorded is None or not self.longest or len(self) != batch:
+            return None  # also where the batch is wrong, which the call itself tells
+        self.begin(count, batch, tokens.device)
+        out = self._recorded.again(tokens, self.tokens, state, self._memory())
+        if out is not None:
+            self.advance()
+        return out
+
+    def record(
         self,
         model: nn.Module,
         function: Callable[[Tensor, Sequences], Tensor],
@@ -277,22 +293,24 @@ class KVCache:
         sequences: Sequences,
         *state,
     ) -> Tensor:
-        """function(tokens, sequences), of a model all whose layers append to this cache; or, after `record_`,
-        what it did before done again. `state` tells apart what it depends on beside."""
-        if self._recorded is None:
-            return function(tokens, sequences)
+        """function(tokens without padding, sequences), of a model all whose layers append to this cache. After
+        `record_` it is recorded where it repeats itself; `state` tells apart what it depends on beside."""
+        is_step = tokens.ndim == 2 and sequences.kept is None and not sequences.is_first
+        if self._recorded is None or not is_step:
+            return function(sequences.pack(tokens), sequences)
         for layer in self._attentions():
-            if layer.keys is not None:
-                layer.reserve(self.tables[layer.table].pool)
-        tables = self.tables.values()
-        memory = [(id(table.tensor(self._device)), table.pool.capacity) for table in tables]
-        if self.holds_memory:
-            memory += [self.memories.count, *map(id, self.memories[1:])]
-        return self._recorded(model, function, tokens, sequences, (*state, *memory))
+            layer.reserve(self.tables[layer.table].pool)
+        return self._recorded.record(model, function, tokens, sequences, state, self._memory())
 
-    def advance(self, sequences: Sequences):
+    def _memory(self):
+        """Where the layers read and write."""
+        tables = [(id(table.tensor(self._device)), table.pool.capacity) for table in self.tables.values()]
+        memories = (self.memories.count, *map(id, self.memories[1:])) if self.holds_memory else ()
+        return *tables, *memories
+
+    def advance(self):
         """Counts the tokens that all layers have appended."""
-        self.tokens, self._lengths = self._totals, sequences.totals
+        self.tokens, self._lengths = self._totals, None
         self.holds_memory = MEMORY in self.tables
         self._room -= self._most
         self.longest = self.longest + self._most if self._is_even else int(self.tokens.max(initial=0))

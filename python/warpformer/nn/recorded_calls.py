@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,65 +17,93 @@ class RecordedCalls:
     kind in a row is recorded, and from then on done again without Python between its kernels.
 
     What a call returns is overwritten by the next one of its kind. Meanwhile the model stays as it is: changes
-    of its parameters in place count, others and new hooks do not.
-
-    Args of __call__:
-        model: whose call it is. In training, or with hooks or a `forward` that somebody has set, nothing is
-            recorded, and neither is under torch.autocast or where a mode or profiler is active.
-        function: (tokens, sequences) -> tensor.
-        tokens: [N] or [N, C].
-        sequences: whose tokens they are.
-        memory: tells apart what the function reads and writes beside its arguments and parameters.
+    of its parameters in place count, others and new hooks do not. Nothing is recorded in training, with hooks
+    or a `forward` that somebody has set, under torch.autocast, or where a mode or profiler is active.
     """
 
     def __init__(self):
-        self._recordings: dict[tuple, _Call | None] = {}
+        self._calls: dict[tuple, _Call | None] = {}
         self._memory = self._last = None
 
-    def __call__(
+    def again(self, tokens: Tensor, held: np.ndarray, state: tuple, memory: tuple) -> Tensor | None:
+        """What a recorded call returns of other tokens and lengths; None if there is none.
+
+        Args:
+            tokens: [B, T].
+            held: [B], tokens of each sequence before these.
+            state, memory: as in `record`.
+        """
+        if memory != self._memory:
+            return None
+        call = self._calls.get(_kind(tokens, state))
+        return call(tokens, held) if call is not None and _is_idle(tokens) else None
+
+    def record(
         self,
         model: nn.Module,
         function: Callable[[Tensor, Sequences], Tensor],
         tokens: Tensor,
         sequences: Sequences,
+        state: tuple,
         memory: tuple,
     ) -> Tensor:
+        """function(tokens, sequences), recorded if it is the second of its kind in a row.
+
+        Args:
+            model: whose call it is.
+            tokens: [B, T], all of which count.
+            state: hashable, what tells one function from another.
+            memory: tells apart what they read and write beside their arguments and parameters.
+        """
         if memory != self._memory:
-            self._recordings.clear()
+            self._calls.clear()
             self._memory = memory
-        is_step = not sequences.is_first and sequences.kept is None and len(tokens) <= MOST_ROWS
-        if not is_step or not is_direct(tokens) or autocast_dtype(tokens) is not None:
-            return function(tokens, sequences)
-        positions = sequences.positions
-        kind = tokens.shape, tokens.dtype, sequences.shape, positions.dtype, positions.shape, executor(tokens)
-        call = self._recordings.get(kind)
-        if call is not None:
-            return call(tokens, sequences)
-        if kind in self._recordings or kind != self._last:
-            self._last = kind
-            return function(tokens, sequences)
-        call = _Call(function, tokens, sequences) if _is_plain(model) else None
-        self._recordings[kind] = call if call is not None and call.recording.is_whole else None
-        return function(tokens, sequences) if call is None else call.recording.result
+        kind = _kind(tokens, state)
+        is_repeated, self._last = kind == self._last, kind
+        if not is_repeated or kind in self._calls or len(sequences.positions) > MOST_ROWS:
+            return function(tokens.flatten(), sequences)
+        if not (_is_idle(tokens) and _is_plain(model)):
+            return function(tokens.flatten(), sequences)
+        call = _Call(function, tokens, sequences)
+        self._calls[kind] = call if call.recording.is_whole else None
+        return call.recording.result
 
 
 class _Call:
-    """A recording, and the arguments that it is of."""
+    """A recording, and the arguments that it is of: on the host, which on the CPU is where they are."""
 
     def __init__(self, function, tokens, sequences):
-        self.arguments = [t.clone() for t in _arguments(tokens, sequences)]
-        tokens, positions, held, totals = self.arguments
-        fixed = replace(sequences, positions=positions, held=held, totals=totals)
-        self.recording = Recording(lambda: function(tokens, fixed))
+        self.tokens = tokens.clone()
+        self.hosts, self.copies = [], []
+        fixed = {name: self._host(getattr(sequences, name)) for name in ("positions", "held", "totals")}
+        self.columns = np.arange(tokens.shape[1])
+        self.recording = Recording(lambda: function(self.tokens.flatten(), replace(sequences, **fixed)))
 
-    def __call__(self, tokens, sequences):
-        for mine, new in zip(self.arguments, _arguments(tokens, sequences), strict=True):
-            mine.copy_(new)
+    def _host(self, t):
+        host = t.cpu().clone()
+        self.hosts.append(host.numpy())
+        if t.is_cpu:
+            return host
+        self.copies.append((t.clone(), host))
+        return self.copies[-1][0]
+
+    def __call__(self, tokens, held):
+        self.tokens.copy_(tokens)
+        positions, before, after = self.hosts
+        positions.reshape(len(held), -1)[:] = held[:, None] + self.columns
+        before[:] = held
+        after[:] = held + len(self.columns)
+        for there, host in self.copies:
+            there.copy_(host)
         return self.recording()
 
 
-def _arguments(tokens, sequences):
-    return tokens, sequences.positions, sequences.held, sequences.totals
+def _kind(tokens, state):
+    return tokens.shape, tokens.dtype, executor(tokens), state
+
+
+def _is_idle(tokens):
+    return is_direct(tokens) and autocast_dtype(tokens) is None
 
 
 def _is_plain(model):

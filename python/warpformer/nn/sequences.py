@@ -65,7 +65,8 @@ class Sequences:
         past = 0 if cache is None else cache.longest
         held = totals = None
         if cache is not None:
-            held = cache.begin(counts if kept is None else counts.cpu().numpy(), shape[0], device)
+            cache.begin(counts if kept is None else counts.cpu().numpy(), shape[0], device)
+            held = cache.lengths
             totals = (held + counts).int()
         if position_ids is None:
             positions = _positions(shape, kept, held if past else None, device)

@@ -1,3 +1,5 @@
+import functools
+
 import torch
 from torch import Tensor
 
@@ -116,11 +118,19 @@ def _rows_of(op, scores, dtype, names, options):
         elif not isinstance(option, int | float):
             raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, not {type(option).__name__}")
     if are_numbers:
-        values = torch.tensor([options], dtype=dtype, device=device).expand(rows, -1)
-    else:
-        columns = [torch.as_tensor(option, dtype=dtype, device=device).expand(rows) for option in options]
-        values = torch.stack(columns, 1)
-    return values.view(torch.int64) if dtype == torch.float64 else values
+        return _row_of(options, dtype, device).expand(rows, -1)
+    columns = [torch.as_tensor(option, dtype=dtype, device=device).expand(rows) for option in options]
+    return _as_bits(torch.stack(columns, 1))
+
+
+@functools.lru_cache(64)
+def _row_of(options, dtype, device):
+    """[1, options]: the same at every step."""
+    return _as_bits(torch.tensor([options], dtype=dtype, device=device))
+
+
+def _as_bits(values):
+    return values.view(torch.int64) if values.dtype == torch.float64 else values
 
 
 def _sample(scores, draws, options):
