@@ -72,7 +72,7 @@ struct Values {
   }
   template <class T>
   WF_INLINE const T* at(int64_t p, int64_t k, int v) const {
-    __builtin_prefetch(place(p, k, v) + kAhead);
+    __builtin_prefetch(place(p, k, v) + kAhead, 0, 0);
     return reinterpret_cast<const T*>(place(p, k, v));
   }
   WF_INLINE void skip(int64_t panels) { data += panels * panel; }

@@ -4,6 +4,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from warpformer.generation.history import History
+
 
 class Streamer(Protocol):
     """What transformers' streamers are."""
@@ -23,16 +25,24 @@ class Columns:
 
     def __init__(self, rows: int, padding: int, streamer: Streamer | None):
         self.rows, self.padding, self.streamer = rows, padding, streamer
-        self.parts: list[tuple[Tensor, ...]] = []  # rows, columns, tokens and log-probabilities
+        self.parts: list[tuple] = []  # rows, places, tokens and log-probabilities
         self.waiting = [deque() for _ in range(rows)] if streamer is not None else []
         self.ended = [False] * rows
 
-    def put(self, rows: Tensor, columns: Tensor, tokens: Tensor, log_probs: Tensor | None, ends: Tensor):
-        """A token of each of these rows, and whether they end with it."""
-        self.parts.append((rows, columns, tokens) + (() if log_probs is None else (log_probs,)))
+    def put(
+        self,
+        rows: Tensor,
+        history: History,
+        tokens: Tensor,
+        log_probs: Tensor | None = None,
+        ends: Tensor | None = None,
+    ):
+        """The last token of each of these rows, and whether they end with it; None: none does."""
+        self.parts.append((rows, history.place, tokens) + (() if log_probs is None else (log_probs,)))
         if self.streamer is None:
             return
-        for row, token, end in zip(rows.tolist(), tokens.tolist(), ends.tolist(), strict=True):
+        ended = [False] * len(rows) if ends is None else ends.tolist()
+        for row, token, end in zip(rows.tolist(), tokens.tolist(), ended, strict=True):
             self.waiting[row].append(token)
             self.ended[row] = end
         while any(self.waiting) and all(
@@ -43,7 +53,9 @@ class Columns:
 
     def stack(self) -> tuple[Tensor, Tensor | None]:
         """[R, new] tokens, and log-probabilities, 0 behind the end of a row."""
-        rows, columns, *values = (torch.cat(tensors) for tensors in zip(*self.parts, strict=True))
+        rows, places, *values = zip(*self.parts, strict=True)
+        columns = torch.cat([first + count for first, count in places])
+        rows, *values = (torch.cat(tensors) for tensors in (rows, *values))
         shape = self.rows, int(columns.max()) + 1
         whole = [
             value.new_full(shape, fill).index_put_((rows, columns), value)

@@ -88,7 +88,7 @@ class Decoding:
         """Logits [R, V] of the token after the last of `history`, whose row r is row index[r] of what was, if
         `index` is given, and one token more."""
         self._follow(history, index)
-        return self.read(history.last)[:, -1]
+        return self.read(history.last).select(1, -1)
 
     def verify(self, history: History, index: Tensor | None, drafts: Tensor) -> Tensor:
         """Logits [R, 1 + k, V] of the token after the last of `history`, as `step` has them, and after each

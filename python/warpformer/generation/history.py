@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +9,11 @@ from torch import Tensor
 PADDING = -1
 
 
-@dataclass(frozen=True)
 class History:
     """What the rows of a batch have so far. Rows are independent; `select` and `append` give new ones.
+
+    Tokens that are appended are put beside the others when somebody asks for `tokens`: most steps of most
+    texts do without.
 
     Attributes:
         tokens: [R, T] int64, the last at the right; PADDING before the first of a shorter row.
@@ -22,11 +23,20 @@ class History:
         log_probs: [R, new] of the new tokens, 0 of those that are none; None where nobody asks.
     """
 
-    tokens: Tensor
-    lengths: Tensor
-    prompts: Tensor
-    limits: Tensor
-    log_probs: Tensor | None = None
+    def __init__(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        prompts: Tensor,
+        limits: Tensor,
+        log_probs: Tensor | None = None,
+    ):
+        self.prompts, self.limits, self.log_probs = prompts, limits, log_probs
+        self._tokens, self._lengths = tokens, lengths  # before the first `_count` of `_appended`
+        self._appended: list[Tensor] = []  # shared by those that follow each other
+        self._count = 0
+        self._room: int | None = None  # of the rows without those that are appended
+        self._first: Tensor | None = None
 
     @staticmethod
     def of_prompts(
@@ -41,24 +51,48 @@ class History:
             tokens, lengths = tokens.gather(1, order).masked_fill(there == 0, PADDING), there.sum(1)
         return History(tokens, lengths, lengths, limits(lengths))
 
-    def trimmed(self) -> History:
-        """Without columns in which no row has a token."""
-        longest = max(self.lengths.tolist(), default=0)
-        return replace(self, tokens=self.tokens[:, self.tokens.shape[1] - longest :])
+    @property
+    def tokens(self) -> Tensor:
+        self._settle()
+        return self._tokens
 
-    def with_log_probs(self) -> History:
-        """With those of new tokens kept from here on."""
-        return replace(self, log_probs=torch.zeros(len(self.tokens), 0, device=self.tokens.device))
+    @property
+    def lengths(self) -> Tensor:
+        self._settle()
+        return self._lengths
 
     @property
     def last(self) -> Tensor:
         """[R, 1] the last token of each row."""
-        return self.tokens[:, -1:]
+        return self._appended[self._count - 1].unsqueeze(1) if self._count else self._tokens[:, -1:]
 
     @property
     def new(self) -> Tensor:
         """[R] new tokens of each row."""
         return self.lengths - self.prompts
+
+    @property
+    def place(self) -> tuple[Tensor, int]:
+        """Which of the new tokens of each row the last one is: the sum of the two, [R]."""
+        if self._first is None:
+            self._first = self._lengths - self.prompts - 1
+        return self._first, self._count
+
+    @property
+    def room(self) -> int:
+        """Tokens that every row can have more before one is at its limit."""
+        if self._room is None:
+            self._room = min((self.limits - self._lengths).tolist(), default=0)
+        return self._room - self._count
+
+    def trimmed(self) -> History:
+        """Without columns in which no row has a token."""
+        longest = max(self.lengths.tolist(), default=0)
+        return self._with(self.tokens[:, self.tokens.shape[1] - longest :])
+
+    def with_log_probs(self) -> History:
+        """With those of new tokens kept from here on."""
+        return self._with(self.tokens, torch.zeros(len(self.tokens), 0, device=self.tokens.device))
 
     def select(self, index: Tensor) -> History:
         """Row r is what row index[r] is here."""
@@ -70,8 +104,12 @@ class History:
         """With one token [R] more of each row and, where they are kept, its log-probability [R]."""
         if self.log_probs is not None:
             log_probs = torch.cat([self.log_probs, log_probs[:, None]], 1)
-        tokens = torch.cat([self.tokens, tokens[:, None]], 1)
-        return History(tokens, self.lengths + 1, self.prompts, self.limits, log_probs)
+        longer = History(self._tokens, self._lengths, self.prompts, self.limits, log_probs)
+        is_latest = len(self._appended) == self._count
+        longer._appended = self._appended if is_latest else self._appended[: self._count]
+        longer._appended.append(tokens)
+        longer._count, longer._room, longer._first = self._count + 1, self._room, self._first
+        return longer
 
     @staticmethod
     def joined(parts: Sequence[History], order: Tensor | slice = slice(None)) -> History:
@@ -88,3 +126,14 @@ class History:
     def index(self, vocabulary: int) -> Tensor:
         """`tokens` as columns of [R, V + 1]: the last is that of what does not count or cannot be written."""
         return self.tokens.where(self.tokens != PADDING, vocabulary).clamp(max=vocabulary)
+
+    def _with(self, tokens, log_probs=None):
+        log_probs = self.log_probs if log_probs is None else log_probs
+        return History(tokens, self.lengths, self.prompts, self.limits, log_probs)
+
+    def _settle(self):
+        if self._count:
+            new = [tokens[:, None] for tokens in self._appended[: self._count]]
+            self._tokens, self._lengths = torch.cat([self._tokens, *new], 1), self._lengths + self._count
+            self._room = None if self._room is None else self._room - self._count
+            self._appended, self._count, self._first = [], 0, None

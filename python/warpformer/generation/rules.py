@@ -32,6 +32,8 @@ class Rules:
         self.config = config
         self.processors = processors(config, users, constraint)
         self.stopping = stopping(config, criteria, tokenizer)
+        self._eos = frozenset(config.eos_token_ids)
+        self._looks_at_texts = len(self.stopping) > bool(self._eos)
 
     def scores(self, history: History, scores: Tensor) -> Tensor:
         """[R, V] of logits or log-probabilities [R, V] of the next tokens; float32 where an option changes
@@ -45,6 +47,12 @@ class Rules:
     def ends(self, history: History) -> Tensor:
         """[R] whether rows end with the token that they have last."""
         return self._any_of(history.lengths >= history.limits, history)
+
+    def may_end(self, history: History) -> bool:
+        """False where no row ends, as the host knows without much ado."""
+        if self._looks_at_texts or history.room <= 0:
+            return True
+        return bool(self._eos) and not self._eos.isdisjoint(history.last.flatten().tolist())
 
     def stops(self, history: History) -> Tensor:
         """[R] whether anything but their lengths ends them."""

@@ -30,6 +30,7 @@ class Running:
     def __init__(self, model, cache: KVCache, max_batch: int, prefill_chunk: int):
         self.model = model
         self.cache = cache
+        self.cache.record_()
         self.max_batch = max_batch
         self.prefill_chunk = prefill_chunk
         self.requests: list[Request] = []
@@ -203,7 +204,8 @@ class Running:
             raise
 
     def _logits(self, cache, rows: Sequence[Tensor], sources: Sequence[Tensor] | None = None) -> Tensor:
-        """[R, V] of the last of the new tokens of each row; those of a row without any mean nothing."""
+        """[R, V] of the last of the new tokens of each row, good until the next call; those of a row without
+        any mean nothing."""
         ids, mask = padded(rows)
         if sources is not None:
             given = padded(sources)
@@ -211,7 +213,7 @@ class Running:
         elif hasattr(self.model, "encode"):
             logits = self.model(decoder_input_ids=ids, cache=cache, logits_to_keep=1)
         else:
-            logits = self.model(ids, mask, cache=cache, logits_to_keep=1)
+            logits = self.model(ids, *() if mask is None else (mask,), cache=cache, logits_to_keep=1)
         return logits[:, -1]
 
     def _write(self, requests, logits):
@@ -236,8 +238,10 @@ def join(groups: dict[object, Writers], key, writers: Writers):
         groups[key] = writers
 
 
-def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """[R, T] of tokens, at the left, and where they are."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = pad_sequence(list(rows), batch_first=True)
-    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """[R, T] of tokens, at the left, and where they are; None: everywhere."""
+    lengths = [len(row) for row in rows]
+    if min(lengths) == max(lengths):
+        return torch.stack([*rows]), None
+    ids = pad_sequence([*rows], batch_first=True)
+    return ids, torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]

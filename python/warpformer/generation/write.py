@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,15 +31,12 @@ def write(
     """
     rows = torch.arange(len(logits), device=logits.device)  # those that have not ended
     lengths = torch.empty_like(rows)
-    drafts, logits = rows[:, None][:, :0], logits[:, None]
+    drafts, columns_of_logits = rows[:, None][:, :0], [logits]
     while True:
-        parts = read_off(decoding.history, logits, drafts, rows, rules, choose, columns)
+        parts = read_off(decoding.history, columns_of_logits, drafts, rows, rules, choose, columns)
         index, history, ended = parts[0]
-        if index is not None or bool(ended.any()):
-            parts = [(torch.arange(len(rows), device=rows.device) if i is None else i, *p) for i, *p in parts]
-            for index, history, ended in parts:
-                lengths[rows[index[ended]]] = history.lengths[ended]
-            history, index = going_on(parts)
+        if index is not None or ended is not None:
+            history, index = going_on(parts, rows, lengths)
             if not len(index):
                 return lengths
             if len(index) < len(rows):
@@ -48,19 +45,19 @@ def write(
             else:
                 index = None
         if drafter is None:
-            logits = decoding.step(history, index)[:, None]
+            columns_of_logits = [decoding.step(history, index)]
         else:
             drafts = allowed(drafter(history, index), history)
-            logits = decoding.verify(history, index, drafts)
+            columns_of_logits = decoding.verify(history, index, drafts).unbind(1)
 
 
-# Numbers of rows, None for all, what they have, and which of them have ended.
-Part = tuple[Tensor | None, History, Tensor]
+# Numbers of rows, None for all; what they have; and which of them have ended, None for none.
+Part = tuple[Tensor | None, History, Tensor | None]
 
 
 def read_off(
     history: History,
-    logits: Tensor,
+    logits: Sequence[Tensor],
     drafts: Tensor,
     rows: Tensor,
     rules: Rules,
@@ -70,44 +67,48 @@ def read_off(
     """Chooses a token of each row, and another where it has that of its draft, and so on.
 
     Args:
-        logits: [R, 1 + k, V]; drafts: [R, k].
+        logits: 1 + k of [R, V]; drafts: [R, k].
         rows: [R], which rows of `columns` these are.
     """
     index, parts = None, []
-    for i in range(logits.shape[1]):
-        tokens = choose(rules.scores(history, logits[:, i]), index)
+    for i, scores in enumerate(logits):
+        tokens = choose(rules.scores(history, scores), index)
         log_probs = None
         if rules.config.return_dict_in_generate:
-            log_probs = ops.log_softmax(logits[:, i].float(), -1).gather(1, tokens[:, None])[:, 0]
-        place, history = history.new, history.append(tokens)
-        ends = rules.ends(history)
-        columns.put(rows, place, tokens, log_probs, ends)
-        if i == logits.shape[1] - 1:
+            log_probs = ops.log_softmax(scores.float(), -1).gather(1, tokens[:, None])[:, 0]
+        history = history.append(tokens)
+        ends = rules.ends(history) if rules.may_end(history) else None
+        columns.put(rows, history, tokens, log_probs, ends)
+        if i == len(logits) - 1:
             return [*parts, (index, history, ends)]
         if index is None:
             index = torch.arange(len(rows), device=rows.device)
-        agrees = (tokens == drafts[:, i]) & ~ends
+        agrees = tokens == drafts[:, i]
+        if ends is not None:
+            agrees &= ~ends
         if not bool(agrees.all()):
-            parts.append((index[~agrees], history.select(~agrees), ends[~agrees]))
+            left = ~agrees
+            parts.append((index[left], history.select(left), None if ends is None else ends[left]))
             if not bool(agrees.any()):
                 break
             rows, index, history = rows[agrees], index[agrees], history.select(agrees)
-            logits, drafts = logits[agrees], drafts[agrees]
+            logits, drafts = [column[agrees] for column in logits], drafts[agrees]
     return parts
 
 
-def going_on(parts: list[Part]) -> tuple[History, Tensor]:
-    """The rows that have not ended, in their order, and their numbers."""
-    kept = [(index, history, (~ends).nonzero().flatten()) for index, history, ends in parts]
-    kept = [
-        (index, history) if len(going) == len(index) else (index[going], history.select(going))
-        for index, history, going in kept
-        if len(going)
-    ]
-    if len(kept) == 1:
-        return kept[0][1], kept[0][0]
-    if not kept:
-        return parts[0][1], parts[0][0][:0]
-    index = torch.cat([index for index, _ in kept])
-    index, order = index.sort()
-    return History.joined([history for _, history in kept], order), index
+def going_on(parts: list[Part], rows: Tensor, lengths: Tensor) -> tuple[History, Tensor]:
+    """The rows that have not ended, in their order, and their numbers; `lengths` get those of the others."""
+    kept = []
+    for index, history, ends in parts:
+        index = torch.arange(len(rows), device=rows.device) if index is None else index
+        if ends is not None and bool(ends.any()):
+            lengths[rows[index[ends]]] = history.lengths[ends]
+            going = ~ends
+            index, history = index[going], history.select(going)
+        kept.append((index, history))
+    some = [(index, history) for index, history in kept if len(index)]
+    if len(some) < 2:
+        index, history = (some or kept)[0]
+        return history, index
+    index, order = torch.cat([index for index, _ in some]).sort()
+    return History.joined([history for _, history in some], order), index

@@ -45,7 +45,7 @@ class Writers:
         try:
             tokens = self.choose(self.rules.scores(self.history, logits))
             history = self.history.append(tokens)
-            stops, full = self.rules.stops(history), history.lengths >= history.limits
+            ends = self._ends(history)
         except Exception as error:
             if len(self.requests) == 1:
                 self.requests[0].finish(error=error)
@@ -53,8 +53,7 @@ class Writers:
                 self._write_alone(logits)
             return
         self.history = history
-        columns = (t.tolist() for t in (tokens, stops, full))
-        for request, token, stop, is_full in zip(self.requests, *columns, strict=True):
+        for request, token, (stop, is_full) in zip(self.requests, tokens.tolist(), ends, strict=True):
             try:
                 request.put(token)
             except Exception as error:  # of its on_token
@@ -63,6 +62,13 @@ class Writers:
             if stop or is_full:
                 request.finish("stop" if stop else "length")
         self.keep_(lambda request: not request.done)
+
+    def _ends(self, history):
+        """Of each row, whether something that stands there ends it, and whether its length does."""
+        if not self.rules.may_end(history):
+            return [(False, False)] * len(self.requests)
+        stops, full = self.rules.stops(history), history.lengths >= history.limits
+        return [*zip(stops.tolist(), full.tolist(), strict=True)]
 
     def _write_alone(self, logits):
         """Somebody has raised: each by itself."""

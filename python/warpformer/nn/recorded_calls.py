@@ -17,8 +17,8 @@ class RecordedCalls:
     kind in a row is recorded, and from then on done again without Python between its kernels.
 
     What a call returns is overwritten by the next one of its kind. Meanwhile the model stays as it is: changes
-    of its parameters in place count, others and new hooks do not. Nothing is recorded in training, with hooks
-    or a `forward` that somebody has set, under torch.autocast, or where a mode or profiler is active.
+    of its parameters in place count, others, new hooks and modes do not. Nothing is recorded in training, with
+    hooks or a `forward` that somebody has set, under torch.autocast, or where a mode or profiler is active.
     """
 
     def __init__(self):
@@ -36,7 +36,7 @@ class RecordedCalls:
         if memory != self._memory:
             return None
         call = self._calls.get(_kind(tokens, state))
-        return call(tokens, held) if call is not None and _is_idle(tokens) else None
+        return None if call is None else call(tokens, held)
 
     def record(
         self,
@@ -62,7 +62,7 @@ class RecordedCalls:
         is_repeated, self._last = kind == self._last, kind
         if not is_repeated or kind in self._calls or len(sequences.positions) > MOST_ROWS:
             return function(tokens.flatten(), sequences)
-        if not (_is_idle(tokens) and _is_plain(model)):
+        if not is_direct(tokens) or autocast_dtype(tokens) is not None or not _is_plain(model):
             return function(tokens.flatten(), sequences)
         call = _Call(function, tokens, sequences)
         self._calls[kind] = call if call.recording.is_whole else None
@@ -100,10 +100,6 @@ class _Call:
 
 def _kind(tokens, state):
     return tokens.shape, tokens.dtype, executor(tokens), state
-
-
-def _is_idle(tokens):
-    return is_direct(tokens) and autocast_dtype(tokens) is None
 
 
 def _is_plain(model):

@@ -52,6 +52,10 @@ class Recording(TorchDispatchMode):
         self._parts.append(self._calls.run)
         self._calls.record()
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # which would import the compiler: seconds, and nothing here is compiled
+
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         result = op(*args, **(kwargs or {}))
         if op.namespace == "warpformer" or not DEPENDS_ON_VALUES.isdisjoint(op.tags):

@@ -8,6 +8,7 @@ from warpformer.ops._library import dispatch, empty, executor, is_direct, regist
 
 SAMPLE = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 PENALIZE = ("repetition", "frequency", "presence")
+NUMBERS = {int, float, bool}
 
 
 def sample(
@@ -108,25 +109,23 @@ def _rows_of(op, scores, dtype, names, options):
         rows, device = 1, "cpu"  # the op refuses these scores
     else:
         rows, device = scores.shape[0], scores.device
-    are_numbers = True
+    if NUMBERS.issuperset(map(type, options)):
+        return _same_rows(options, rows, dtype, device)
     for name, option in zip(names, options, strict=True):
         if isinstance(option, Tensor):
-            are_numbers = False
             if option.shape != (rows,) or option.device != device or option.is_complex():
                 shape = list(option.shape)
                 raise _C.InputError(f"{op}: {name} = {shape} has no real number for each of {rows} rows")
         elif not isinstance(option, int | float):
             raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, not {type(option).__name__}")
-    if are_numbers:
-        return _row_of(options, dtype, device).expand(rows, -1)
     columns = [torch.as_tensor(option, dtype=dtype, device=device).expand(rows) for option in options]
     return _as_bits(torch.stack(columns, 1))
 
 
 @functools.lru_cache(64)
-def _row_of(options, dtype, device):
-    """[1, options]: the same at every step."""
-    return _as_bits(torch.tensor([options], dtype=dtype, device=device))
+def _same_rows(options, rows, dtype, device):
+    """[R, options]: the same at every step."""
+    return _as_bits(torch.tensor([options], dtype=dtype, device=device)).expand(rows, -1)
 
 
 def _as_bits(values):
