@@ -3,8 +3,8 @@
 python -m warpformer.bench.decode_step
 
 A Llama of 6 layers and 27.7 million parameters in bfloat16, random, writes one row by `generate`. Kernels are
-timed by functions in the place of those of `warpformer._C`, in other runs than those that time the step: what
-is left of the step is Python and torch.
+timed one by one, by functions in the place of those of `warpformer._C` and in recorded calls, in other runs than
+those that time the step: what is left of the step is Python and torch.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ PARTS = {
 }
 SIZES = decoder(16384, 2048, 512, 1408, 6, 8, 8, tie_word_embeddings=True)
 PROMPT, STEPS, ROUNDS = 16, 128, 7
+CALLS = _C.Calls
 OPTIONS = {
     "greedy": {},
     "drawn": dict(do_sample=True, top_k=50, top_p=0.9, temperature=0.8, repetition_penalty=1.1, seed=0),
@@ -41,12 +42,44 @@ def new_model(sizes: dict = SIZES) -> torch.nn.Module:
     return pack_(build(model_module(values), values), torch.bfloat16).eval()
 
 
+class TimedCalls:
+    """What `_C.Calls` does, with the seconds that each function takes when it is called again."""
+
+    recording: "TimedCalls | None" = None
+
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds, self.calls = seconds, []
+
+    def record(self):
+        TimedCalls.recording = self
+
+    def stop(self):
+        TimedCalls.recording = None
+
+    def first(self, name: str, function, args):
+        calls = CALLS()
+        calls.record()
+        try:
+            return function(*args)
+        finally:
+            calls.stop()
+            self.calls.append((name, calls.run))
+
+    def run(self):
+        for name, run in self.calls:
+            start = perf_counter()
+            run()
+            self.seconds[name] += perf_counter() - start
+
+
 @contextlib.contextmanager
 def timed_kernels(seconds: dict[str, float]):
     """Adds the seconds that every function of `_C` takes to `seconds`."""
 
     def timed(name, function):
         def call(*args):
+            if TimedCalls.recording is not None:
+                return TimedCalls.recording.first(name, function, args)
             start = perf_counter()
             result = function(*args)
             seconds[name] += perf_counter() - start
@@ -55,7 +88,8 @@ def timed_kernels(seconds: dict[str, float]):
         return call
 
     functions = {name: f for name, f in vars(_C).items() if type(f).__name__ == "builtin_function_or_method"}
-    with mock.patch.multiple(_C, **{name: timed(name, f) for name, f in functions.items()}):
+    timed_ones = {name: timed(name, f) for name, f in functions.items()}
+    with mock.patch.multiple(_C, Calls=lambda: TimedCalls(seconds), **timed_ones):
         yield
 
 

@@ -71,7 +71,8 @@ def read_off(
         rows: [R], which rows of `columns` these are.
     """
     index, parts = None, []
-    for i, scores in enumerate(logits):
+    for i in range(len(logits)):
+        scores = logits[i]
         tokens = choose(rules.scores(history, scores), index)
         log_probs = None
         if rules.config.return_dict_in_generate:

@@ -105,10 +105,10 @@ class RotaryEmbedding(nn.Module):
         self.reserve(sequences.longest)
         if self._longer_than is None:
             return sequences
-        lengths = sequences.cu_seqlens.diff()
-        totals = (lengths if sequences.totals is None else sequences.totals).repeat_interleave(lengths)
+        totals = sequences.cu_seqlens.diff() if sequences.totals is None else sequences.totals
+        totals = sequences.of_tokens(totals)
         if not sequences.is_first:
-            follows = (sequences.held > 0).repeat_interleave(lengths)
+            follows = sequences.of_tokens(sequences.held > 0)
             totals = torch.where(follows, sequences.positions + 1, totals)
         shift = (totals > self._longer_than) * self.max_length
         return replace(sequences, positions=sequences.positions + shift)

@@ -95,6 +95,13 @@ class Sequences:
         padded[self.kept] = rows
         return padded
 
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """[N], for each token the value that its sequence has in `values` [B]."""
+        batch, longest = self.shape
+        if len(self.positions) == batch * longest:
+            return values[:, None].expand(self.shape).flatten()
+        return values.repeat_interleave(self.cu_seqlens.diff())
+
     def first(self) -> Tensor:
         """[B] int64: the row of the first token of each sequence."""
         return self.cu_seqlens[:-1].long()
