@@ -90,6 +90,7 @@ def bench_decoding(compare, peer, checkpoint, tmp_path, format, batch):
     ours = wf.load(checkpoint[0], quantization=quantization)
     prompt = torch.randint(VOCABULARY, (batch, HELD))
     cache = ours.make_cache()
+    cache.record_()  # as `generate` does
     ours(prompt, cache=cache, logits_to_keep=1)
 
     def step(ids):

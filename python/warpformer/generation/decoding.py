@@ -71,6 +71,7 @@ class Decoding:
             names = "decoder_input_ids", "decoder_attention_mask"
             self.options = {name: t for name, t in zip(names, prompt, strict=True) if t is not None}
         self.prompt = prompt[0]
+        self._latest = self._scores = None  # logits of the last step, the same tensors where it is recorded
         self.kept = None
         if cache is not None:
             self.kept = GivenCache(cache, self.history.lengths, self.is_encoder_decoder)
@@ -88,7 +89,10 @@ class Decoding:
         """Logits [R, V] of the token after the last of `history`, whose row r is row index[r] of what was, if
         `index` is given, and one token more."""
         self._follow(history, index)
-        return self.read(history.last).select(1, -1)
+        logits = self.read(history.last)
+        if logits is not self._latest:
+            self._latest, self._scores = logits, logits.select(1, -1)
+        return self._scores
 
     def verify(self, history: History, index: Tensor | None, drafts: Tensor) -> Tensor:
         """Logits [R, 1 + k, V] of the token after the last of `history`, as `step` has them, and after each

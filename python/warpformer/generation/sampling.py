@@ -11,6 +11,7 @@ from warpformer import ops
 from warpformer.generation.checks import is_integer, require
 from warpformer.generation.config import OF_SAMPLING, GenerationConfig
 from warpformer.generation.philox import uniform
+from warpformer.ops._recording import Repeated
 
 AHEAD = 64  # numbers of a row that are made together
 
@@ -18,9 +19,12 @@ AHEAD = 64  # numbers of a row that are made together
 class Greedy:
     """The token of the greatest score, the first of several, whichever row it is of."""
 
+    def __init__(self):
+        self._best = Repeated(ops.sample)
+
     def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
         """[R] of scores [R, V]."""
-        return ops.sample(scores)
+        return self._best(scores)
 
     def keep_(self, rows: Tensor):
         pass

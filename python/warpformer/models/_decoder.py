@@ -109,8 +109,8 @@ class Decoder(nn.Module):
 
         if cache is None:
             return compute(sequences.pack(given), sequences), sequences
-        state = self.reserve(sequences.longest), head is None, logits_to_keep
-        out = cache.record(head or self, compute, given, sequences, *state)
+        limit = self.reserve(sequences.longest)
+        out = cache.record(head or self, compute, given, sequences, limit, head is None, logits_to_keep)
         cache.advance()
         return out, sequences
 
@@ -193,8 +193,8 @@ class CausalLM(Generating, nn.Module):
             [B, T, V], 0 where attention_mask is; with logits_to_keep [B, logits_to_keep, V], 0 before the
             first token of a shorter sequence.
         """
-        if attention_mask is None and position_ids is None and inputs_embeds is None:
-            logits = again(self, input_ids, cache, logits_to_keep)
+        if cache is not None and attention_mask is None and position_ids is None and inputs_embeds is None:
+            logits = cache.again(input_ids, False, logits_to_keep)
             if logits is not None:
                 return logits
         logits, _ = self.backbone.forward_rows(
@@ -209,15 +209,6 @@ class CausalLM(Generating, nn.Module):
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         return self.softcap * ops.activation(logits / self.softcap, "tanh") if self.softcap else logits
-
-
-def again(head: nn.Module, tokens: Tensor | None, cache: KVCache | None, logits_to_keep: int) -> Tensor | None:
-    """The logits of tokens [B, T], all of which count, where `cache` has a recording of such a call of `head`
-    with its backbone; else None."""
-    if cache is None or tokens is None or tokens.ndim != 2 or not cache.is_recording:
-        return None
-    places = head.backbone.reserve(cache.longest + tokens.shape[1])
-    return cache.again(tokens, places, False, logits_to_keep)
 
 
 def kept_logits(logits: Callable[[Tensor], Tensor], rows: Tensor, sequences: Sequences, count: int) -> Tensor:

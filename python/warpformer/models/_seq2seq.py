@@ -186,8 +186,8 @@ class Seq2Seq(nn.Module):
 
         if cache is None:
             return compute(sequences.pack(given), sequences), sequences
-        state = self.reserve(sequences.longest), head is None, logits_to_keep
-        out = cache.record(head or self, compute, given, sequences, *state)
+        limit = self.reserve(sequences.longest)
+        out = cache.record(head or self, compute, given, sequences, limit, head is None, logits_to_keep)
         cache.advance()
         return out, sequences
 

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from warpformer._C import InputError
 from warpformer.generation import Generating
 from warpformer.models._config import require
-from warpformer.models._decoder import again
 from warpformer.models._heads import Head, QuestionAnswering, Span
 from warpformer.models._seq2seq import Seq2Seq
 from warpformer.nn import Dropout, KVCache, Linear, Memory, Sequences
@@ -46,7 +45,7 @@ class Seq2SeqLM(Generating, nn.Module):
                 logits_to_keep, V], 0 before the first token of a shorter one; of all if 0.
         """
         if not args and kwargs.keys() == {"decoder_input_ids", "cache"}:
-            logits = again(self, kwargs["decoder_input_ids"], kwargs["cache"], logits_to_keep)
+            logits = kwargs["cache"].again(kwargs["decoder_input_ids"], False, logits_to_keep)
             if logits is not None:
                 return logits
         return self.backbone.forward_rows(*args, **kwargs, head=self, logits_to_keep=logits_to_keep)[0]

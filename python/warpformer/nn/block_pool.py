@@ -2,7 +2,7 @@ import numpy as np
 
 from warpformer._C import InputError
 
-FIRST = 2  # blocks, at first
+FIRST = 8  # blocks, at first
 
 
 class CacheFull(InputError):

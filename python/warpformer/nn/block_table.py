@@ -7,6 +7,8 @@ from torch import Tensor
 from warpformer._C import InputError
 from warpformer.nn.block_pool import BlockPool
 
+COLUMNS = 32  # at first: few calls of a model find other columns than the one before
+
 
 class BlockTable:
     """Where the tokens of each sequence of a cache are: token j in slot j % block_size of block
@@ -136,7 +138,7 @@ class BlockTable:
     def _widen(self, columns):
         have = self.entries.shape[1]
         if columns > have:
-            self.entries = np.pad(self.entries, ((0, 0), (0, max(columns, 2 * have) - have)))
+            self.entries = np.pad(self.entries, ((0, 0), (0, max(columns, 2 * have, COLUMNS) - have)))
             self._changed()
 
     def _changed(self):

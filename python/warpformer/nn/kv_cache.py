@@ -268,21 +268,20 @@ class KVCache:
         """From now on calls of the model that repeat themselves are recorded, as RecordedCalls has it."""
         self._recorded = RecordedCalls()
 
-    @property
-    def is_recording(self) -> bool:
-        """Whether there was `record_`."""
-        return self._recorded is not None
-
-    def again(self, tokens: Tensor, *state) -> Tensor | None:
+    def again(self, tokens: Tensor | None, *state) -> Tensor | None:
         """What a call of `record` with the same `state` would return of tokens [B, T], all of which count, and
         which the cache then holds; None if there is no recording of it."""
+        if self._recorded is None or tokens is None or tokens.ndim != 2 or not self.longest:
+            return None
         batch, count = tokens.shape
-        if self._recorded is None or not self.longest or len(self) != batch:
-            return None  # also where the batch is wrong, which the call itself tells
-        self.begin(count, batch, tokens.device)
-        out = self._recorded.again(tokens, self.tokens, state, self._memory())
+        if len(self) != batch:
+            return None  # as the call itself tells
+        if count > self._room or torch.is_grad_enabled():
+            self.begin(count, batch, tokens.device)
+        longest = self.longest + count
+        out = self._recorded.again(tokens, self.tokens, longest, state, self._memory())
         if out is not None:
-            self.advance()
+            self._advance(self.tokens + count, count, longest)
         return out
 
     def record(
@@ -291,16 +290,22 @@ class KVCache:
         function: Callable[[Tensor, Sequences], Tensor],
         tokens: Tensor,
         sequences: Sequences,
+        limit: int | None,
         *state,
     ) -> Tensor:
         """function(tokens without padding, sequences), of a model all whose layers append to this cache. After
-        `record_` it is recorded where it repeats itself; `state` tells apart what it depends on beside."""
+        `record_` it is recorded where it repeats itself.
+
+        Args:
+            limit: tokens of a sequence up to which the model stays as it is; None: always.
+            state: what tells one function from another.
+        """
         is_step = tokens.ndim == 2 and sequences.kept is None and not sequences.is_first
         if self._recorded is None or not is_step:
             return function(sequences.pack(tokens), sequences)
         for layer in self._attentions():
             layer.reserve(self.tables[layer.table].pool)
-        return self._recorded.record(model, function, tokens, sequences, state, self._memory())
+        return self._recorded.record(model, function, tokens, sequences, limit, state, self._memory())
 
     def _memory(self):
         """Where the layers read and write."""
@@ -310,10 +315,13 @@ class KVCache:
 
     def advance(self):
         """Counts the tokens that all layers have appended."""
-        self.tokens, self._lengths = self._totals, None
+        longest = self.longest + self._most if self._is_even else self.next_longest
+        self._advance(self._totals, self._most, longest)
         self.holds_memory = MEMORY in self.tables
-        self._room -= self._most
-        self.longest = self.longest + self._most if self._is_even else int(self.tokens.max(initial=0))
+
+    def _advance(self, tokens, most, longest):
+        self.tokens, self.longest, self._lengths = tokens, longest, None
+        self._room -= most
 
     def hold_memory(self, sequences: Sequences) -> Sequences:
         """Has room for the memories of the sequences; returns theirs, as LayerCache.append takes them."""

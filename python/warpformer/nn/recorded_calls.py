@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import torch
@@ -25,18 +26,21 @@ class RecordedCalls:
         self._calls: dict[tuple, _Call | None] = {}
         self._memory = self._last = None
 
-    def again(self, tokens: Tensor, held: np.ndarray, state: tuple, memory: tuple) -> Tensor | None:
+    def again(
+        self, tokens: Tensor, held: np.ndarray, longest: int, state: tuple, memory: tuple
+    ) -> Tensor | None:
         """What a recorded call returns of other tokens and lengths; None if there is none.
 
         Args:
             tokens: [B, T].
             held: [B], tokens of each sequence before these.
+            longest: tokens of the longest with these.
             state, memory: as in `record`.
         """
-        if memory != self._memory:
-            return None
         call = self._calls.get(_kind(tokens, state))
-        return None if call is None else call(tokens, held)
+        if call is None or memory != self._memory or longest > call.limit:
+            return None
+        return call(tokens, held)
 
     def record(
         self,
@@ -44,6 +48,7 @@ class RecordedCalls:
         function: Callable[[Tensor, Sequences], Tensor],
         tokens: Tensor,
         sequences: Sequences,
+        limit: int | None,
         state: tuple,
         memory: tuple,
     ) -> Tensor:
@@ -52,6 +57,7 @@ class RecordedCalls:
         Args:
             model: whose call it is.
             tokens: [B, T], all of which count.
+            limit: tokens of a sequence up to which it can be done again; None: always.
             state: hashable, what tells one function from another.
             memory: tells apart what they read and write beside their arguments and parameters.
         """
@@ -60,11 +66,13 @@ class RecordedCalls:
             self._memory = memory
         kind = _kind(tokens, state)
         is_repeated, self._last = kind == self._last, kind
-        if not is_repeated or kind in self._calls or len(sequences.positions) > MOST_ROWS:
+        call = self._calls.get(kind)
+        is_known = kind in self._calls and (call is None or sequences.longest <= call.limit)
+        if not is_repeated or is_known or len(sequences.positions) > MOST_ROWS:
             return function(tokens.flatten(), sequences)
         if not is_direct(tokens) or autocast_dtype(tokens) is not None or not _is_plain(model):
             return function(tokens.flatten(), sequences)
-        call = _Call(function, tokens, sequences)
+        call = _Call(function, tokens, sequences, limit)
         self._calls[kind] = call if call.recording.is_whole else None
         return call.recording.result
 
@@ -72,7 +80,8 @@ class RecordedCalls:
 class _Call:
     """A recording, and the arguments that it is of: on the host, which on the CPU is where they are."""
 
-    def __init__(self, function, tokens, sequences):
+    def __init__(self, function, tokens, sequences, limit):
+        self.limit = inf if limit is None else limit
         self.tokens = tokens.clone()
         self.hosts, self.copies = [], []
         fixed = {name: self._host(getattr(sequences, name)) for name in ("positions", "held", "totals")}

@@ -73,3 +73,20 @@ def _again(op, args, kwargs, result):
         for old, new in zip(tree_leaves(result), tree_leaves(found), strict=True):
             if isinstance(old, Tensor) and old is not new:
                 old.copy_(new)
+
+
+class Repeated:
+    """A function of one tensor, recorded when it is called with the same one again. Results are copies."""
+
+    def __init__(self, function):
+        self.function = function
+        self._tensor = self._recording = None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if tensor is not self._tensor:
+            self._tensor, self._recording = tensor, None
+            return self.function(tensor)
+        if self._recording is None:
+            self._recording = Recording(lambda: self.function(tensor))
+            return self._recording.result.clone()
+        return self._recording().clone() if self._recording.is_whole else self.function(tensor)
