@@ -7,6 +7,7 @@ import numpy
 import torch
 
 __all__: list[str] = [
+    "Calls",
     "InputError",
     "activation",
     "activation_backward",
@@ -48,6 +49,13 @@ __all__: list[str] = [
     "softmax_backward",
     "unpack_linear",
 ]
+
+class Calls:
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def record(self) -> None: ...
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
 
 def activation(
     x: torch.Tensor | numpy.ndarray,
@@ -388,7 +396,9 @@ def unpack_linear(
     weight: torch.Tensor | numpy.ndarray,
     scales: torch.Tensor | numpy.ndarray | None,
     zeros: torch.Tensor | numpy.ndarray | None,
+    index: torch.Tensor | numpy.ndarray | None,
     format: str,
+    out_features: int,
     in_features: int,
     group_size: int,
     gated: bool,

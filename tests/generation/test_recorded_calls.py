@@ -92,10 +92,10 @@ def test_positions_beyond_those_that_there_are(models, name):
     pair = Pair(model, name)
     holder = model.backbone.decoder.positions if name == "marian" else model.backbone.rotary
     longest = pair.caches[0].longest
-    holder.max_length = longest + 9
+    holder.max_length = longest + 15
     holder.init_buffers()
     assert pair.steps(20) == 20 - 3
-    assert holder.max_length > longest + 9
+    assert holder.max_length > longest + 15
 
 
 def test_blocks_and_columns_grow(llama):
@@ -138,12 +138,11 @@ def test_a_full_cache(llama):
     pair = Pair(llama, "llama", max_tokens=96, block_size=4)
     with pytest.raises(wf.nn.CacheFull):
         pair.steps(96)
-    first = pair.caches[0].tokens
+    lengths = pair.caches[0].tokens
+    assert pair.again > 4
     with torch.no_grad(), pytest.raises(wf.nn.CacheFull):
         llama(torch.zeros(3, 1, dtype=torch.long), cache=pair.caches[1])
-    assert pair.again > 4
-    assert np.array_equal(pair.caches[1].tokens, first - 1) or np.array_equal(pair.caches[1].tokens, first)
-    pair.caches = pair.caches[1:] * 2
+    assert np.array_equal(pair.caches[1].tokens, lengths)
 
 
 def test_many_rows_are_not_kept(llama):
@@ -186,13 +185,12 @@ def with_profiler(model):
     "changed", [hooked, hooked_everywhere, with_forward, in_training, with_autocast, with_profiler]
 )
 def test_nothing_is_recorded(llama, changed):
-    pair = Pair(llama, "llama")
     back = changed(llama)
     try:
-        assert pair.steps(4) == 0
+        assert Pair(llama, "llama").steps(4) == 0
     finally:
         back()
-    assert pair.steps(4) == 3
+    assert Pair(llama, "llama").steps(4) == 2
 
 
 def test_a_fork_records_for_itself(llama):
