@@ -39,6 +39,7 @@ CPU_ONLY = (
     "scaled_dot_product_attention",
     "sentence_encoder",
     "speculative_decoding",
+    "top_k",
     "translation",
 )
 

@@ -5,6 +5,7 @@ ops run on. Sizes have tails and are large enough for three threads.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from unittest import mock
 
 import torch
@@ -84,6 +85,14 @@ def penalize(dtype):
     tokens, new = torch.randint(-1, 131, (420, 30)), torch.arange(420) % 30
     options = {"repetition": 1.2, "frequency": 0.1, "presence": 0.3}
     return Sample(ops.penalize, (torch.randn(420, 131, dtype=dtype), tokens, new), options)
+
+
+def top_k(dtype):
+    @wraps(ops.top_k)
+    def values(*args):
+        return ops.top_k(*args)[0]
+
+    return Sample(values, (torch.randn(420, 131, dtype=dtype), 9), {})
 
 
 def layer_norm(dtype):
@@ -197,6 +206,7 @@ SAMPLES = (
     cross_entropy,
     sample,
     penalize,
+    top_k,
     layer_norm,
     activation,
     rope,
@@ -212,5 +222,5 @@ SAMPLES = (
     cached_attention,
     packed_cached_attention,
 )
-FORWARD_ONLY = (cached_attention, packed_cached_attention, penalize)
+FORWARD_ONLY = (cached_attention, packed_cached_attention, penalize, top_k)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in (*FORWARD_ONLY, pack_linear, sample))

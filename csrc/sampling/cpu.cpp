@@ -275,6 +275,27 @@ int64_t sample_row(const SampleParams& p, int64_t r, Row& row) {
   return drawn(row, p.draws[r * p.draw_stride]);
 }
 
+/// Only blocks that reach the k-th greatest of the blocks' greatest ones are looked into.
+void top_k_row(const TopKParams& p, int64_t r, Row& row) {
+  const float top = read(p.x, r, 1.0f, row);
+  const float least = top == top ? bound(row, p.k) : -INFINITY;  // with NaN or infinity into all
+  int64_t count = 0;
+  for (int64_t b = 0; b < row.blocks; ++b) {
+    if (row.high[b] < least) continue;
+    const int64_t end = b * kBlock + row.width(b);
+    for (int64_t i = b * kBlock; i < end; ++i) {
+      const float z = row.z[i];
+      row.items[0][count] = {z == z ? key_of(z) : 0, static_cast<uint32_t>(i)};
+      count += !(z < least);
+    }
+  }
+  const Item* items = sorted(row.items[0], row.items[1], count);
+  for (int64_t i = 0; i < p.k; ++i) {
+    p.values[r * p.k + i] = row.z[items[i].index];
+    p.indices[r * p.k + i] = items[i].index;
+  }
+}
+
 /// `count` [V] is not cleared: only what tokens name is read, after it is set.
 void penalize_row(const PenalizeParams& p, int64_t r, float* z, int64_t* count) {
   const int64_t *tokens = p.tokens + r * p.token_stride[0], step = p.token_stride[1];
@@ -307,6 +328,15 @@ void sample(const SampleParams& p, int threads) {
   parallel_for(p.x.count, 1 + kGrain / p.x.n, threads, [&](int t, int64_t begin, int64_t end) {
     Row row(p.x.n, memory + size * t);
     for (int64_t r = begin; r < end; ++r) p.out[r] = sample_row(p, r, row);
+  });
+}
+
+void top_k(const TopKParams& p, int threads) {
+  const int64_t size = Row::size(p.x.n);
+  float* memory = scratch_floats(size * threads);
+  parallel_for(p.x.count, 1 + kGrain / p.x.n, threads, [&](int t, int64_t begin, int64_t end) {
+    Row row(p.x.n, memory + size * t);
+    for (int64_t r = begin; r < end; ++r) top_k_row(p, r, row);
   });
 }
 

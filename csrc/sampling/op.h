@@ -24,6 +24,12 @@
 //   new        [R], i64
 //   penalties  [R, 3], f32, any strides: r, f, p of each row
 //
+// top_k: the k greatest of each row, the greatest first and of equal ones the first first; NaN is
+// greater than all.
+//
+//   x       [R, V], f32 f16 bf16, any strides; 1 <= k <= V
+//   values  [R, k], f32, contiguous       indices  [R, k], i64, contiguous
+//
 // Source: Holtzman et al., "The Curious Case of Neural Text Degeneration"; Nguyen et al., "Turning
 // Up the Heat"; Meister et al., "Locally Typical Sampling"; Keskar et al., "CTRL".
 #pragma once
@@ -64,5 +70,13 @@ struct PenalizeParams {
   int64_t penalty_stride[2];
 };
 DECLARE_CPU_KERNEL(penalize, PenalizeParams)
+
+struct TopKParams {
+  Rows x;
+  int64_t k;
+  float* values;
+  int64_t* indices;
+};
+DECLARE_CPU_KERNEL(top_k, TopKParams)
 
 }  // namespace warpformer

@@ -47,6 +47,7 @@ __all__: list[str] = [
     "set_own_threads",
     "softmax",
     "softmax_backward",
+    "top_k",
     "unpack_linear",
 ]
 
@@ -389,6 +390,13 @@ def softmax_backward(
     parts: torch.Tensor | numpy.ndarray | None,
     dim: int,
     scale: float,
+    executor: int,
+) -> None: ...
+def top_k(
+    scores: torch.Tensor | numpy.ndarray,
+    k: int,
+    values: torch.Tensor | numpy.ndarray,
+    indices: torch.Tensor | numpy.ndarray,
     executor: int,
 ) -> None: ...
 def unpack_linear(

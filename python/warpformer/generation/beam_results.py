@@ -12,6 +12,12 @@ from warpformer.generation.config import GenerationConfig
 from warpformer.generation.history import History
 
 
+def greatest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` greatest of each row [S, n], of equal ones the first first, and where they are."""
+    values, index = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :count], index[:, :count]
+
+
 class Results(NamedTuple):
     """Beams of searches that have ended, the best first.
 
@@ -40,7 +46,7 @@ class Results(NamedTuple):
         return both.best(config.results)
 
     def best(self, count: int) -> Results:
-        index = self.worths.topk(count).indices
+        index = greatest(self.worths, count)[1]
         of_tokens = index[..., None].expand(-1, -1, self.tokens.shape[-1])
         return Results(
             self.worths.gather(1, index),

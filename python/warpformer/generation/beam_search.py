@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from warpformer import ops
-from warpformer.generation.beam_results import Results, best_results, is_done
+from warpformer.generation.beam_results import Results, best_results, greatest, is_done
 from warpformer.generation.checks import require
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.decoding import Decoding
@@ -40,18 +40,16 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
         logits = logits[searches % batch]
     decoding.history = decoding.history.with_log_probs()
     # The same memory at every step: new pages would take longer than what is written there.
-    of_log_probs, of_totals = torch.empty(
-        2, len(searches) * config.beams, vocabulary, device=logits.device
-    )
+    memory = torch.empty(len(searches) * config.beams, vocabulary, device=logits.device)
 
     def log_probs_of(logits):
-        return ops.log_softmax(logits, -1, out=of_log_probs[: len(logits)])
+        return ops.log_softmax(logits, -1, out=memory[: len(logits)])
 
     log_probs = log_probs_of(logits)
     scores = torch.zeros(len(searches), 1, device=logits.device)  # of the beams: at first one, the prompt
     found, results = [], Results.none(len(searches), config, logits.device)
     while True:
-        step = best_candidates(decoding.history, log_probs, scores, searches, batch, rules, of_totals)
+        step = best_candidates(decoding.history, log_probs, scores, searches, batch, rules)
         if bool(step.ends[:, : config.beams].any()):
             results = results.merged(step.ended(config), config)
         history, scores, parents = step.running(config.beams)
@@ -111,18 +109,12 @@ class Candidates(NamedTuple):
 
     def running(self, count: int) -> tuple[History, Tensor, Tensor]:
         """The best that do not end: S count rows, their scores [S, count], and whose children they are."""
-        scores, index = self.scores.masked_fill(self.ends, -torch.inf).topk(count)
+        scores, index = greatest(self.scores.masked_fill(self.ends, -torch.inf), count)
         return self.extended(index), scores, self.parents.gather(1, index).flatten()
 
 
 def best_candidates(
-    history: History,
-    log_probs: Tensor,
-    scores: Tensor,
-    searches: Tensor,
-    batch: int,
-    rules: Rules,
-    memory: Tensor,
+    history: History, log_probs: Tensor, scores: Tensor, searches: Tensor, batch: int, rules: Rules
 ) -> Candidates:
     """Of all searches, one group after the other.
 
@@ -130,23 +122,24 @@ def best_candidates(
         history: of the beams, S held rows; log_probs: [S held, V] of their next tokens.
         scores: [S, held] of the beams.
         searches: [S], of which search s is of row s % batch and in group s // batch.
-        memory: [at least S held, V], to work in.
     """
     config, vocabulary = rules.config, log_probs.shape[1]
-    totals = rules.scores(history, log_probs).unflatten(0, scores.shape)
-    totals = torch.add(totals, scores[..., None], out=memory[: len(log_probs)].view_as(totals))
-    penalties = totals.new_zeros(batch if config.num_beam_groups > 1 else 0, vocabulary)
+    held, count = scores.shape[1], candidates(config)
+    of_tokens = rules.scores(history, log_probs)
+    penalties = of_tokens.new_zeros(batch if config.num_beam_groups > 1 else 0, vocabulary)
     groups, first = [], 0
     for size in (searches // batch).bincount(minlength=config.num_beam_groups).tolist():
         members = slice(first, first + size)
         rows = searches[members] % batch
-        total = totals[members]
+        of_beams = of_tokens[first * held : (first + size) * held]
         if config.num_beam_groups > 1:
-            total = total - penalties[rows, None]
-        values, index = total.flatten(1).topk(candidates(config))
-        parents = index // vocabulary
-        parents += scores.shape[1] * torch.arange(first, first + size, device=index.device)[:, None]
-        tokens = index % vocabulary
+            of_beams = of_beams - penalties[rows].repeat_interleave(held, 0)
+        # The best of a search are among the best of its beams; of equal ones the first comes first.
+        values, tokens = ops.top_k(of_beams, count)
+        sums = (values.view(size, held, count) + scores[members, :, None]).flatten(1)
+        values, index = greatest(sums, count)
+        parents = index // count + held * torch.arange(first, first + size, device=index.device)[:, None]
+        tokens = tokens.view(size, held * count).gather(1, index)
         ends = rules.ends(history.select(parents.flatten()).append(tokens.flatten(), values.flatten()))
         group = Candidates(values, parents, tokens, log_probs[parents, tokens], ends.view_as(tokens), history)
         groups.append(group)
@@ -160,7 +153,8 @@ def best_candidates(
 def penalize(penalties: Tensor, rows: Tensor, group: Candidates, config: GenerationConfig):
     """Adds diversity_penalty to those [B, V] of the tokens of a group's best beams, eos_token_id apart."""
     eos = torch.tensor(config.eos_token_ids, dtype=torch.int64, device=rows.device)
-    scores, index = group.scores.masked_fill(torch.isin(group.tokens, eos), -torch.inf).topk(config.beams)
+    scores = group.scores.masked_fill(torch.isin(group.tokens, eos), -torch.inf)
+    scores, index = greatest(scores, config.beams)
     values = config.diversity_penalty * (scores > -torch.inf).to(penalties.dtype)
     tokens = group.tokens.gather(1, index)
     penalties.index_put_((rows[:, None].expand_as(tokens), tokens), values, accumulate=True)

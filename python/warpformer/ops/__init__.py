@@ -17,6 +17,7 @@ from warpformer.ops.rope import rope
 from warpformer.ops.sample import penalize, sample
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
+from warpformer.ops.top_k import top_k
 
 __all__ = [
     "PackedWeight",
@@ -47,5 +48,6 @@ __all__ = [
     "scaled_dot_product_attention",
     "silu",
     "softmax",
+    "top_k",
     "unpack_linear",
 ]
