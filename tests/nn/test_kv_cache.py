@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 import warpformer as wf
 from warpformer.nn import CacheFull, KVCache, LayerCache, Sequences
+from warpformer.nn.block_pool import BlockPool
+from warpformer.nn.block_table import BlockTable
 
 WINDOW, BLOCK = 5, 4
 
@@ -230,3 +232,13 @@ def test_errors():
             model.cache.fork([2])
         with pytest.raises(wf.InputError, match="only forks of one cache"):
             model.cache.join_(Model().cache)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "count"),
+    [([], 1), ([1], 1), ([1, 1, 2, 2], 2), ([1, 1, 2], 1), ([1, 1, 1, 1, 2, 2], 2), ([0, 0, 0], 3)],
+    ids=str,
+)
+def test_how_many_sequences_share_their_blocks(blocks, count):
+    entries = np.array(blocks, np.int32)[:, None] * [1, 1]
+    assert BlockTable(BlockPool(BLOCK), entries=entries).sharing() == count
