@@ -30,6 +30,7 @@ CPU_ONLY = (
     "append_to_cache_",
     "cached_attention",
     "causal_lm",
+    "copy_blocks_",
     "encoder",
     "engine",
     "linear",

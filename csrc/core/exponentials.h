@@ -98,6 +98,11 @@ inline float exponential_sum(const float* z, int64_t n, float scale, float shift
   });
 }
 
+/// What is subtracted before exponentials are taken: no NaN where all of z is -inf.
+inline float finite(float top) { return top == -INFINITY ? 0.0f : top; }
+/// The sum of exponentials, at least that of the largest; 1 where nothing is kept.
+inline float kept_sum(float sum) { return sum == 0.0f ? 1.0f : sum; }
+
 /// a / d for many a, by two products in place of a division.
 struct Divisor {
   Vec high, low;

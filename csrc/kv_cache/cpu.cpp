@@ -1,6 +1,7 @@
 // append_to_cache_: a thread takes a run of the new tokens; of each it copies, or quantizes, every
-// head to its slot.
+// head to its slot. copy_blocks_: a thread takes the same bytes of all blocks.
 #include <math.h>
+#include <string.h>
 
 #include "core/dispatch.h"
 #include "core/parallel.h"
@@ -73,6 +74,19 @@ void append_to_cache_(const AppendParams& p, int threads) {
       }
       before += part.count;
     }
+  });
+}
+
+void copy_blocks_(const CopyBlocksParams& p, int threads) {
+  constexpr int64_t kLine = 64;
+  const int64_t lines = (p.bytes + kLine - 1) / kLine;
+  const int64_t grain = 1 + kGrain / (16 * (p.copies + 1));
+  parallel_for(lines, grain, threads, [&](int, int64_t begin, int64_t end) {
+    const int64_t first = begin * kLine, n = smaller(end * kLine, p.bytes) - first;
+    for (int64_t i = 0; i < p.copies; ++i)
+      if (p.old_blocks[i] != p.new_blocks[i])
+        memcpy(p.data + p.new_blocks[i] * p.block + first,
+               p.data + p.old_blocks[i] * p.block + first, n);
   });
 }
 

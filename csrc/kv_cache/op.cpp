@@ -20,6 +20,8 @@ bool is_per_head(const Tensor& t, const Tensor& query) {
   return t.dtype == DType::f32 && t.ndim == 1 && t.dim(0) == query.dim(-2) && t.contiguous();
 }
 
+bool are_numbers(const Tensor& t) { return t.dtype == DType::i64 && t.ndim == 1 && t.contiguous(); }
+
 /// Of [B, T, heads, width], or packed tokens, one batch of [N, heads, width].
 Heads heads_of(const Tensor& t) {
   Heads h = heads(t);
@@ -185,6 +187,28 @@ void append_to_cache_(const Tensor& key, const Tensor& value, const Tensor& key_
   RUN_CPU_KERNEL(append_to_cache_, p, key, executor);
 }
 
+void copy_blocks_(const Tensor& cache, const Tensor& old_blocks, const Tensor& new_blocks,
+                  int64_t count, int64_t executor) {
+  CHECK_TENSORS(cache, old_blocks, new_blocks);
+  CHECK(cache.floating() || cache.dtype == DType::i8, cache);
+  CHECK(cache.ndim >= 2 && cache.contiguous(), cache);
+  CHECK(are_numbers(old_blocks), old_blocks);
+  CHECK(are_numbers(new_blocks) && new_blocks.same_shape(old_blocks), new_blocks, old_blocks);
+  CHECK(count >= 0 && count <= cache.dim(1), count, cache);
+  CHECK_CPU(cache);
+  for (const Tensor* blocks : {&old_blocks, &new_blocks})
+    for (int64_t i = 0; i < blocks->dim(0); ++i) {
+      const int64_t block = blocks->ptr<int64_t>()[i];
+      CHECK(block >= 0 && block < cache.dim(0), block, cache);
+    }
+  if (cache.numel() == 0) return;
+  const int64_t size = cache.numel() / cache.dim(0) * cache.item_size();
+  const CopyBlocksParams p{cache.ptr<char>(),           size,
+                           size / cache.dim(1) * count, old_blocks.ptr<int64_t>(),
+                           new_blocks.ptr<int64_t>(),   old_blocks.dim(0)};
+  RUN_CPU_KERNEL(copy_blocks_, p, cache, executor);
+}
+
 /// positions, [B, T] or packed [N]: the slots that append_to_cache_ writes to.
 void append_positions(const Tensor& lengths, const Optional& cu_seqlens, const Tensor& positions) {
   constexpr const char* op = "append_to_cache_";
@@ -216,6 +240,8 @@ void bind_kv_cache(py::module_& m) {
         py::arg("key_cache"), py::arg("value_cache"), py::arg("lengths"), py::arg("cu_seqlens"),
         py::arg("block_table"), py::arg("key_scales"), py::arg("value_scales"), py::arg("executor"),
         nogil());
+  m.def("copy_blocks_", op(&copy_blocks_), py::arg("cache"), py::arg("old_blocks"),
+        py::arg("new_blocks"), py::arg("count"), py::arg("executor"), nogil());
   m.def("append_positions", op(&append_positions), py::arg("lengths"), py::arg("cu_seqlens"),
         py::arg("positions"), nogil());
 }

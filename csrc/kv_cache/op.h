@@ -23,6 +23,12 @@
 // where the cache is int8 as round(x / scale), scale = max |x| / 127 of each slot and head, rounded
 // to its dtype.
 //
+// copy_blocks_: the first `count` slots of block new_blocks[i] become those of old_blocks[i], i =
+// 0, 1, ... one after the other.
+//
+//   cache [blocks, block_size, ...] f32 f16 bf16 int8, contiguous; old_blocks, new_blocks [n] i64,
+//   contiguous
+//
 // Packed: the tokens of all sequences one after the other, [N, ...] in place of [B, T, ...] and lse
 // [H, N]; cu_seqlens [B + 1] i32 are where each begins, and N. T is then a sequence's own.
 //
@@ -75,5 +81,13 @@ struct AppendParams {
   Heads k, v;
 };
 DECLARE_CPU_KERNEL(append_to_cache_, AppendParams)
+
+struct CopyBlocksParams {
+  char* data;
+  int64_t block, bytes;  // of a block, and of those to copy
+  const int64_t *old_blocks, *new_blocks;
+  int64_t copies;
+};
+DECLARE_CPU_KERNEL(copy_blocks_, CopyBlocksParams)
 
 }  // namespace warpformer

@@ -66,7 +66,7 @@ double total_of(const Row& row) {
 
 /// z = x / temperature, with the greatest of each block. Returns the greatest of all; NaN where the
 /// row has none that is finite, or one that is NaN or +inf.
-template <class T>
+template <bool kDivides, class T>
 float read(const T* x, float temperature, Row& row) {
   const Vec divisor = set(temperature), infinity = set(INFINITY);
   Vec broken = set(0.0f);
@@ -76,7 +76,7 @@ float read(const T* x, float temperature, Row& row) {
     float* to = row.z + b * kBlock;
     Max high;
     for_lanes(row.width(b), [&](int64_t i, auto k) {
-      const Vec z = load(from + i, k) / divisor;
+      const Vec z = kDivides ? load(from + i, k) / divisor : load(from + i, k);
       broken = max(broken, pad(where_less(z, infinity, set(0.0f), set(1.0f)), k, 0.0f));
       high.add(pad(z, k, -INFINITY));
       store(to + i, z, k);
@@ -86,6 +86,11 @@ float read(const T* x, float temperature, Row& row) {
     if (row.high[b] > top) top = row.high[b];
   }
   return max_lane(broken) > 0 || top == -INFINITY ? NAN : top;
+}
+
+template <class T>
+float read(const T* x, float temperature, Row& row) {
+  return temperature == 1.0f ? read<false>(x, temperature, row) : read<true>(x, temperature, row);
 }
 
 float read(const Rows& x, int64_t r, float temperature, Row& row) {
@@ -275,6 +280,18 @@ int64_t sample_row(const SampleParams& p, int64_t r, Row& row) {
   return drawn(row, p.draws[r * p.draw_stride]);
 }
 
+/// What log_softmax takes from z: first the greatest, then the logarithm.
+struct Shift {
+  float top = 0.0f, log_sum = 0.0f;
+};
+Shift log_softmax_shift(const Rows& x, int64_t r, const Row& row) {
+  float top = -INFINITY;
+  for (int64_t b = 0; b < row.blocks; ++b)
+    if (row.high[b] > top) top = row.high[b];
+  top = finite(top);
+  return {top, logf(kept_sum(exponential_sum(row.z, row.n, 1.0f, top, Prefetch(x, r + 1))))};
+}
+
 /// Only blocks that reach the k-th greatest of the blocks' greatest ones are looked into.
 void top_k_row(const TopKParams& p, int64_t r, Row& row) {
   const float top = read(p.x, r, 1.0f, row);
@@ -290,8 +307,9 @@ void top_k_row(const TopKParams& p, int64_t r, Row& row) {
     }
   }
   const Item* items = sorted(row.items[0], row.items[1], count);
+  const Shift shift = p.log_softmax ? log_softmax_shift(p.x, r, row) : Shift{};
   for (int64_t i = 0; i < p.k; ++i) {
-    p.values[r * p.k + i] = row.z[items[i].index];
+    p.values[r * p.k + i] = row.z[items[i].index] - shift.top - shift.log_sum;
     p.indices[r * p.k + i] = items[i].index;
   }
 }

@@ -67,8 +67,8 @@ void sample(const Tensor& scores, const std::optional<Tensor>& draws, const Tens
   if (runs_on_cpu(scores)) check_tokens(p.out, count);
 }
 
-void top_k(const Tensor& scores, int64_t k, const Tensor& values, const Tensor& indices,
-           int64_t executor) {
+void top_k(const Tensor& scores, int64_t k, bool log_softmax, const Tensor& values,
+           const Tensor& indices, int64_t executor) {
   CHECK_TENSORS(scores, values, indices);
   CHECK(scores.floating() && scores.ndim == 2, scores);
   CHECK_FOR("top_k", k >= 1 && k <= scores.dim(1), k, scores);
@@ -76,7 +76,7 @@ void top_k(const Tensor& scores, int64_t k, const Tensor& values, const Tensor& 
   CHECK(is_per_row(indices, DType::i64, scores, k) && indices.contiguous(), indices, scores);
   if (scores.dim(0) == 0) return;
 
-  TopKParams p{rows(scores), k, values.ptr<float>(), indices.ptr<int64_t>()};
+  TopKParams p{rows(scores), k, log_softmax, values.ptr<float>(), indices.ptr<int64_t>()};
   RUN_CPU_KERNEL(top_k, p, scores, executor);
 }
 
@@ -106,8 +106,8 @@ void penalize(const Tensor& scores, const Tensor& tokens, const Tensor& new_toke
 void bind_sampling(py::module_& m) {
   m.def("sample", op(&sample), py::arg("scores"), py::arg("draws"), py::arg("options"), py::arg("out"),
         py::arg("executor"), nogil());
-  m.def("top_k", op(&top_k), py::arg("scores"), py::arg("k"), py::arg("values"), py::arg("indices"),
-        py::arg("executor"), nogil());
+  m.def("top_k", op(&top_k), py::arg("scores"), py::arg("k"), py::arg("log_softmax"), py::arg("values"),
+        py::arg("indices"), py::arg("executor"), nogil());
   m.def("penalize", op(&penalize), py::arg("scores"), py::arg("tokens"), py::arg("new_tokens"),
         py::arg("penalties"), py::arg("out"), py::arg("executor"), nogil());
 }

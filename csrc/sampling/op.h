@@ -29,6 +29,7 @@
 //
 //   x       [R, V], f32 f16 bf16, any strides; 1 <= k <= V
 //   values  [R, k], f32, contiguous       indices  [R, k], i64, contiguous
+//   log_softmax: the values are x - log sum exp(x), with the bits of the op of this name
 //
 // Source: Holtzman et al., "The Curious Case of Neural Text Degeneration"; Nguyen et al., "Turning
 // Up the Heat"; Meister et al., "Locally Typical Sampling"; Keskar et al., "CTRL".
@@ -74,6 +75,7 @@ DECLARE_CPU_KERNEL(penalize, PenalizeParams)
 struct TopKParams {
   Rows x;
   int64_t k;
+  bool log_softmax;
   float* values;
   int64_t* indices;
 };

@@ -80,11 +80,6 @@ Scores row_scores(const SoftmaxParams& p, int64_t r, int64_t n, float* buffer) {
   return {buffer, p.scale, high.total()};
 }
 
-/// What is subtracted before exponentials are taken: no NaN where all of z is -inf.
-float finite(float top) { return top == -INFINITY ? 0.0f : top; }
-/// The sum of exponentials, at least that of the largest; 1 where nothing is kept.
-float kept_sum(float sum) { return sum == 0.0f ? 1.0f : sum; }
-
 void softmax_row(const SoftmaxParams& p, int64_t r, bool streamed, float* buffer) {
   const int64_t n = p.x.n, seen = p.queries && r % p.queries < n ? r % p.queries + 1 : n;
   const auto [z, scale, top] = row_scores(p, r, seen, buffer);

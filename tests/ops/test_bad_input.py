@@ -35,6 +35,7 @@ def int8(**changes):
 
 
 cache, lengths = torch.zeros(2, 6, 2, 8), torch.zeros(2, dtype=torch.int32)
+blocks = torch.zeros(1, dtype=torch.int64)
 
 
 def cached(q=q, k=cache, v=cache, lengths=lengths, **options):
@@ -244,6 +245,15 @@ SHAPES = {
         q[0, :, :4], cu_seqlens_q=starts(0, 1, 4, dtype=torch.int64)
     ),
     "cached_attention: softcap = -1": lambda: cached(q[:, :, :4], softcap=-1.0),
+    "copy_blocks_: cache = f32[6]": lambda: ops.copy_blocks_(cache[0, :, 0, 0].clone(), blocks, blocks, 1),
+    "copy_blocks_: cache = f32[2,6,2,7]": lambda: ops.copy_blocks_(cache[..., 1:], blocks, blocks, 1),
+    "copy_blocks_: old_blocks = i32[1]": lambda: ops.copy_blocks_(cache, blocks.int(), blocks, 1),
+    "copy_blocks_: new_blocks = i64[2], old_blocks = i64[1]": lambda: ops.copy_blocks_(
+        cache, blocks, blocks.repeat(2), 1
+    ),
+    "copy_blocks_: count = 7, cache = f32[2,6,2,8]": lambda: ops.copy_blocks_(cache, blocks, blocks, 7),
+    "copy_blocks_: count = -1, cache": lambda: ops.copy_blocks_(cache, blocks, blocks, -1),
+    "copy_blocks_: block = 2, cache": lambda: ops.copy_blocks_(cache, blocks, blocks + 1, 1),
     "append_to_cache_: key = f32[2,6,2], ": lambda: append(cache[..., 0]),
     "append_to_cache_: key = f32[2,1,2,8]": lambda: append(cu_seqlens=starts(0, 1, 2)),
     "append_to_cache_: key = f32[6,2,8], cu_seqlens = i32[3], lengths = i32[2]": lambda: append(
@@ -322,6 +332,9 @@ CALLS = {  # every tensor operand by its name in the error message
     "cached_attention: key_cache": lambda t: cached(q[:, :, :4], t(cache)),
     "cached_attention: value_cache": lambda t: cached(q[:, :, :4], v=t(cache)),
     "cached_attention: position_bias": lambda t: cached(q[:, :, :4], position_bias=t(q[0, 0, :, :4])),
+    "copy_blocks_: cache": lambda t: ops.copy_blocks_(t(cache), blocks, blocks, 1),
+    "copy_blocks_: old_blocks": lambda t: ops.copy_blocks_(cache, t(blocks), blocks, 1),
+    "copy_blocks_: new_blocks": lambda t: ops.copy_blocks_(cache, blocks, t(blocks), 1),
     "append_to_cache_: key": lambda t: ops.append_to_cache_(t(cache), cache, cache, cache, lengths),
     "append_to_cache_: value": lambda t: ops.append_to_cache_(cache, t(cache), cache, cache, lengths),
 }

@@ -35,6 +35,23 @@ def test_what_is_not_finite(device, other):
     check(scores, 200)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 65, 5000])
+def test_log_softmax(device, dtype, vocabulary):
+    scores = (4 * torch.randn(5, vocabulary, device=device)).to(dtype)
+    values, indices = ops.top_k(scores, min(70, vocabulary), log_softmax=True)
+    assert torch.equal(indices, ops.top_k(scores, min(70, vocabulary))[1])
+    assert same_bits(values, ops.log_softmax(scores, dtype=torch.float32).gather(1, indices))
+
+
+@pytest.mark.parametrize("other", [-torch.inf, torch.inf, torch.nan])
+def test_log_softmax_of_what_is_not_finite(device, other):
+    scores = torch.randn(3, 900, device=device)
+    scores[0, ::7] = other
+    scores[1] = other
+    values, indices = ops.top_k(scores, 800, log_softmax=True)
+    assert same_bits(values, ops.log_softmax(scores).gather(1, indices))
+
+
 def test_no_rows():
     values, indices = ops.top_k(torch.randn(0, 9), 4)
     assert values.shape == indices.shape == (0, 4)

@@ -1,6 +1,8 @@
 """What takes tokens out: their scores become -inf."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,13 +10,24 @@ from torch import Tensor
 from warpformer.generation.history import PADDING, History
 
 
-def without(scores: Tensor, tokens: Sequence[int], rows: Tensor | None = None) -> Tensor:
-    """-inf for `tokens`, in those rows where `rows` [R] is; in all if None."""
-    scores, tokens = scores.clone(), torch.tensor(tokens, device=scores.device)
-    if rows is None:
-        return scores.index_fill_(1, tokens, -torch.inf)
-    scores[:, tokens] = scores[:, tokens].masked_fill(rows[:, None], -torch.inf)
-    return scores
+class Ban(NamedTuple):
+    """The processor that gives -inf to `tokens`, in those rows where `where` [R] of a history is; in all if
+    None."""
+
+    tokens: Sequence[int]
+    where: Callable[[History], Tensor] | None = None
+
+    def __call__(self, history: History, scores: Tensor) -> Tensor:
+        scores, tokens = scores.clone(), torch.tensor(self.tokens, device=scores.device)
+        if self.where is None:
+            return scores.index_fill_(1, tokens, -torch.inf)
+        scores[:, tokens] = scores[:, tokens].masked_fill(self.where(history)[:, None], -torch.inf)
+        return scores
+
+    def meets(self, history: History, tokens: Tensor) -> Tensor:
+        """[R, k] which of tokens [R, k] get -inf."""
+        met = torch.isin(tokens, torch.tensor(self.tokens, device=tokens.device))
+        return met if self.where is None else met & self.where(history)[:, None]
 
 
 def forced(scores: Tensor, tokens: Sequence[int], rows: Tensor) -> Tensor:
@@ -48,13 +61,18 @@ def by_length(words: Sequence[Sequence[int]] | None, eos: Sequence[int]) -> Iter
         yield sorted(word for word in kept if len(word) == length)
 
 
+def ban_of_words(words: Sequence[tuple[int, ...]]) -> Callable[[History, Tensor], Tensor]:
+    """The processor that takes out what would complete one of the words, which have one length."""
+    if len(words[0]) == 1:
+        return Ban([token for (token,) in words])
+    return partial(bad_words, words=words)
+
+
 def bad_words(history: History, scores: Tensor, words: Sequence[tuple[int, ...]]) -> Tensor:
     """No token that would complete one of the words, which have one length."""
     words = torch.tensor(words, device=scores.device)
     begins, ends = words[:, :-1], words[:, -1]
     length = begins.shape[1]
-    if not length:
-        return without(scores, ends.tolist())
     width = history.tokens.shape[1]
     if width < length:
         return scores
@@ -64,14 +82,19 @@ def bad_words(history: History, scores: Tensor, words: Sequence[tuple[int, ...]]
     return scores.masked_fill(banned > 0, -torch.inf)
 
 
-def until_length(history: History, scores: Tensor, tokens: Sequence[int], length: int) -> Tensor:
-    """None of `tokens` where a row has less than `length`."""
-    return without(scores, tokens, history.lengths < length)
+def is_shorter(history: History, length: int) -> Tensor:
+    """[R] whether a row has less than so many tokens."""
+    return history.lengths < length
 
 
-def until_new(history: History, scores: Tensor, tokens: Sequence[int], count: int) -> Tensor:
-    """None of `tokens` where a row has less than `count` new ones."""
-    return without(scores, tokens, history.new < count)
+def has_fewer_new(history: History, count: int) -> Tensor:
+    """[R] whether a row has less than so many new ones."""
+    return history.new < count
+
+
+def begins(history: History, forced: bool) -> Tensor:
+    """[R] whether the next token is the first new one, or the one after that which is forced."""
+    return history.new == ((history.prompts == 1).long() if forced else 0)
 
 
 def forced_second(history: History, scores: Tensor, token: int) -> Tensor:
@@ -82,13 +105,3 @@ def forced_second(history: History, scores: Tensor, token: int) -> Tensor:
 def forced_last(history: History, scores: Tensor, tokens: Sequence[int]) -> Tensor:
     """One of `tokens` where the next one is the last."""
     return forced(scores, tokens, history.lengths == history.limits - 1)
-
-
-def suppressed(history: History, scores: Tensor, tokens: Sequence[int]) -> Tensor:
-    return without(scores, tokens)
-
-
-def suppressed_first(history: History, scores: Tensor, tokens: Sequence[int], forced: bool) -> Tensor:
-    """None of `tokens` as the first new one, or as the one after that which is forced."""
-    first = (history.prompts == 1).long() if forced else 0
-    return without(scores, tokens, history.new == first)

@@ -41,15 +41,10 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
     decoding.history = decoding.history.with_log_probs()
     # The same memory at every step: new pages would take longer than what is written there.
     memory = torch.empty(len(searches) * config.beams, vocabulary, device=logits.device)
-
-    def log_probs_of(logits):
-        return ops.log_softmax(logits, -1, out=memory[: len(logits)])
-
-    log_probs = log_probs_of(logits)
     scores = torch.zeros(len(searches), 1, device=logits.device)  # of the beams: at first one, the prompt
     found, results = [], Results.none(len(searches), config, logits.device)
     while True:
-        step = best_candidates(decoding.history, log_probs, scores, searches, batch, rules)
+        step = best_candidates(decoding.history, logits, scores, searches, batch, rules, memory)
         if bool(step.ends[:, : config.beams].any()):
             results = results.merged(step.ended(config), config)
         history, scores, parents = step.running(config.beams)
@@ -62,7 +57,7 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
             searches, results, scores = searches[~done], results.select(~done), scores[~done]
             beams = (~done).repeat_interleave(config.beams)
             history, parents = history.select(beams), parents[beams]
-        log_probs = log_probs_of(decoding.step(history, parents))
+        logits = decoding.step(history, parents)
 
 
 def candidates(config: GenerationConfig) -> int:
@@ -113,41 +108,84 @@ class Candidates(NamedTuple):
         return self.extended(index), scores, self.parents.gather(1, index).flatten()
 
 
+class Best(NamedTuple):
+    """The best next tokens of beams, the best first: their scores, which they are, and their
+    log-probabilities, [R, candidates] each."""
+
+    scores: Tensor
+    tokens: Tensor
+    log_probs: Tensor
+
+
 def best_candidates(
-    history: History, log_probs: Tensor, scores: Tensor, searches: Tensor, batch: int, rules: Rules
+    history: History,
+    logits: Tensor,
+    scores: Tensor,
+    searches: Tensor,
+    batch: int,
+    rules: Rules,
+    memory: Tensor,
 ) -> Candidates:
     """Of all searches, one group after the other.
 
     Args:
-        history: of the beams, S held rows; log_probs: [S held, V] of their next tokens.
+        history: of the beams, S held rows; logits: [S held, V] of their next tokens.
         scores: [S, held] of the beams.
         searches: [S], of which search s is of row s % batch and in group s // batch.
+        memory: [at least S held, V], to work in.
     """
-    config, vocabulary = rules.config, log_probs.shape[1]
-    held, count = scores.shape[1], candidates(config)
+    config, held = rules.config, scores.shape[1]
+    if config.num_beam_groups == 1 and rules.bans is not None:
+        return candidates_of(history, best_by_logits(history, logits, rules), scores, 0, rules)
+    log_probs = ops.log_softmax(logits, -1, out=memory[: len(logits)])
     of_tokens = rules.scores(history, log_probs)
-    penalties = of_tokens.new_zeros(batch if config.num_beam_groups > 1 else 0, vocabulary)
+    if config.num_beam_groups == 1:
+        return candidates_of(history, best_of(of_tokens, log_probs, config), scores, 0, rules)
+    penalties = torch.zeros(batch, logits.shape[1], device=logits.device)
     groups, first = [], 0
     for size in (searches // batch).bincount(minlength=config.num_beam_groups).tolist():
         members = slice(first, first + size)
-        rows = searches[members] % batch
-        of_beams = of_tokens[first * held : (first + size) * held]
-        if config.num_beam_groups > 1:
-            of_beams = of_beams - penalties[rows].repeat_interleave(held, 0)
-        # The best of a search are among the best of its beams; of equal ones the first comes first.
-        values, tokens = ops.top_k(of_beams, count)
-        sums = (values.view(size, held, count) + scores[members, :, None]).flatten(1)
-        values, index = greatest(sums, count)
-        parents = index // count + held * torch.arange(first, first + size, device=index.device)[:, None]
-        tokens = tokens.view(size, held * count).gather(1, index)
-        ends = rules.ends(history.select(parents.flatten()).append(tokens.flatten(), values.flatten()))
-        group = Candidates(values, parents, tokens, log_probs[parents, tokens], ends.view_as(tokens), history)
-        groups.append(group)
-        if config.num_beam_groups > 1:
-            penalize(penalties, rows, group, config)
+        beams, rows = slice(first * held, (first + size) * held), searches[members] % batch
+        penalized = of_tokens[beams] - penalties[rows].repeat_interleave(held, 0)
+        best = best_of(penalized, log_probs[beams], config)
+        groups.append(candidates_of(history, best, scores[members], beams.start, rules))
+        penalize(penalties, rows, groups[-1], config)
         first += size
     parts = zip(*(group[:-1] for group in groups), strict=True)  # all but the history
     return Candidates(*(torch.cat(part) for part in parts), history)
+
+
+def best_of(scores: Tensor, log_probs: Tensor, config: GenerationConfig) -> Best:
+    """Of scores [R, V]."""
+    values, tokens = ops.top_k(scores, candidates(config))
+    return Best(values, tokens, log_probs.gather(1, tokens))
+
+
+def best_by_logits(history: History, logits: Tensor, rules: Rules) -> Best:
+    """Where nothing but bans changes scores: among so many more as are banned there are enough."""
+    count, vocabulary = candidates(rules.config), logits.shape[1]
+    most = min(vocabulary, count + sum(len(ban.tokens) for ban in rules.bans))
+    log_probs, tokens = ops.top_k(logits, most, log_softmax=True)
+    scores = log_probs
+    for ban in rules.bans:
+        scores = scores.masked_fill(ban.meets(history, tokens), -torch.inf)
+    scores, index = greatest(scores, count)
+    return Best(scores, tokens.gather(1, index), log_probs.gather(1, index))
+
+
+def candidates_of(history: History, best: Best, scores: Tensor, first: int, rules: Rules) -> Candidates:
+    """The candidates of searches, whose beams are the rows of `history` from `first` on.
+
+    Args:
+        best: of these beams; their scores are [S, held].
+    """
+    (size, held), count = scores.shape, best.scores.shape[1]
+    # The best of a search are among the best of its beams; of equal ones the first comes first.
+    scores, index = greatest((best.scores.view(size, held, count) + scores[..., None]).flatten(1), count)
+    parents = first + index // count + held * torch.arange(size, device=index.device)[:, None]
+    tokens, log_probs = (t.view(size, -1).gather(1, index) for t in best[1:])
+    ends = rules.ends(history.select(parents.flatten()).append(tokens.flatten(), scores.flatten()))
+    return Candidates(scores, parents, tokens, log_probs, ends.view_as(tokens), history)
 
 
 def penalize(penalties: Tensor, rows: Tensor, group: Candidates, config: GenerationConfig):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from warpformer import ops
 from warpformer.generation import bans
+from warpformer.generation.bans import Ban
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.constraint import Constraint
 from warpformer.generation.history import History
@@ -27,18 +28,17 @@ def processors(
     chain = [
         penalty_options(c) and partial(penalized, options=penalty_options(c)),
         c.no_repeat_ngram_size > 0 and partial(bans.repeated_ngrams, size=c.no_repeat_ngram_size),
-        *(partial(bans.bad_words, words=words) for words in bans.by_length(c.bad_words_ids, eos)),
-        eos and c.min_length > 0 and partial(bans.until_length, tokens=eos, length=c.min_length),
-        eos and c.min_new_tokens > 0 and partial(bans.until_new, tokens=eos, count=c.min_new_tokens),
+        *map(bans.ban_of_words, bans.by_length(c.bad_words_ids, eos)),
+        eos and c.min_length > 0 and Ban(eos, partial(bans.is_shorter, length=c.min_length)),
+        eos and c.min_new_tokens > 0 and Ban(eos, partial(bans.has_fewer_new, count=c.min_new_tokens)),
         c.forced_bos_token_id is not None and partial(bans.forced_second, token=c.forced_bos_token_id),
         c.forced_eos_token_id is not None
         and partial(bans.forced_last, tokens=c.tokens("forced_eos_token_id")),
-        c.suppress_tokens and partial(bans.suppressed, tokens=c.tokens("suppress_tokens")),
+        c.suppress_tokens and Ban(c.tokens("suppress_tokens")),
         c.begin_suppress_tokens
-        and partial(
-            bans.suppressed_first,
-            tokens=c.tokens("begin_suppress_tokens"),
-            forced=c.forced_bos_token_id is not None,
+        and Ban(
+            c.tokens("begin_suppress_tokens"),
+            partial(bans.begins, forced=c.forced_bos_token_id is not None),
         ),
         *(partial(of_user, processor=user, padding=c.padding) for user in users),
         constraint is not None and constraint.processor(eos),

@@ -4,6 +4,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from warpformer.generation.bans import Ban
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.constraint import Constraint
 from warpformer.generation.history import History
@@ -34,6 +35,11 @@ class Rules:
         self.stopping = stopping(config, criteria, tokenizer)
         self._eos = frozenset(config.eos_token_ids)
         self._looks_at_texts = len(self.stopping) > bool(self._eos)
+
+    @property
+    def bans(self) -> list[Ban] | None:
+        """The processors, if all of them are bans."""
+        return self.processors if all(isinstance(each, Ban) for each in self.processors) else None
 
     def scores(self, history: History, scores: Tensor) -> Tensor:
         """[R, V] of logits or log-probabilities [R, V] of the next tokens; float32 where an option changes

@@ -354,7 +354,7 @@ class KVCache:
         self._room = int(room.min()) if writes else 0
 
     def _copy_blocks(self, key, pool, copies):
-        old, new = torch.from_numpy(np.array(copies).T).to(self._device)
+        old, new = torch.from_numpy(np.array(copies).T.copy()).to(self._device)
         count = int((self.tokens % self.block_size).max())  # of tokens in a last block
         for layer in self._attentions():
             if layer.table == key and layer.keys is not None:

@@ -97,8 +97,7 @@ class LayerCache:
     def copy_blocks(self, old: Tensor, new: Tensor, count: int):
         """Copies the first `count` tokens of blocks old [n] to blocks new [n]."""
         for t in self._tensors():
-            first = t[:, :count]
-            first.index_copy_(0, new, first.index_select(0, old))
+            ops.copy_blocks_(t, old, new, count)
 
     def reserve(self, pool: BlockPool):
         """Has memory for all blocks of the pool."""

@@ -5,6 +5,7 @@ from warpformer.ops._rope_frequencies import rope_frequencies, rope_tables
 from warpformer.ops.activation import activation, gelu, relu, silu
 from warpformer.ops.append_to_cache_ import append_to_cache_
 from warpformer.ops.cached_attention import cached_attention
+from warpformer.ops.copy_blocks_ import copy_blocks_
 from warpformer.ops.cross_entropy import cross_entropy
 from warpformer.ops.dropout import dropout
 from warpformer.ops.embedding_sum import embedding, embedding_sum
@@ -25,6 +26,7 @@ __all__ = [
     "activation",
     "append_to_cache_",
     "cached_attention",
+    "copy_blocks_",
     "cross_entropy",
     "dropout",
     "embedding",
