@@ -16,6 +16,7 @@ __all__: list[str] = [
     "append_to_cache_",
     "best_isa",
     "cached_attention",
+    "copy_blocks_",
     "cross_entropy",
     "cross_entropy_backward",
     "cuda_architectures",
@@ -120,6 +121,13 @@ def cached_attention(
     right: int,
     position_bidirectional: bool,
     position_max_distance: int,
+    executor: int,
+) -> None: ...
+def copy_blocks_(
+    cache: torch.Tensor | numpy.ndarray,
+    old_blocks: torch.Tensor | numpy.ndarray,
+    new_blocks: torch.Tensor | numpy.ndarray,
+    count: int,
     executor: int,
 ) -> None: ...
 def cross_entropy(
@@ -395,6 +403,7 @@ def softmax_backward(
 def top_k(
     scores: torch.Tensor | numpy.ndarray,
     k: int,
+    log_softmax: bool,
     values: torch.Tensor | numpy.ndarray,
     indices: torch.Tensor | numpy.ndarray,
     executor: int,

@@ -45,6 +45,7 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
     found, results = [], Results.none(len(searches), config, logits.device)
     while True:
         step = best_candidates(decoding.history, logits, scores, searches, batch, rules, memory)
+        del logits  # the next ones get its memory, in place of new pages
         if bool(step.ends[:, : config.beams].any()):
             results = results.merged(step.ended(config), config)
         history, scores, parents = step.running(config.beams)
