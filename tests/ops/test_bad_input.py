@@ -253,7 +253,7 @@ SHAPES = {
     ),
     "copy_blocks_: count = 7, cache = f32[2,6,2,8]": lambda: ops.copy_blocks_(cache, blocks, blocks, 7),
     "copy_blocks_: count = -1, cache": lambda: ops.copy_blocks_(cache, blocks, blocks, -1),
-    "copy_blocks_: block = 2, cache": lambda: ops.copy_blocks_(cache, blocks, blocks + 1, 1),
+    "copy_blocks_: block = 2, cache": lambda: ops.copy_blocks_(cache, blocks, blocks + 2, 1),
     "append_to_cache_: key = f32[2,6,2], ": lambda: append(cache[..., 0]),
     "append_to_cache_: key = f32[2,1,2,8]": lambda: append(cu_seqlens=starts(0, 1, 2)),
     "append_to_cache_: key = f32[6,2,8], cu_seqlens = i32[3], lengths = i32[2]": lambda: append(

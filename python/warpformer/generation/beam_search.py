@@ -184,7 +184,7 @@ def candidates_of(history: History, best: Best, scores: Tensor, first: int, rule
     # The best of a search are among the best of its beams; of equal ones the first comes first.
     scores, index = greatest((best.scores.view(size, held, count) + scores[..., None]).flatten(1), count)
     parents = first + index // count + held * torch.arange(size, device=index.device)[:, None]
-    tokens, log_probs = (t.view(size, -1).gather(1, index) for t in best[1:])
+    tokens, log_probs = (t.view(size, held * count).gather(1, index) for t in best[1:])
     ends = rules.ends(history.select(parents.flatten()).append(tokens.flatten(), scores.flatten()))
     return Candidates(scores, parents, tokens, log_probs, ends.view_as(tokens), history)
 
