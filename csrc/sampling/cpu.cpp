@@ -147,12 +147,30 @@ int bin_of(float z, float top) {
   return bin < kBins - 1 ? static_cast<int>(bin) : kBins - 1;
 }
 
-/// A score that the k-th greatest reaches at least: the k-th greatest of the blocks' greatest ones.
+/// Lets heap[i] sink where one below it is less.
+void sink(float* heap, int64_t n, int64_t i) {
+  for (int64_t child; (child = 2 * i + 1) < n; i = child) {
+    if (child + 1 < n && heap[child + 1] < heap[child]) ++child;
+    if (heap[i] <= heap[child]) return;
+    const float above = heap[i];
+    heap[i] = heap[child];
+    heap[child] = above;
+  }
+}
+
+/// A score that the k-th greatest reaches at least: the k-th greatest of the blocks' greatest ones,
+/// by a heap of k whose top is the least. They are finite or -inf. e is overwritten.
 float bound(const Row& row, int64_t k) {
   if (k > row.blocks) return -INFINITY;
-  for (int64_t b = 0; b < row.blocks; ++b)
-    row.items[0][b] = {key_of(row.high[b]), static_cast<uint32_t>(b)};
-  return row.high[sorted(row.items[0], row.items[1], row.blocks)[k - 1].index];
+  float* heap = row.e;
+  for (int64_t b = 0; b < k; ++b) heap[b] = row.high[b];
+  for (int64_t i = k / 2 - 1; i >= 0; --i) sink(heap, k, i);
+  for (int64_t b = k; b < row.blocks; ++b) {
+    if (row.high[b] <= heap[0]) continue;
+    heap[0] = row.high[b];
+    sink(heap, k, 0);
+  }
+  return heap[0];
 }
 
 /// The place at which the weights of the tokens up to it reach `goal`: of each 1, or e if
