@@ -104,10 +104,10 @@ void penalize(const Tensor& scores, const Tensor& tokens, const Tensor& new_toke
 }
 
 void bind_sampling(py::module_& m) {
-  m.def("sample", op(&sample), py::arg("scores"), py::arg("draws"), py::arg("options"), py::arg("out"),
-        py::arg("executor"), nogil());
-  m.def("top_k", op(&top_k), py::arg("scores"), py::arg("k"), py::arg("log_softmax"), py::arg("values"),
-        py::arg("indices"), py::arg("executor"), nogil());
+  m.def("sample", op(&sample), py::arg("scores"), py::arg("draws"), py::arg("options"),
+        py::arg("out"), py::arg("executor"), nogil());
+  m.def("top_k", op(&top_k), py::arg("scores"), py::arg("k"), py::arg("log_softmax"),
+        py::arg("values"), py::arg("indices"), py::arg("executor"), nogil());
   m.def("penalize", op(&penalize), py::arg("scores"), py::arg("tokens"), py::arg("new_tokens"),
         py::arg("penalties"), py::arg("out"), py::arg("executor"), nogil());
 }
