@@ -3,8 +3,8 @@
 python -m warpformer.bench.decode_step
 
 A Llama of 6 layers and 27.7 million parameters in bfloat16, random, writes one row by `generate`. Kernels are
-timed one by one, by functions in the place of those of `warpformer._C` and in recorded calls, in other runs than
-those that time the step: what is left of the step is Python and torch.
+timed one by one, by functions in the place of those of `warpformer._C` and in recorded calls, in other runs
+than those that time the step: what is left of the step is Python and torch.
 """
 
 import contextlib

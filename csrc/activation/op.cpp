@@ -92,12 +92,12 @@ void activation_backward(const Tensor& grad, const Tensor& x, const Optional& up
 }
 
 void bind_activation(py::module_& m) {
-  m.def("activation", op(&activation), py::arg("x"), py::arg("up"), py::arg("bias"), py::arg("up_bias"),
-        py::arg("out"), py::arg("activation"), py::arg("executor"), nogil());
-  m.def("activation_backward", op(&activation_backward), py::arg("grad"), py::arg("x"), py::arg("up"),
-        py::arg("bias"), py::arg("up_bias"), py::arg("dx"), py::arg("dup"), py::arg("dbias"),
-        py::arg("dup_bias"), py::arg("partial"), py::arg("activation"), py::arg("executor"),
-        nogil());
+  m.def("activation", op(&activation), py::arg("x"), py::arg("up"), py::arg("bias"),
+        py::arg("up_bias"), py::arg("out"), py::arg("activation"), py::arg("executor"), nogil());
+  m.def("activation_backward", op(&activation_backward), py::arg("grad"), py::arg("x"),
+        py::arg("up"), py::arg("bias"), py::arg("up_bias"), py::arg("dx"), py::arg("dup"),
+        py::arg("dbias"), py::arg("dup_bias"), py::arg("partial"), py::arg("activation"),
+        py::arg("executor"), nogil());
 }
 
 }  // namespace warpformer

@@ -297,13 +297,14 @@ void bind_linear(py::module_& m) {
   m.def("pack_linear", op(&pack_linear), py::arg("weight"), py::arg("scales"), py::arg("zeros"),
         py::arg("packed"), py::arg("format"), py::arg("in_features"), py::arg("group_size"),
         py::arg("gated"), py::arg("executor"), nogil());
-  m.def("unpack_linear", op(&unpack_linear), py::arg("packed"), py::arg("weight"), py::arg("scales"),
-        py::arg("zeros"), py::arg("index"), py::arg("format"), py::arg("out_features"),
-        py::arg("in_features"), py::arg("group_size"), py::arg("gated"), py::arg("executor"),
+  m.def("unpack_linear", op(&unpack_linear), py::arg("packed"), py::arg("weight"),
+        py::arg("scales"), py::arg("zeros"), py::arg("index"), py::arg("format"),
+        py::arg("out_features"), py::arg("in_features"), py::arg("group_size"), py::arg("gated"),
+        py::arg("executor"), nogil());
+  m.def("linear", op(&linear), py::arg("x"), py::arg("weight"), py::arg("bias"),
+        py::arg("residual"), py::arg("out"), py::arg("format"), py::arg("group_size"),
+        py::arg("zero_points"), py::arg("gated"), py::arg("activation"), py::arg("executor"),
         nogil());
-  m.def("linear", op(&linear), py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
-        py::arg("out"), py::arg("format"), py::arg("group_size"), py::arg("zero_points"),
-        py::arg("gated"), py::arg("activation"), py::arg("executor"), nogil());
   m.def("grouped_linear", op(&grouped_linear), py::arg("x"), py::arg("weight"), py::arg("offsets"),
         py::arg("bias"), py::arg("out"), py::arg("format"), py::arg("group_size"),
         py::arg("zero_points"), py::arg("gated"), py::arg("activation"), py::arg("executor"),

@@ -89,8 +89,9 @@ Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group
 struct PackLinearParams {
   Rows values, scales, zeros;  // data is null where there are none
   Weight weight;
-  int64_t half;                    // rows of the gate, which end in a panel of their own; 0 without
-  const int64_t* index = nullptr;  // unpack_linear: row i of `values` is row index[i] of W, if given
+  int64_t half;  // rows of the gate, which end in a panel of their own; 0 without
+  const int64_t* index =
+      nullptr;  // unpack_linear: row i of `values` is row index[i] of W, if given
 };
 
 struct LinearParams {

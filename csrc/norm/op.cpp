@@ -133,14 +133,15 @@ void bind_norm(py::module_& m) {
   m.def("layer_norm", op(&layer_norm), py::arg("x"), py::arg("residual"), py::arg("weight"),
         py::arg("bias"), py::arg("sum"), py::arg("out"), py::arg("mean"), py::arg("rstd"),
         py::arg("eps"), py::arg("executor"), nogil());
-  m.def("rms_norm", op(&rms_norm), py::arg("x"), py::arg("residual"), py::arg("weight"), py::arg("sum"),
-        py::arg("out"), py::arg("rstd"), py::arg("eps"), py::arg("executor"), nogil());
+  m.def("rms_norm", op(&rms_norm), py::arg("x"), py::arg("residual"), py::arg("weight"),
+        py::arg("sum"), py::arg("out"), py::arg("rstd"), py::arg("eps"), py::arg("executor"),
+        nogil());
   m.def("layer_norm_backward", op(&layer_norm_backward), py::arg("grad"), py::arg("grad_sum"),
         py::arg("z"), py::arg("weight"), py::arg("mean"), py::arg("rstd"), py::arg("dz"),
         py::arg("dweight"), py::arg("dbias"), py::arg("partials"), py::arg("executor"), nogil());
-  m.def("rms_norm_backward", op(&rms_norm_backward), py::arg("grad"), py::arg("grad_sum"), py::arg("z"),
-        py::arg("weight"), py::arg("rstd"), py::arg("dz"), py::arg("dweight"), py::arg("partials"),
-        py::arg("executor"), nogil());
+  m.def("rms_norm_backward", op(&rms_norm_backward), py::arg("grad"), py::arg("grad_sum"),
+        py::arg("z"), py::arg("weight"), py::arg("rstd"), py::arg("dz"), py::arg("dweight"),
+        py::arg("partials"), py::arg("executor"), nogil());
 }
 
 }  // namespace warpformer

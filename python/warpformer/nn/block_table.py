@@ -34,7 +34,7 @@ class BlockTable:
         self._is_current = False
 
     def tensor(self, device) -> Tensor:
-        """`entries`, as the ops take them: the same tensor, with new values, as long as its shape is right."""
+        """`entries`, as the ops take them: the same tensor with new values while its shape is right."""
         if not self._is_current:
             self._tensor = updated(self._tensor, self.entries, device)
             self._is_current = True

@@ -269,8 +269,8 @@ class KVCache:
         self._recorded = RecordedCalls()
 
     def again(self, tokens: Tensor | None, *state) -> Tensor | None:
-        """What a call of `record` with the same `state` would return of tokens [B, T], all of which count, and
-        which the cache then holds; None if there is no recording of it."""
+        """What a call of `record` with the same `state` would return of tokens [B, T], all of which count,
+        and which the cache then holds; None if there is no recording of it."""
         if self._recorded is None or tokens is None or tokens.ndim != 2 or not self.longest:
             return None
         batch, count = tokens.shape
@@ -293,8 +293,8 @@ class KVCache:
         limit: int | None,
         *state,
     ) -> Tensor:
-        """function(tokens without padding, sequences), of a model all whose layers append to this cache. After
-        `record_` it is recorded where it repeats itself.
+        """function(tokens without padding, sequences), of a model all whose layers append to this cache.
+        After `record_` it is recorded where it repeats itself.
 
         Args:
             limit: tokens of a sequence up to which the model stays as it is; None: always.

@@ -17,9 +17,10 @@ class RecordedCalls:
     """Calls of a model that differ in tokens and lengths alone, as the steps of decoding do: the second of a
     kind in a row is recorded, and from then on done again without Python between its kernels.
 
-    What a call returns is overwritten by the next one of its kind. Meanwhile the model stays as it is: changes
-    of its parameters in place count, others, new hooks and modes do not. Nothing is recorded in training, with
-    hooks or a `forward` that somebody has set, under torch.autocast, or where a mode or profiler is active.
+    What a call returns is overwritten by the next one of its kind. Meanwhile the model stays as it is:
+    changes of its parameters in place count, others, new hooks and modes do not. Nothing is recorded in
+    training, with hooks or a `forward` that somebody has set, under torch.autocast, or where a mode or
+    profiler is active.
     """
 
     def __init__(self):

@@ -79,8 +79,8 @@ class RotaryEmbedding(nn.Module):
         """Has angles for sequences of so many tokens; returns for how many.
 
         Raises:
-            InputError: with "dynamic" they are more than max_position_embeddings: the angles would change with
-                every token, also of those that a cache holds.
+            InputError: with "dynamic" they are more than max_position_embeddings: the angles would change
+                with every token, also of those that a cache holds.
         """
         if self._not_longer_than is not None and longest > self._not_longer_than:
             raise InputError(
