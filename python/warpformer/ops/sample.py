@@ -1,5 +1,3 @@
-import functools
-
 import torch
 from torch import Tensor
 
@@ -8,7 +6,6 @@ from warpformer.ops._library import dispatch, empty, executor, is_direct, regist
 
 SAMPLE = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 PENALIZE = ("repetition", "frequency", "presence")
-NUMBERS = {int, float, bool}
 
 
 def sample(
@@ -109,27 +106,21 @@ def _rows_of(op, scores, dtype, names, options):
         rows, device = 1, "cpu"  # the op refuses these scores
     else:
         rows, device = scores.shape[0], scores.device
-    if NUMBERS.issuperset(map(type, options)):
-        return _same_rows(options, rows, dtype, device)
+    are_numbers = True
     for name, option in zip(names, options, strict=True):
         if isinstance(option, Tensor):
+            are_numbers = False
             if option.shape != (rows,) or option.device != device or option.is_complex():
                 shape = list(option.shape)
                 raise _C.InputError(f"{op}: {name} = {shape} has no real number for each of {rows} rows")
         elif not isinstance(option, int | float):
             raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, not {type(option).__name__}")
-    columns = [torch.as_tensor(option, dtype=dtype, device=device).expand(rows) for option in options]
-    return _as_bits(torch.stack(columns, 1))
-
-
-@functools.lru_cache(64)
-def _same_rows(options, rows, dtype, device):
-    """[R, options]: the same at every step."""
-    return _as_bits(torch.tensor([options], dtype=dtype, device=device)).expand(rows, -1)
-
-
-def _as_bits(values):
-    return values.view(torch.int64) if values.dtype == torch.float64 else values
+    if are_numbers:
+        values = torch.tensor([options], dtype=dtype, device=device).expand(rows, -1)
+    else:
+        columns = [torch.as_tensor(option, dtype=dtype, device=device).expand(rows) for option in options]
+        values = torch.stack(columns, 1)
+    return values.view(torch.int64) if dtype == torch.float64 else values
 
 
 def _sample(scores, draws, options):
