@@ -97,6 +97,8 @@ struct Panels {
   WF_INLINE Vec word(Vec fetched) const {
     return fetched;
   }
+  template <int kPanels>
+  WF_INLINE void prefetch(int64_t, int64_t) const {}
   WF_INLINE void skip(int64_t panels) { data += panels * panel; }
 };
 
@@ -177,6 +179,8 @@ __attribute__((noinline)) void gemm_tile(const Word* a, const B& b, int64_t dept
       decltype(b.fetch(0, 0, 0)) fetched[kVecs];
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) fetched[j] = b.fetch(j / kPerPanel, k, j % kPerPanel);
+#pragma GCC unroll 16
+      for (int p = 0; p < kPanels; ++p) b.template prefetch<kPanels>(p, k);
       unrolled<B::kWords>([&](auto word) __attribute__((always_inline)) {
         Vec row[kVecs];
 #pragma GCC unroll 16

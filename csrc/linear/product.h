@@ -39,9 +39,9 @@ struct FetchingPanels : Panels {
   int64_t step, share;
 
   WF_INLINE void end_tile() { memory += share; }
-  WF_INLINE Vec fetch(int64_t p, int64_t k, int v) const {
-    if (v == 0) __builtin_prefetch(memory + p * apart + k * step);
-    return Panels::fetch(p, k, v);
+  template <int kPanels>
+  WF_INLINE void prefetch(int64_t p, int64_t k) const {
+    __builtin_prefetch(memory + p * apart + k * step);
   }
   WF_INLINE void skip(int64_t panels) {
     Panels::skip(panels);
@@ -62,8 +62,10 @@ struct AddGroups {
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
   WF_INLINE Vec scale(int64_t chain, int j) const {
     constexpr int kPerPanel = kPanel / Vec::kWidth;
-    return load(scales + j / kPerPanel * scales_panel + (chain >> chain_shift) * kPanel +
-                j % kPerPanel * Vec::kWidth);
+    const f16* at = scales + j / kPerPanel * scales_panel + (chain >> chain_shift) * kPanel +
+                    j % kPerPanel * Vec::kWidth;
+    fetch_line(at + kGroupsAhead * kPanel);
+    return load(at);
   }
   WF_INLINE Add::None finish(int64_t, int i, int j, Vec sum, Vec scale, Add::None) const {
     store(at(i, j), fma(sum, scale, load(at(i, j))));
@@ -237,7 +239,6 @@ class Product {
       do {
         const int64_t n = at_most(kDepth, depth_ - first), end = first + n;
         const int64_t ahead = end < depth_ ? panel : panel_after(u, half);
-        fetch_scales(panel, u.panels, end);
         const bool last = end == depth_ && half + 1 == halves_;
         source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
                       [&](const auto& words) {
@@ -281,16 +282,6 @@ class Product {
 
   /// The group that holds a word.
   int64_t group_of(int64_t word) const { return word * kPerWord<Word> / w_.group; }
-
-  /// Brings the scales of the stretch from `first` on into the cache: too few lines to be a stream
-  /// that the hardware would follow.
-  void fetch_scales(int64_t panel, int64_t count, int64_t first) const {
-    if (!w_.groups || kKind == Kind::plain || first >= depth_) return;
-    const int64_t begin = group_of(first), end = at_most(w_.groups, group_of(first + kDepth));
-    for (int64_t p = panel; p < panel + count; ++p)
-      for (int64_t g = begin; g < end; g += 2)  // a cache line
-        __builtin_prefetch(w_.data + p * w_.size + w_.scales + g * kPanel * 2);
-  }
 
   template <class B>
   void multiply_tile(const Unit& u, int64_t panel, int64_t tile, const B& b, int64_t first,

@@ -55,9 +55,12 @@ constexpr int code_shift(Format format, int64_t k) {
   return format == Format::int4_dynamic ? at % 4 * 8 + at / 4 * 4 : at % 2 * 16 + at / 2 * 4;
 }
 
-/// Bytes by which memory is fetched ahead: beside their products, the loads of several panels would
-/// not keep it busy. More than a few lines of each of 8 panels would push each other out of L1.
-constexpr int64_t kAhead = 512;
+/// Bytes, and groups of scales, by which memory is fetched ahead: beside their products, the loads
+/// of several panels would not keep it busy.
+constexpr int64_t kAhead = 512, kFarAhead = 1024, kGroupsAhead = 8;
+
+/// Brings a line into L2, which waits for more lines at a time than L1 does.
+WF_INLINE void fetch_line(const void* at) { __builtin_prefetch(at, 0, 2); }
 
 /// Panels `panel` bytes apart whose fetches of `kBytes` bytes for each of 16 columns give kWords
 /// words.
@@ -72,8 +75,13 @@ struct Values {
   }
   template <class T>
   WF_INLINE const T* at(int64_t p, int64_t k, int v) const {
-    __builtin_prefetch(place(p, k, v) + kAhead, 0, 0);
     return reinterpret_cast<const T*>(place(p, k, v));
+  }
+  /// Few panels at a time wait for products more than for memory: theirs come into L1 alone.
+  template <int kPanels>
+  WF_INLINE void prefetch(int64_t p, int64_t k) const {
+    const uint8_t* line = place(p, k, 0);
+    kPanels > 2 ? fetch_line(line + kFarAhead) : __builtin_prefetch(line + kAhead, 0, 0);
   }
   WF_INLINE void skip(int64_t panels) { data += panels * panel; }
 };
@@ -257,13 +265,15 @@ void with_values(const Weight& w, const uint8_t* data, int64_t first, Shorts, co
 template <class B>
 void unpack(const B& b, int64_t p, int64_t n, float* to) {
   constexpr int kPerPanel = kPanel / Vec::kWidth;
-  for (int64_t k = 0; k < n; k += B::kWords, to += B::kWords * kPanel)
+  for (int64_t k = 0; k < n; k += B::kWords, to += B::kWords * kPanel) {
+    b.template prefetch<1>(p, k);
     for (int v = 0; v < kPerPanel; ++v) {
       const auto fetched = b.fetch(p, k, v);
       unrolled<B::kWords>([&](auto word) __attribute__((always_inline)) {
         store(to + word.value * kPanel + v * Vec::kWidth, b.template word<word.value>(fetched));
       });
     }
+  }
 }
 
 /// Scales of group g of a panel, times (8 - zero): what a sum of x is multiplied by, as codes are
