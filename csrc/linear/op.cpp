@@ -168,7 +168,7 @@ void unpack_linear(const Tensor& packed, const Tensor& weight, const std::option
   PackLinearParams p = pack_params(__func__, weight, scales, zeros, packed, format, out_features,
                                    in_features, group_size, gated);
   CHECK(weight.dim(0) == (index ? index->dim(0) : out_features), weight, index, out_features);
-  if (packed.numel() == 0 || weight.numel() == 0) return;
+  if (packed.numel() == 0 || weight.dim(0) == 0) return;
   if (!index) {
     RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
     return;
