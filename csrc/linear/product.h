@@ -8,8 +8,8 @@
 //         after the last stretch:    out = act(factor C + bias) (up) + residual
 //
 // Few rows take wide chunks and unpack words as they multiply them: several panels at once are as
-// many streams from memory. Many take narrow ones, whose words stay in L1, while the next stretch
-// comes from memory line by line.
+// many streams from memory. Many take narrow ones, whose words stay in L1 or close to it, while the
+// next stretch comes from memory line by line.
 //
 // `Source` is the weight: words(panel, count, first, n, few, scratch, f) calls f(B) for words
 // [first, first + n) of `count` panels. Included by cpu files only.
@@ -23,9 +23,11 @@
 
 namespace warpformer::cpu::WF_ISA {
 
-constexpr int64_t kBlockRows = 528;          // of x, at most: a multiple of every ISA's tile
-constexpr int64_t kBlockFloats = 4 << 20;    // that they take, about
-constexpr int64_t kWide = 8, kNarrow = 2;    // panels of a chunk
+constexpr int64_t kBlockRows = 528;        // of x, at most: a multiple of every ISA's tile
+constexpr int64_t kBlockFloats = 4 << 20;  // that they take, about
+// Panels of a chunk. Of fewer, a row of out gets so few neighbouring lines at a time that the
+// stores wait for each of them to come from memory.
+constexpr int64_t kWide = 8, kNarrow = 4;
 constexpr int64_t kFewRows = 2 * kTileRows;  // where words are unpacked, else half a tile
 constexpr int64_t kUnits = 24;     // of a thread, about: so many wait for the last one shortly
 constexpr int64_t kPartTiles = 2;  // of a unit, at least
@@ -191,6 +193,10 @@ class Product {
     return static_cast<int>(work < 1 ? 1 : at_most(work, threads));
   }
   int64_t panels_of_half() const { return source_.panels() / halves_; }
+  /// Row of C where a tile begins; all tiles begin at 0 where each is finished before the next one.
+  int64_t row_of_c(const Unit& u, int64_t tile) const {
+    return keeps_tiles_ ? tiles_.first(tile) - tiles_.first(u.tile) : 0;
+  }
   int64_t c_row(int64_t chunk) const { return halves_ * chunk * kPanel + kPanel; }
   bool has_few_rows() const {
     const bool unpacks = bits_of(w_.format) * kPerWord<Word> < 32;
@@ -286,7 +292,7 @@ class Product {
   template <class B>
   void multiply_tile(const Unit& u, int64_t panel, int64_t tile, const B& b, int64_t first,
                      int64_t n, float* c, int64_t stride) const {
-    c += (tiles_.first(tile) - tiles_.first(u.tile)) * stride;
+    c += row_of_c(u, tile) * stride;
     const auto multiply = [&](const auto& sink) {
       gemm_rows<kParts, Layout::rows, decltype(tiles_)::kRows>(
           tiles_.height(tile), u.panels, tiles_.words(tile, first), b, n, chain_, sink);
@@ -335,39 +341,68 @@ class Product {
     const int64_t first = tiles_.first(tile), count = tiles_.height(tile);
     const int64_t at = p_.first + row + first, column = u.panel * kPanel;
     const int64_t width = u.panels * kPanel, columns = at_most(width, p_.out.n - column);
-    c += (first - tiles_.first(u.tile)) * stride;
-    for (int64_t h = 0; h < halves_; ++h)
-      for (int64_t p = 0; p < u.panels; ++p)
-        scale_panel(h * panels_of_half() + u.panel + p, tile, c + h * width + p * kPanel, stride);
-    if (p_.activation != Activation::none || halves_ == 2)
-      by_activation(p_.activation, p_.out.dtype != DType::f32, [&](auto act) {
-        for (int64_t i = 0; i < count; ++i)
-          for (int64_t j = 0; j < width; j += Vec::kWidth) {
-            float* to = c + i * stride + j;
-            const Vec v = act.value(load(to));
-            store(to, halves_ == 2 ? v * load(to + width) : v);
-          }
-      });
     const Rows& residual = p_.residual;
-    if (columns == width && fits(p_.out) && (!residual.data || fits(residual)))
-      return write_tile(c, stride, at, column, width, count);
+    const bool whole = columns == width && fits(p_.out) && (!residual.data || fits(residual));
+    c += row_of_c(u, tile) * stride;
+    float* to[kTileRows];  // rows of out where they are floats, else those of C
+    const float* added[kTileRows];
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = whole ? row_at(p_.out, at + i, column) : c + i * stride;
+      added[i] = whole && residual.data ? row_at(residual, at + i, column) : nullptr;
+    }
+    by_activation(p_.activation, p_.out.dtype != DType::f32, [&](auto act) {
+      for (int64_t j = 0; j < width; j += Vec::kWidth) {
+        const Scaling scaling(*this, u.panel, j, tile), up(*this, panel_of_up(u), j, tile);
+        for (int64_t i = 0; i < count; ++i) {
+          const float* from = c + i * stride + j;
+          Vec v = act.value(scaling.apply(load(from), i));
+          if (halves_ == 2) v = v * up.apply(load(from + width), i);
+          store(to[i] + j, added[i] ? v + load(added[i] + j) : v);
+        }
+      }
+    });
+    if (whole) return;
     if (residual.data) add_spans(residual, at, column, columns, count, c, stride);
     write_spans(c, stride, p_.out, at, column, columns, count);
   }
+  int64_t panel_of_up(const Unit& u) const { return (halves_ - 1) * panels_of_half() + u.panel; }
+
+  /// factor C + bias, of a register of columns and the rows of a tile
+  struct Scaling {
+    Vec factor, bias;
+    Ints sums;
+    const int32_t *zeros, *offsets;
+    const float* scales;
+
+    /// Columns from column j of a panel on.
+    Scaling(const Product& product, int64_t panel, int64_t j, int64_t tile) {
+      const Weight& w = product.w_;
+      const int64_t lane = j % kPanel;
+      panel += j / kPanel;
+      const uint8_t* data = w.data + panel * w.size;
+      factor = product.source_.has_factors()
+                   ? load(reinterpret_cast<const float*>(data + w.factors) + lane)
+                   : set(1.0f);
+      bias = load(product.bias_ + panel * kPanel + lane);
+      if constexpr (kKind == Kind::tokens) {
+        sums = load(reinterpret_cast<const int32_t*>(data + w.sums) + lane);
+        zeros = product.tiles_.zeros(tile, 0);
+        offsets = product.tiles_.offsets(tile, 0);
+        scales = product.tiles_.scales(tile, 0);
+      }
+    }
+    WF_INLINE Vec apply(Vec v, int64_t i) const {
+      if constexpr (kKind == Kind::tokens) {
+        const Ints shift = set(zeros[i]) * sums;
+        v = to_float(bits_of(v) - shift + set(offsets[i])) * set(scales[i]);
+      }
+      return v * factor + bias;
+    }
+  };
 
   static bool fits(const Rows& rows) { return rows.dtype == DType::f32 && rows.step == 1; }
   static float* row_at(const Rows& rows, int64_t r, int64_t column) {
     return static_cast<float*>(rows.data) + row_offset(rows, r) + column;
-  }
-  /// out = c + residual, of whole panels of floats
-  void write_tile(const float* c, int64_t stride, int64_t row, int64_t column, int64_t width,
-                  int64_t count) const {
-    for (int64_t i = 0; i < count; ++i, c += stride) {
-      float* out = row_at(p_.out, row + i, column);
-      const float* added = p_.residual.data ? row_at(p_.residual, row + i, column) : nullptr;
-      for (int64_t j = 0; j < width; j += Vec::kWidth)
-        store(out + j, added ? load(c + j) + load(added + j) : load(c + j));
-    }
   }
   /// Brings the residual of a tile into the cache while the tile is multiplied.
   void fetch_residual(const Unit& u, int64_t tile, int64_t row) const {
@@ -376,29 +411,6 @@ class Product {
     for (int64_t i = 0; i < tiles_.height(tile); ++i)
       for (int64_t p = 0; p < u.panels; ++p)
         __builtin_prefetch(row_at(p_.residual, first + i, (u.panel + p) * kPanel));
-  }
-
-  /// c = factor c + bias, of a panel and the rows of a tile
-  void scale_panel(int64_t panel, int64_t tile, float* c, int64_t stride) const {
-    const int64_t count = tiles_.height(tile);
-    const int32_t *zeros = tiles_.zeros(tile, 0), *offsets = tiles_.offsets(tile, 0);
-    const float* scales = tiles_.scales(tile, 0);
-    const uint8_t* data = w_.data + panel * w_.size;
-    const auto* factors = reinterpret_cast<const float*>(data + w_.factors);
-    const auto* sums = reinterpret_cast<const int32_t*>(data + w_.sums);
-    for (int64_t j = 0; j < kPanel; j += Vec::kWidth) {
-      const Vec factor = source_.has_factors() ? load(factors + j) : set(1.0f);
-      const Vec bias = load(bias_ + panel * kPanel + j);
-      for (int64_t i = 0; i < count; ++i) {
-        float* at = c + i * stride + j;
-        Vec v = load(at);
-        if constexpr (kKind == Kind::tokens) {
-          const Ints shift = set(zeros[i]) * load(sums + j);
-          v = to_float(bits_of(v) - shift + set(offsets[i])) * set(scales[i]);
-        }
-        store(at, v * factor + bias);
-      }
-    }
   }
 
   /// Words that are summed in one chain.
@@ -413,6 +425,8 @@ class Product {
   const Weight& w_;
   const Source source_;
   const int64_t depth_, halves_;
+  const bool keeps_tiles_ = depth_ > kDepth || halves_ > 1 ||
+                            source_.has_zeros() || kKind == Kind::grouped || kKind == Kind::blocks;
   const int64_t chain_ = chain();
   Tiles<Word, kParts, kKind> tiles_;
   float* bias_ = nullptr;
