@@ -133,8 +133,10 @@ std::vector<int64_t> indices(const char* op, const Tensor& index, int64_t end) {
   std::vector<int64_t> values(index.dim(0));
   for (int64_t i = 0; i < index.dim(0); ++i) {
     const int64_t at = i * index.stride[0];
-    values[i] = index.dtype == DType::i32 ? index.ptr<int32_t>()[at] : index.ptr<int64_t>()[at];
-    CHECK_FOR(op, values[i] >= 0 && values[i] < end, index, i, values[i], end);
+    const int64_t id =
+        index.dtype == DType::i32 ? index.ptr<int32_t>()[at] : index.ptr<int64_t>()[at];
+    CHECK_FOR(op, 0 <= id && id < end, index, i, id, end);
+    values[i] = id;
   }
   return values;
 }

@@ -40,7 +40,7 @@ class PackedEmbedding(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         rows = ops.unpack_linear(self.layer.packed_weight, rows=input.flatten())
         rows = rows if isinstance(rows, Tensor) else dequantize(rows)
-        return rows.view(*input.shape, -1)
+        return rows.view(*input.shape, self.layer.in_features)
 
     def extra_repr(self):
         return f"{self.layer.out_features}, {self.layer.in_features}"
