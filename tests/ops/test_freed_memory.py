@@ -22,4 +22,4 @@ def test_freed_outputs_leave_their_pages_to_the_next_ones():
         print(faults(), faults())
     """
     first, second = map(int, run(script).split())
-    assert second < first / 10
+    assert second < first / 4  # one output of six, where the heap has holes
