@@ -150,6 +150,50 @@ def test_many_rows_are_not_kept(llama):
         assert Pair(llama, "llama").steps(4) == 0
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "t5"])
+def test_sequences_leave_and_join(models, name):
+    """There is one recording of each number of them."""
+    pair = Pair(models(name)[0], name)
+    assert pair.steps(3) == 1
+    others = [cache.fork([1, 2]) for cache in pair.caches]
+    pair.change("reorder_", [2, 0])
+    assert pair.steps(3) == 1
+    pair.change("reorder_", [1])
+    assert pair.steps(3) == 1
+    for count in (2, 3, 2, 3, 1):
+        pair.change("reorder_", [0])
+        for cache, other in zip(pair.caches, others, strict=True):
+            cache.join_(other)
+        pair.change("reorder_", [*range(count)])
+        assert pair.steps(2) == 2
+
+
+def test_the_most_sequences_so_far(llama):
+    """Their table lies elsewhere, and what has come before is recorded at once."""
+    pair = Pair(llama, "llama")
+    assert pair.steps(3) == 1
+    pair.change("reorder_", [0, 1, 2, 0])
+    assert pair.steps(3) == 1
+    pair.change("reorder_", [0, 1, 2])
+    assert pair.steps(3) == 2
+
+
+def test_the_oldest_makes_room(llama):
+    pair = Pair(llama, "llama")
+    with mock.patch.object(recorded_calls, "MOST_ROWS", 4):
+        assert pair.steps(3) == 1
+        pair.change("reorder_", [1])
+        assert pair.steps(3) == 1
+        pair.change("reorder_", [0, 0, 0])
+        assert pair.steps(3) == 3
+        pair.change("reorder_", [0, 1])
+        assert pair.steps(3) == 1  # in the place of one sequence, and of three
+        pair.change("reorder_", [0])
+        assert pair.steps(3) == 1
+        pair.change("reorder_", [0, 0])
+        assert pair.steps(3) == 3
+
+
 def hooked(model):
     return model.backbone.layers[0].register_forward_hook(lambda *_: None).remove
 

@@ -30,14 +30,13 @@ class BlockTable:
         self.pool = pool
         self.window = window
         self.entries = np.zeros((0, 0), np.int32) if entries is None else entries
-        self._tensor: Tensor | None = None
-        self._is_current = False
+        self.mirror = Mirror()
+        self._tensor: Tensor | None = None  # None where `entries` have changed
 
     def tensor(self, device) -> Tensor:
-        """`entries`, as the ops take them: the same tensor with new values while its shape is right."""
-        if not self._is_current:
-            self._tensor = updated(self._tensor, self.entries, device)
-            self._is_current = True
+        """`entries`, as the ops take them."""
+        if self._tensor is None:
+            self._tensor = self.mirror.show(self.entries, device)
         return self._tensor
 
     def sharing(self) -> int:
@@ -142,17 +141,37 @@ class BlockTable:
             self._changed()
 
     def _changed(self):
-        self._is_current = False
+        self._tensor = None
 
 
-def updated(held: Tensor | None, values: np.ndarray, device) -> Tensor:
-    """int32 `values` on the device, in `held` where they fit."""
-    new = torch.from_numpy(values.astype(np.int32, copy=False))
-    if held is None or held.shape != new.shape or held.device != torch.device(device):
-        return new.to(device, copy=True)
-    if held.is_inference() and not torch.is_inference_mode_enabled():  # cannot be written to
-        return new.to(device, copy=True)
-    return held.copy_(new)
+class Mirror:
+    """Numbers of the sequences of a batch on a device, in memory that stays where it is when sequences come,
+    up to the most that there have been, and go.
+
+    Attributes:
+        moves: how often it has come to lie elsewhere.
+    """
+
+    def __init__(self):
+        self.moves = 0
+        self._rows: Tensor | None = None
+
+    def show(self, values: np.ndarray, device) -> Tensor:
+        """`values` [B, ...] as int32, in the first B rows."""
+        new = torch.from_numpy(values.astype(np.int32, copy=False))
+        if not self._has_room(new, device):
+            have = 0 if self._rows is None else len(self._rows)
+            count = len(new) if len(new) <= have else max(len(new), 2 * have)
+            self._rows = torch.empty((count, *new.shape[1:]), dtype=torch.int32, device=device)
+            self.moves += 1
+        return self._rows[: len(new)].copy_(new)
+
+    def _has_room(self, new, device):
+        rows = self._rows
+        if rows is None or rows.device != torch.device(device) or rows.shape[1:] != new.shape[1:]:
+            return False
+        # What is of inference mode cannot be written to elsewhere.
+        return len(rows) >= len(new) and rows.is_inference() <= torch.is_inference_mode_enabled()
 
 
 def release_all(tables):

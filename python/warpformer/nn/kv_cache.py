@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from warpformer._C import InputError
 from warpformer.nn.block_pool import BlockPool, CacheFull
-from warpformer.nn.block_table import BlockTable, release_all, updated
+from warpformer.nn.block_table import BlockTable, Mirror, release_all
 from warpformer.nn.layer_cache import MEMORY, DecoderLayerCache, LayerCache
 from warpformer.nn.recorded_calls import RecordedCalls
 from warpformer.nn.sequences import Sequences
@@ -120,7 +120,7 @@ class KVCache:
 
     def _begin(self):
         self._recorded: RecordedCalls | None = None
-        self._memories = None
+        self._mirrors = Mirror(), Mirror()  # of the memories' tables and lengths
         self._changed()
         finalize(self, release_all, [*self.tables.values()]).atexit = False
 
@@ -146,13 +146,13 @@ class KVCache:
     def memories(self) -> Memories:
         """What a decoder attends to beside its own tokens."""
         if not self._memories_are_current:
-            table, old = self.tables[MEMORY], self._memories
+            table = self.tables[MEMORY]
             count = table.sharing()
-            held = (None, None) if old is None or old.count != count else old[1:]
             values = table.entries[::count], self.memory_tokens[::count]
-            self._memories = Memories(
-                count, *(updated(t, new, self._device) for t, new in zip(held, values, strict=True))
+            shown = (
+                mirror.show(new, self._device) for mirror, new in zip(self._mirrors, values, strict=True)
             )
+            self._memories = Memories(count, *shown)
             self._memories_are_current = True
         return self._memories
 
@@ -308,10 +308,13 @@ class KVCache:
         return self._recorded.record(model, function, tokens, sequences, limit, state, self._memory())
 
     def _memory(self):
-        """Where the layers read and write."""
-        tables = [(id(table.tensor(self._device)), table.pool.capacity) for table in self.tables.values()]
-        memories = (self.memories.count, *map(id, self.memories[1:])) if self.holds_memory else ()
-        return *tables, *memories
+        """Where the layers read and write, with the values of now."""
+        count = self.memories.count if self.holds_memory else None
+        tables = [*self.tables.values()]
+        for table in tables:
+            table.tensor(self._device)
+        places = [(table.mirror.moves, table.pool.capacity) for table in tables]
+        return count, *places, *(mirror.moves for mirror in self._mirrors)
 
     def advance(self):
         """Counts the tokens that all layers have appended."""

@@ -10,12 +10,13 @@ from warpformer.nn.sequences import Sequences
 from warpformer.ops._library import autocast_dtype, executor, is_direct
 from warpformer.ops._recording import Recording
 
-MOST_ROWS = 256  # of a call that is recorded: prompts do not come again, and take memory
+MOST_ROWS = 256  # of all calls that are recorded: each keeps what it computes on the way
 
 
 class RecordedCalls:
     """Calls of a model that differ in tokens and lengths alone, as the steps of decoding do: the second of a
-    kind in a row is recorded, and from then on done again without Python between its kernels.
+    kind is recorded, and from then on done again without Python between its kernels. There is a kind for each
+    number of sequences and of tokens; those that have not come for the longest time make room for others.
 
     What a call returns is overwritten by the next one of its kind. Meanwhile the model stays as it is:
     changes of its parameters in place count, others, new hooks and modes do not. Nothing is recorded in
@@ -24,8 +25,9 @@ class RecordedCalls:
     """
 
     def __init__(self):
-        self._calls: dict[tuple, _Call | None] = {}
-        self._memory = self._last = None
+        self._calls: dict[tuple, _Call | None] = {}  # the latest last; None: cannot be recorded
+        self._seen: set[tuple] = set()  # kinds that have come
+        self._memory = None
 
     def again(
         self, tokens: Tensor, held: np.ndarray, longest: int, state: tuple, memory: tuple
@@ -38,9 +40,11 @@ class RecordedCalls:
             longest: tokens of the longest with these.
             state, memory: as in `record`.
         """
-        call = self._calls.get(_kind(tokens, state))
+        kind = _kind(tokens, state)
+        call = self._calls.get(kind)
         if call is None or memory != self._memory or longest > call.limit:
             return None
+        self._calls[kind] = self._calls.pop(kind)
         return call(tokens, held)
 
     def record(
@@ -53,7 +57,7 @@ class RecordedCalls:
         state: tuple,
         memory: tuple,
     ) -> Tensor:
-        """function(tokens, sequences), recorded if it is the second of its kind in a row.
+        """function(tokens, sequences), recorded if it is the second of its kind.
 
         Args:
             model: whose call it is.
@@ -66,16 +70,26 @@ class RecordedCalls:
             self._calls.clear()
             self._memory = memory
         kind = _kind(tokens, state)
-        is_repeated, self._last = kind == self._last, kind
+        is_first = kind not in self._seen
+        if tokens.numel() <= MOST_ROWS:
+            self._seen.add(kind)
         call = self._calls.get(kind)
         is_known = kind in self._calls and (call is None or sequences.longest <= call.limit)
-        if not is_repeated or is_known or len(sequences.positions) > MOST_ROWS:
+        if is_first or is_known:
             return function(tokens.flatten(), sequences)
         if not is_direct(tokens) or autocast_dtype(tokens) is not None or not _is_plain(model):
             return function(tokens.flatten(), sequences)
+        self._calls.pop(kind, None)
         call = _Call(function, tokens, sequences, limit)
         self._calls[kind] = call if call.recording.is_whole else None
+        self._forget_oldest()
         return call.recording.result
+
+    def _forget_oldest(self):
+        while sum(shape.numel() for shape, *_ in self._calls) > MOST_ROWS:
+            oldest = next(iter(self._calls))
+            del self._calls[oldest]
+            self._seen.remove(oldest)
 
 
 class _Call:
