@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from warpformer import _C
 from warpformer.generation.checks import is_count, require
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.constraint import Constraint
@@ -35,6 +36,7 @@ log = logging.getLogger("warpformer")
 SINGLE = ("num_beams", "num_return_sequences")
 OPEN: WeakSet[Engine] = WeakSet()  # those whose threads may run
 os.register_at_fork(after_in_child=OPEN.clear)  # where there are none
+PROCESS = os.getpid()
 
 
 class Prefix:
@@ -116,6 +118,8 @@ class Engine:
         self._threads = torch.get_num_threads()
         self._thread = Thread(target=self._run, name="warpformer.Engine", daemon=True)
         OPEN.add(self)
+        if os.getpid() == PROCESS:  # where those that it ends have not been left behind by a fork
+            _C.end_own_threads()
         self._thread.start()
 
     def submit(

@@ -67,6 +67,7 @@ class Request:
         self._reason: str | None = None
         self._error: BaseException | None = None
         self._changed = Condition()
+        self._ended = Condition()  # apart: tokens do not wake those that wait for the end
 
     @property
     def limit(self) -> int:
@@ -95,8 +96,8 @@ class Request:
             TimeoutError: it has not come in `timeout` seconds.
             Exception: what ended the request, as a LogitsProcessor raised it.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout):
+        with self._ended:
+            if not self._ended.wait_for(lambda: self.done, timeout):
                 raise TimeoutError(f"the request has not ended in {timeout} s")
         if self._error is not None:
             raise self._error
@@ -125,6 +126,7 @@ class Request:
             self.on_token(token)
 
     def finish(self, reason: str | None = None, error: BaseException | None = None):
-        with self._changed:
+        with self._changed, self._ended:
             self._reason, self._error = reason, error
             self._changed.notify_all()
+            self._ended.notify_all()

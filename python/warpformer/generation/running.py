@@ -124,13 +124,15 @@ class Running:
     # A step
 
     def step(self):
-        """A token more of all that write, and a chunk of prompts."""
-        read = self.requests[: len(self.cache)]
-        if read:
-            self._guarded(read, self._read_on)
-        if len(self.cache) < len(self.requests) and not any(self._is_reading(request) for request in read):
+        """A chunk of new prompts, and then a token more of all that write."""
+        if len(self._begun) < len(self.requests) and not any(map(self._is_reading, self._begun)):
             self._begin()
-        self._leave()
+        if self._begun:
+            self._guarded(self._begun, self._read_on)
+
+    @property
+    def _begun(self) -> list[Request]:
+        return self.requests[: len(self.cache)]
 
     def _is_reading(self, request) -> bool:
         return request.read < len(request.prompt)
@@ -148,8 +150,11 @@ class Running:
     def _read_on(self, requests):
         """Of all that have begun the next token, and of the first that is being read a chunk."""
         reading = next((request for request in requests if self._is_reading(request)), None)
-        rows = [self._next_tokens(request, request is reading) for request in requests]
-        logits = self._logits(self.cache, rows)
+        if reading is None:
+            logits = self._logits(self.cache, torch.tensor([[request.last] for request in requests]))
+        else:
+            rows = [self._next_tokens(request, request is reading) for request in requests]
+            logits = self._logits(self.cache, *padded(rows))
         self._write(requests, logits)
 
     def _next_tokens(self, request, reads) -> Tensor:
@@ -184,7 +189,7 @@ class Running:
         rows = [self._chunk(request) for request in requests]
         sources = None if requests[0].source is None else [request.source for request in requests]
         try:
-            logits = self._logits(fork, rows, sources)
+            logits = self._logits(fork, *padded(rows), sources)
             self.cache.join_(fork)
         finally:
             fork.reorder_([])  # also where an error keeps it
@@ -196,17 +201,16 @@ class Running:
             prefix.cache = self.cache.fork([])
             self._prefixes.append(prefix)
         try:
-            self._logits(prefix.cache, [prefix.tokens[prefix.read :][: self.prefill_chunk]])
+            self._logits(prefix.cache, prefix.tokens[None, prefix.read :][:, : self.prefill_chunk])
         except Exception:
             prefix.cache.reorder_([])  # which the error keeps
             prefix.cache = None
             self._prefixes.remove(prefix)
             raise
 
-    def _logits(self, cache, rows: Sequence[Tensor], sources: Sequence[Tensor] | None = None) -> Tensor:
+    def _logits(self, cache, ids: Tensor, mask=None, sources: Sequence[Tensor] | None = None) -> Tensor:
         """[R, V] of the last of the new tokens of each row, good until the next call; those of a row without
         any mean nothing."""
-        ids, mask = padded(rows)
         if sources is not None:
             given = padded(sources)
             logits = self.model(*given, decoder_input_ids=ids, cache=cache, logits_to_keep=1)

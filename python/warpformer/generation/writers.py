@@ -29,7 +29,8 @@ class Writers:
     def join_(self, other: Writers):
         self.requests += other.requests
         self.history = History.joined([self.history, other.history])
-        self.choose = self._chooser()
+        if not isinstance(self.choose, Greedy):
+            self.choose = self._chooser()
 
     def keep_(self, stays: Callable[[Request], bool]):
         index = [i for i, request in enumerate(self.requests) if stays(request)]

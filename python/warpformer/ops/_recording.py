@@ -76,17 +76,27 @@ def _again(op, args, kwargs, result):
 
 
 class Repeated:
-    """A function of one tensor, recorded when it is called with the same one again. Results are copies."""
+    """A function of one tensor, recorded when it is called with the same one again, or another in its place.
+    Results are copies."""
 
     def __init__(self, function):
         self.function = function
         self._tensor = self._recording = None
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if tensor is not self._tensor:
+        if not (self._tensor is not None and is_same_place(tensor, self._tensor)):
             self._tensor, self._recording = tensor, None
             return self.function(tensor)
         if self._recording is None:
             self._recording = Recording(lambda: self.function(tensor))
             return self._recording.result.clone()
         return self._recording().clone() if self._recording.is_whole else self.function(tensor)
+
+
+def is_same_place(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory."""
+    return a is b or (
+        type(a) is type(b)
+        and (a.data_ptr(), a.shape, a.stride(), a.dtype, a.device)
+        == (b.data_ptr(), b.shape, b.stride(), b.dtype, b.device)
+    )
