@@ -67,9 +67,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", &set_isa, py::arg("name"));
   // Of the calling thread alone: torch.set_num_threads sets MKL's, too, which all threads share.
   m.def("set_own_threads", &omp_set_num_threads, py::arg("threads"));
-  // Those that wait for the calling thread's next loop. While a process has more of them than cores,
-  // libgomp lets each fall asleep at once, also those of other threads, and waking one takes longer
-  // than many kernels. The next loop has new ones.
+  // Those that wait for the calling thread's next loop. While a process has more of them than
+  // cores, libgomp lets each fall asleep at once, also those of other threads, and waking one takes
+  // longer than many kernels. The next loop has new ones.
   m.def("end_own_threads", [] { omp_pause_resource(omp_pause_soft, omp_get_initial_device()); });
   current_isa();  // an unknown WARPFORMER_ISA fails the import, not a call later
 

@@ -25,6 +25,7 @@ __all__: list[str] = [
     "dropout",
     "embedding_sum",
     "embedding_sum_backward",
+    "end_own_threads",
     "grouped_linear",
     "grouped_linear_backward",
     "isa",
@@ -174,6 +175,7 @@ def embedding_sum_backward(
     padding: int,
     executor: int,
 ) -> None: ...
+def end_own_threads() -> None: ...
 def grouped_linear(
     x: torch.Tensor | numpy.ndarray,
     weight: torch.Tensor | numpy.ndarray,
@@ -380,7 +382,6 @@ def scaled_dot_product_attention_backward(
     executor: int,
 ) -> None: ...
 def set_isa(name: str) -> None: ...
-def end_own_threads() -> None: ...
 def set_own_threads(threads: int) -> None: ...
 def softmax(
     x: torch.Tensor | numpy.ndarray,

@@ -4,19 +4,16 @@ import gc
 import queue
 import random
 import resource
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import warpformer as wf
+from warpformer.generation.running import Running
 from warpformer.models import llama
-from warpformer.nn import CacheFull
+from warpformer.nn import CacheFull, recorded_calls
 
 VOCABULARY = 60
 EOS = [5, 14, 15, 18]
@@ -170,6 +167,61 @@ def test_requests_that_differ_in_length_choose_together(model, monkeypatch):
     assert len(rows) == max(len(tokens) for tokens, _ in found)
     for prompt, limit, (tokens, _) in zip(prompts, limits, found, strict=True):
         assert tokens == alone(model, prompt, forced_eos_token_id=9, **limit)[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "t5"])
+def test_recordings_outlive_joins(models, name, monkeypatch):
+    """There is one for each number of sequences, once as many have been there as may be."""
+    model, made = models(name)[0], []
+
+    class Counted(recorded_calls.Recording):
+        def __init__(self, function):
+            super().__init__(function)
+            made.append(self)
+
+    monkeypatch.setattr(recorded_calls, "Recording", Counted)
+    start = 1 if hasattr(model, "encode") else None
+    options = {"eos_token_id": None, "pad_token_id": 1}
+    with wf.Engine(model, cache=model.make_cache(max_tokens=4 * 96), max_batch=3) as engine:
+
+        def serve(lengths):
+            """How many recordings it takes."""
+            prompts = [torch.randint(20, 90, (length,)) for length, _ in lengths]
+            limits = [{"max_new_tokens": new} | options for _, new in lengths]
+            expected = [
+                wf.generate(model, prompt[None], **limit)[0, start or len(prompt) :].tolist()
+                for prompt, limit in zip(prompts, limits, strict=True)
+            ]
+            made.clear()
+            with engine._changed:  # until all are there
+                requests = [
+                    engine.submit(prompt, **limit) for prompt, limit in zip(prompts, limits, strict=True)
+                ]
+            assert [request.result(60).tokens for request in requests] == expected
+            return len(made)
+
+        assert serve([(30, 4), (30, 8), (30, 12)]) == 3
+        assert serve([(30, 3), (5, 9), (11, 4), (20, 1), (2, 12), (17, 6), (3, 7)]) == 0
+    check_empty(engine)
+
+
+def test_the_batch_is_full_while_requests_wait(model, monkeypatch):
+    """Who joins has a token of the step, too."""
+    rows, read_on = [], Running._read_on
+
+    def watched(running, requests):
+        rows.append(len(requests))
+        read_on(running, requests)
+
+    monkeypatch.setattr(Running, "_read_on", watched)
+    options = dict(eos_token_id=None, suppress_tokens=EOS)
+    with wf.Engine(model, max_batch=2) as engine:
+        with engine._changed:
+            requests = [engine.submit([7, 8], max_new_tokens=new, **options) for new in (3, 5, 2, 4, 9, 2, 5)]
+        found = [request.result(60).tokens for request in requests]
+    assert [len(tokens) for tokens in found] == [3, 5, 2, 4, 9, 2, 5]
+    assert sum(rows) == sum(map(len, found)) - len(found)
+    assert rows == sorted(rows, reverse=True)
 
 
 def test_int8_cache_and_bfloat16():
@@ -407,58 +459,6 @@ def test_the_engine_does_not_wait_for_itself(model):
 
         with pytest.raises(queue.Full, match="1 requests are waiting"):
             engine.submit([3], max_new_tokens=1, on_token=more, **OPTIONS).result(20)
-
-
-SCRIPT = """
-import time
-import warpformer as wf
-from tests.generation.test_engine import make_llama
-
-engine = wf.Engine(make_llama(layers=1))
-slow = lambda token: time.sleep(0.1)
-request = engine.submit([3, 4], max_new_tokens=10**6, eos_token_id=None, on_token=slow)
-next(iter(request))
-print("writes", flush=True)
-"""
-DRAIN = """
-try:
-    engine.close()
-finally:
-    assert request.result(0).reason == "cancelled"
-"""
-FORK = """
-import os
-import signal
-import sys
-child = os.fork()
-if not child:
-    signal.alarm(10)  # ends it if it hangs
-    sys.exit(3)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
-"""
-ENDS = {
-    "the process ends": ("", 0),
-    "a child ends": (FORK, 0),
-    "a drain": (DRAIN, -signal.SIGINT),
-    "a result": ("with engine: request.result()", -signal.SIGINT),
-}
-
-
-@pytest.mark.parametrize(("last", "code"), ENDS.values(), ids=ENDS)
-def test_ctrl_c_and_the_end_of_a_process(last, code):
-    """Nothing hangs, and nothing aborts."""
-    command = [sys.executable, "-c", SCRIPT + last]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "writes\n"
-            if code:
-                time.sleep(0.3)
-                process.send_signal(signal.SIGINT)
-            errors = process.communicate(timeout=30)[1]
-        finally:
-            process.kill()
-    assert process.returncode == code, errors
-    assert "terminate called" not in errors
 
 
 def test_memory_is_flat():

@@ -111,6 +111,8 @@ def test_repeated():
     for tokens, expected in found:
         assert torch.equal(tokens, expected)
     assert counts == [4, 4]
-    other = torch.randn(2, 50)
-    assert torch.equal(repeated(other), other.argmax(1))
-    assert counts == [4, 4, 2]
+    views = torch.randn(2, 3, 50)
+    for column in (1, 1, 1, 2, 1):
+        assert torch.equal(repeated(views[:, column]), views[:, column].argmax(1))
+        views.normal_()
+    assert counts == [4, 4] + [2] * 4  # the same place but once

@@ -71,7 +71,7 @@ class Engine:
             tokens, reason = requests[1].result()
 
     A step calls the model with the next token of every sequence that writes, and with at most `prefill_chunk`
-    tokens of prompts that are being read, first come, first served; a second call begins new prompts. A
+    tokens of prompts that are being read, first come, first served; a call before begins new prompts. A
     request gets the tokens that `generate` gives it alone. Borders of chunks are multiples of `prefill_chunk`
     from a prompt's first token behind its prefix, so that what is computed for a request does not depend on
     the others.
@@ -81,7 +81,8 @@ class Engine:
 
     Args:
         model: as in `generate`, in eval mode. It is called in a thread of the engine's own, with the number
-            of threads that torch has where the engine is made.
+            of threads that torch has where the engine is made. Those that wait there for the maker's next
+            computation end, and new ones come with it: no more should wait than there are cores.
         cache: from `model.make_cache`, where it is to be int8, or to have a limit `max_tokens`. It is the
             engine's.
         max_batch: sequences at once.

@@ -53,6 +53,7 @@ class Request:
         cancel: Callable[[], object],
     ):
         self.prompt = prompt
+        self._length = len(prompt)
         self.history = history
         self.rules = rules
         self.source = source  # what the encoder reads
@@ -68,6 +69,11 @@ class Request:
         self._error: BaseException | None = None
         self._changed = Condition()
         self._ended = Condition()  # apart: tokens do not wake those that wait for the end
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether tokens of the prompt are left to read."""
+        return self.read < self._length
 
     @property
     def limit(self) -> int:

@@ -125,7 +125,7 @@ class Running:
 
     def step(self):
         """A chunk of new prompts, and then a token more of all that write."""
-        if len(self._begun) < len(self.requests) and not any(map(self._is_reading, self._begun)):
+        if len(self._begun) < len(self.requests) and not any(request.is_reading for request in self._begun):
             self._begin()
         if self._begun:
             self._guarded(self._begun, self._read_on)
@@ -133,9 +133,6 @@ class Running:
     @property
     def _begun(self) -> list[Request]:
         return self.requests[: len(self.cache)]
-
-    def _is_reading(self, request) -> bool:
-        return request.read < len(request.prompt)
 
     def _guarded(self, requests: Sequence[Request], call: Callable[[Sequence[Request]], None]):
         """What the model raises ends the requests that it was called with."""
@@ -149,7 +146,7 @@ class Running:
 
     def _read_on(self, requests):
         """Of all that have begun the next token, and of the first that is being read a chunk."""
-        reading = next((request for request in requests if self._is_reading(request)), None)
+        reading = next((request for request in requests if request.is_reading), None)
         if reading is None:
             logits = self._logits(self.cache, torch.tensor([[request.last] for request in requests]))
         else:
@@ -160,7 +157,7 @@ class Running:
     def _next_tokens(self, request, reads) -> Tensor:
         if reads:
             return self._chunk(request)
-        if self._is_reading(request):
+        if request.is_reading:
             return request.prompt[:0]
         return torch.tensor([request.last])
 
@@ -225,7 +222,7 @@ class Running:
         rows = {request: row for row, request in enumerate(requests)}
         new: dict[object, Writers] = {}
         for request in requests:
-            if not self._is_reading(request) and request.last is None:
+            if not request.is_reading and request.last is None:
                 join(new, request.key, Writers(request))
         for writers in (*self._writers.values(), *new.values()):
             if writers.requests[0] in rows:

@@ -84,7 +84,7 @@ class Repeated:
         self._tensor = self._recording = None
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if not (self._tensor is not None and is_same_place(tensor, self._tensor)):
+        if self._tensor is None or not is_same_place(tensor, self._tensor):
             self._tensor, self._recording = tensor, None
             return self.function(tensor)
         if self._recording is None:
