@@ -68,13 +68,14 @@ def llama(models):
 def test_every_architecture(models, name):
     """Also when blocks are new, and when sequences leave, change their places or take tokens back."""
     pair = Pair(models(name)[0], name)
-    assert pair.steps(20) == 18  # all but the first and the one that is recorded
+    assert pair.steps(20) == 19  # all but the one that is recorded
     pair.change("rewind_", [3, 0, 2])
     pair.change("reorder_", [1, 2, 0])
     assert pair.steps(3) == 3
     pair.change("reorder_", [1, 1])
-    assert pair.steps(4) == 2
-    assert pair.steps(4, tokens=3) == 2  # as of drafts
+    assert pair.steps(4) == 3
+    assert pair.steps(4, tokens=3) == 3  # as of drafts
+    assert pair.steps(2) == 2
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "deepseek-v2", "t5"])
@@ -94,7 +95,7 @@ def test_positions_beyond_those_that_there_are(models, name):
     longest = pair.caches[0].longest
     holder.max_length = longest + 15
     holder.init_buffers()
-    assert pair.steps(20) == 20 - 3
+    assert pair.steps(20) == 20 - 2
     assert holder.max_length > longest + 15
 
 
@@ -115,7 +116,7 @@ def test_parameters_change_in_place(models, tmp_path):
         norm.mul_(2)
         pair.steps(2)
         norm.div_(2)
-    assert pair.again == 3
+    assert pair.again == 4
 
 
 def test_a_wrong_token(llama):
@@ -146,8 +147,18 @@ def test_a_full_cache(llama):
 
 
 def test_many_rows_are_not_kept(llama):
+    """Nor more of them than that of all calls together, of which those made last stay."""
     with mock.patch.object(recorded_calls, "MOST_ROWS", 2):
         assert Pair(llama, "llama").steps(4) == 0
+    with mock.patch.object(recorded_calls, "MOST_ROWS", 3 * (1 + 2 + 4)):
+        pair = Pair(llama, "llama")
+        assert [pair.steps(2, tokens) for tokens in (1, 2, 4, 1)] == [1, 1, 1, 2]
+        assert [pair.steps(2, tokens) for tokens in (3, 1, 4, 2)] == [1, 2, 1, 1]
+
+
+def test_prompts_are_not_kept(llama):
+    assert Pair(llama, "llama").steps(4, recorded_calls.MOST_TOKENS) == 2  # blocks move once
+    assert Pair(llama, "llama").steps(4, recorded_calls.MOST_TOKENS + 1) == 0
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "t5"])
@@ -234,7 +245,7 @@ def test_nothing_is_recorded(llama, changed):
         assert Pair(llama, "llama").steps(4) == 0
     finally:
         back()
-    assert Pair(llama, "llama").steps(4) == 2
+    assert Pair(llama, "llama").steps(4) == 3
 
 
 def test_a_fork_records_for_itself(llama):
@@ -245,4 +256,4 @@ def test_a_fork_records_for_itself(llama):
     pair.caches = forks
     assert pair.steps(4) == 0
     forks[1].record_()
-    assert pair.steps(4) == 2
+    assert pair.steps(4) == 3

@@ -140,6 +140,22 @@ def test_only_the_last_block_is_copied():
 
 
 @torch.no_grad()
+def test_memory_is_reserved():
+    """And does not move until more is needed."""
+    model = Model()
+    cache, pool = model.cache, model.cache.tables[None].pool
+    cache.reserve_(100)
+    cache.reserve_(3)
+    assert pool.capacity == 1 + 100 // BLOCK
+    model.step(cache, [1])
+    keys = cache.layers[0].keys
+    model.step(cache, [99])
+    assert cache.layers[0].keys is keys
+    model.step(cache, [1])
+    assert cache.layers[0].keys is not keys
+
+
+@torch.no_grad()
 def test_a_limit():
     model = Model(max_tokens=16)
     cache = model.cache

@@ -58,7 +58,7 @@ def beam_search(decoding: Decoding, logits: Tensor, rules: Rules) -> tuple[Tenso
             searches, results, scores = searches[~done], results.select(~done), scores[~done]
             beams = (~done).repeat_interleave(config.beams)
             history, parents = history.select(beams), parents[beams]
-        logits = decoding.step(history, parents)
+        logits = decoding.step(history, parents).select(1, -1)
 
 
 def candidates(config: GenerationConfig) -> int:

@@ -12,6 +12,8 @@ from warpformer.generation.prompts import check_prompts, decoder_prompts, limits
 from warpformer.nn import KVCache
 from warpformer.nn.block_pool import CacheFull
 
+MOST_RESERVED = 2048  # tokens for which there is memory before they are written
+
 
 class Cache(Protocol):
     """What wf.nn.KVCache is."""
@@ -48,8 +50,7 @@ class Decoding:
         model(input_ids, attention_mask, decoder_input_ids=prompt, cache=cache, logits_to_keep=1)
 
     with decoder_attention_mask where `decoder_prompt` has one, and then with `decoder_input_ids` alone. With
-    drafts it gives logits of several last tokens, and takes a mask where rows have unequal numbers of them.
-    Logits are good until the next call.
+    drafts it gives logits of several last tokens. Logits are good until the next call.
 
     Args:
         prompt: [B, T], and its mask or None.
@@ -71,7 +72,6 @@ class Decoding:
             names = "decoder_input_ids", "decoder_attention_mask"
             self.options = {name: t for name, t in zip(names, prompt, strict=True) if t is not None}
         self.prompt = prompt[0]
-        self._latest = self._scores = None  # logits of the last step, the same tensors where it is recorded
         self.kept = None
         if cache is not None:
             self.kept = GivenCache(cache, self.history.lengths, self.is_encoder_decoder)
@@ -80,42 +80,39 @@ class Decoding:
         self.cache: Cache = model.make_cache() if cache is None else self.kept.fork
         if isinstance(self.cache, KVCache):
             self.cache.record_()
+            if cache is None:  # memory that moves ends what is recorded
+                most = int((self.history.limits + (config.prompt_lookup_num_tokens or 0)).sum())
+                self.cache.reserve_(min(most, MOST_RESERVED))
 
     def begin(self) -> Tensor:
         """Logits [B, V] of the first new token."""
         return self._logits(*self.given, **self.options)[:, -1]
 
     def step(self, history: History, index: Tensor | None = None) -> Tensor:
-        """Logits [R, V] of the token after the last of `history`, whose row r is row index[r] of what was, if
-        `index` is given, and one token more."""
+        """Logits [R, 1, V] of the token after the last of `history`, whose row r is row index[r] of what was,
+        if `index` is given, and one token more."""
         self._follow(history, index)
-        logits = self.read(history.last)
-        if logits is not self._latest:
-            self._latest, self._scores = logits, logits.select(1, -1)
-        return self._scores
+        return self.read(history.last)
 
     def verify(self, history: History, index: Tensor | None, drafts: Tensor) -> Tensor:
         """Logits [R, 1 + k, V] of the token after the last of `history`, as `step` has them, and after each
-        of drafts [R, k]. What the cache holds beyond `history` is forgotten. Where it has no room for drafts,
-        [R, 1, V]."""
+        of drafts [R, k], any where there is PADDING; of fewer where the model reads no more, and where the
+        cache has no room for them, [R, 1, V]. What the cache holds beyond `history` is forgotten."""
         self._follow(history, index)
-        self._rewind(history)
-        last = history.last
+        self._rewind_to(history.lengths.cpu().numpy() - 1)
+        last, longest = history.last, longest_of(self.model)
+        if longest is not None:
+            drafts = drafts[:, : longest - int(history.lengths.max())]
         if not drafts.shape[1]:
             return self.read(last)
-        there = torch.cat([torch.ones_like(last, dtype=torch.bool), drafts != PADDING], 1)
         try:
-            logits = self.read(torch.cat([last, drafts.clamp(min=0)], 1), there)
+            return self.read(torch.cat([last, drafts.clamp(min=0)], 1))
         except CacheFull:
             return self.read(last)
-        # Logits of shorter drafts are at the right.
-        columns = torch.arange(there.shape[1], device=last.device) + (~there).sum(1, keepdim=True)
-        rows = torch.arange(len(last), device=last.device)[:, None]
-        return logits if bool(there.all()) else logits[rows, columns.clamp(max=there.shape[1] - 1)]
 
     def catch_up(self, history: History, index: Tensor | None) -> Tensor:
-        """Logits [R, V] of the token after the last of `history`, of which the cache may hold any number of
-        tokens, and others behind them: those that `read` has had since the last call."""
+        """Logits [R, V] of the token after the last of `history`, of which the cache holds the first tokens,
+        and behind them what `read` has had since the last call."""
         if not len(self.cache):
             self.history = history
             if index is not None:
@@ -126,24 +123,20 @@ class Decoding:
                 return self._logits(*self.given, **options)[:, -1]
             return self._logits(tokens, mask)[:, -1]
         self._follow(history, index)
-        missing = self._rewind(history)
-        there = torch.arange(missing.max(), 0, -1) <= torch.from_numpy(missing)[:, None]
-        tokens = history.ids(0)[:, -there.shape[1] :]
-        return self.read(tokens, there.to(tokens.device))[:, -1]
+        lengths = history.lengths.cpu().numpy()
+        most = int((lengths - self.cache.tokens).clip(min=1).max())
+        self._rewind_to(lengths - most)  # rows that lack fewer read some again: calls without a mask
+        return self.read(history.tokens[:, -most:])[:, -1]
 
     def select_prompts_(self, index: Tensor):
         """Before any is read: row r becomes what row index[r] is."""
         self.given = tuple(None if t is None else t[index] for t in self.given)
 
-    def read(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits [R, T, V] after each of tokens [R, T] that follow in the rows; those of rows that have
-        fewer, by their mask, are at the right."""
-        keep = tokens.shape[1]
-        mask = None if mask is None or bool(mask.all()) else mask
-        if not self.is_encoder_decoder:
-            return self._logits(*((tokens,) if mask is None else (tokens, mask)), keep=keep)
-        options = {} if mask is None else {"decoder_attention_mask": mask}
-        return self._logits(decoder_input_ids=tokens, **options, keep=keep)
+    def read(self, tokens: Tensor) -> Tensor:
+        """Logits [R, T, V] after each of tokens [R, T] that follow in the rows."""
+        if self.is_encoder_decoder:
+            return self._logits(decoder_input_ids=tokens, keep=tokens.shape[1])
+        return self._logits(tokens, keep=tokens.shape[1])
 
     def repeat_(self, index: Tensor):
         """Row r becomes what row index[r] was."""
@@ -159,13 +152,11 @@ class Decoding:
             self.cache.reorder_(index)
         self.history = history
 
-    def _rewind(self, history: History):
-        """Lets the cache hold no more than all but the last tokens; returns how many it lacks, [R] numpy."""
-        lengths = history.lengths.cpu().numpy()
-        beyond = (self.cache.tokens - lengths + 1).clip(min=0)
+    def _rewind_to(self, lengths):
+        """Takes back what the cache holds behind the first lengths[r] tokens of each row."""
+        beyond = self.cache.tokens - lengths
         if beyond.any():
             self.cache.rewind_(beyond)
-        return lengths - self.cache.tokens
 
     def _logits(self, *args, keep: int = 1, **options):
         logits = self.model(*args, **options, cache=self.cache, logits_to_keep=keep)

@@ -1,6 +1,7 @@
 """Who writes ahead in speculative decoding. Drafts change how many calls of the model a text takes, and never
 a token of it."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -35,22 +36,54 @@ class PromptLookup:
     def __init__(self, count: int, size: int):
         self.count = count
         self.size = size
+        self._texts: list[Text] | None = None
 
     def __call__(self, history: History, index: Tensor | None) -> Tensor:
-        tokens, width = history.tokens, history.tokens.shape[1]
-        if width < 2:
-            return tokens[:, :0]
-        same = tokens[:, :-1] == tokens[:, -1:]  # [R, W - 1] the last token; then the last two...
-        longest = same.long()
-        for back in range(1, min(self.size, width - 1)):
-            same = same[:, 1:] & (tokens[:, : width - 1 - back] == tokens[:, -1 - back, None])
-            longest[:, back:] += same
-        ends = torch.arange(width - 1, device=tokens.device)
-        rank = torch.where(width - 1 - ends >= self.count, width + ends, width - ends)
-        best = (longest * 2 * width + rank * (longest > 0)).max(1)
-        places = best.indices[:, None] + torch.arange(1, self.count + 1, device=tokens.device)
-        there = (places < width) & (best.values > 0)[:, None]
-        return tokens.gather(1, places.clamp(max=width - 1)).masked_fill(~there, PADDING)
+        if self._texts is None:
+            self._texts = [Text(self.size) for _ in history.lengths]
+        elif index is not None:
+            self._texts = [self._texts[i] for i in index.tolist()]
+        drafts = []
+        rows = zip(self._texts, history.tokens.cpu().numpy(), history.lengths.tolist(), strict=True)
+        for text, row, length in rows:
+            text.extend(row[len(row) - length + len(text) :].tolist())
+            drafts.append(text.continued(self.count))
+        # All of one width, though fewer may follow: calls of many widths would all be recorded.
+        width = self.count if any(drafts) else 0
+        padded = [draft + [PADDING] * (width - len(draft)) for draft in drafts]
+        return torch.tensor(padded, dtype=torch.int64, device=history.lengths.device)
+
+
+class Text:
+    """Tokens, and behind which places some of them stand.
+
+    Args:
+        size: of the tokens that are looked up together, at most.
+    """
+
+    def __init__(self, size: int):
+        self._tokens: list[int] = []
+        self._places: list[dict[tuple, list[int]]] = [{} for _ in range(size)]  # behind n + 1 tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def extend(self, tokens: Iterable[int]):
+        for token in tokens:
+            end = len(self._tokens)
+            for n, places in enumerate(self._places, 1):
+                if n <= end:
+                    places.setdefault(tuple(self._tokens[-n:]), []).append(end)
+            self._tokens.append(token)
+
+    def continued(self, count: int) -> list[int]:
+        """What has followed the last tokens, `count` at most."""
+        for n, places in reversed([*enumerate(self._places, 1)]):
+            if found := places.get(tuple(self._tokens[-n:])):
+                whole = (place for place in reversed(found) if place + count <= len(self._tokens))
+                place = next(whole, found[0])
+                return self._tokens[place : place + count]
+        return []
 
 
 class DraftModel:
@@ -90,10 +123,3 @@ class DraftModel:
         while len(drafts) < self.count:
             drafts.append(self.decoding.read(drafts[-1][:, None])[:, -1].argmax(-1))
         return torch.stack(drafts, 1)
-
-
-def allowed(drafts: Tensor, history: History) -> Tensor:
-    """Without what the limits of rows cut off: the model itself gives the token behind a draft."""
-    room = (history.limits - history.lengths - 1)[:, None]
-    drafts = drafts.masked_fill(torch.arange(drafts.shape[1], device=room.device) >= room, PADDING)
-    return drafts[:, : int((drafts != PADDING).sum(1).max())]

@@ -10,6 +10,7 @@ from torch import Tensor
 from warpformer import ops
 from warpformer.generation.checks import is_integer, require
 from warpformer.generation.config import OF_SAMPLING, GenerationConfig
+from warpformer.generation.history import History
 from warpformer.generation.philox import uniform
 from warpformer.ops._recording import Repeated
 
@@ -20,13 +21,16 @@ class Greedy:
     """The token of the greatest score, the first of several, whichever row it is of."""
 
     def __init__(self):
-        self._best = Repeated(ops.sample)
+        self._best = Repeated(lambda scores: ops.sample(scores.flatten(0, -2)).view(scores.shape[:-1]))
 
     def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
-        """[R] of scores [R, V]."""
+        """[R] of scores [R, V], or [R, K] of [R, K, V]."""
         return self._best(scores)
 
     def keep_(self, rows: Tensor):
+        pass
+
+    def count_(self, history: History):
         pass
 
 
@@ -54,25 +58,36 @@ class Sampler:
         self._first = self._numbers = None  # counters [R], and the numbers [R, AHEAD] from them on
 
     def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
-        """[R] of scores [R, V], for rows index[r] of the seeds, or for all."""
+        """[R] of scores [R, V], or [R, K] of [R, K, V], for rows index[r] of the seeds, or for all."""
         rows = np.arange(len(self.seeds)) if index is None else index.cpu().numpy()
         options = self.options if index is None else selected(self.options, index)
-        draws = torch.from_numpy(self.numbers(rows)).to(scores.device)
-        self.counts[rows] += 1
-        return ops.sample(scores, draws, **options)
+        shape, scores = scores.shape[:-1], scores.flatten(0, -2)
+        count = len(scores) // len(rows)
+        if count > 1:
+            repeated = torch.arange(len(rows), device=scores.device).repeat_interleave(count)
+            options = selected(options, repeated)
+        draws = torch.from_numpy(self.numbers(rows, count).ravel()).to(scores.device)
+        self.counts[rows] += count
+        return ops.sample(scores, draws, **options).view(shape)
 
-    def numbers(self, rows: np.ndarray) -> np.ndarray:
-        """[rows] float64: u of each."""
-        if self._numbers is None or not self._are_ahead(rows):
+    def numbers(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """[rows, count] float64: u of the next tokens of each."""
+        if self._numbers is None or not self._are_ahead(rows, count):
             self._first = self.counts.copy()
-            counters = (self.counts[:, None] + np.arange(AHEAD)).astype(np.uint64)
-            seeds, streams = (self.seeds[:, i].repeat(AHEAD) for i in (0, 1))
-            self._numbers = uniform(seeds, counters.ravel(), streams).reshape(-1, AHEAD)
-        return self._numbers[rows, self.counts[rows] - self._first[rows]]
-
-    def _are_ahead(self, rows):
+            ahead = max(AHEAD, count)
+            counters = (self.counts[:, None] + np.arange(ahead)).astype(np.uint64)
+            seeds, streams = (self.seeds[:, i].repeat(ahead) for i in (0, 1))
+            self._numbers = uniform(seeds, counters.ravel(), streams).reshape(-1, ahead)
         steps = self.counts[rows] - self._first[rows]
-        return bool(((steps >= 0) & (steps < AHEAD)).all())
+        return self._numbers[rows[:, None], steps[:, None] + np.arange(count)]
+
+    def _are_ahead(self, rows, count):
+        steps = self.counts[rows] - self._first[rows]
+        return bool(((steps >= 0) & (steps + count <= self._numbers.shape[1])).all())
+
+    def count_(self, history: History):
+        """The next token of each row is the one behind `history`, whatever has been drawn."""
+        self.counts = history.new.cpu().numpy().copy()
 
     def keep_(self, rows: Tensor):
         """Row r becomes what row rows[r] was."""

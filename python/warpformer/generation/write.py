@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from warpformer import ops
 from warpformer.generation.columns import Columns
 from warpformer.generation.decoding import Decoding
-from warpformer.generation.drafts import Drafter, allowed
+from warpformer.generation.drafts import Drafter
 from warpformer.generation.history import History
 from warpformer.generation.rules import Rules
 
@@ -22,7 +22,7 @@ def write(
     """Puts new tokens into `columns`; returns the lengths of the rows, [R].
 
     With a drafter a call of the model gives the logits behind each token of a draft, too. Tokens are chosen
-    from them as from any others, one after the other, as long as they are those of the draft. So what a
+    from them as from any others, as long as they are those of the draft. So what a
     call gives is what calls for single tokens would.
 
     Args:
@@ -31,9 +31,9 @@ def write(
     """
     rows = torch.arange(len(logits), device=logits.device)  # those that have not ended
     lengths = torch.empty_like(rows)
-    drafts, columns_of_logits = rows[:, None][:, :0], [logits]
+    drafts, logits = rows[:, None][:, :0], logits[:, None]
     while True:
-        parts = read_off(decoding.history, columns_of_logits, drafts, rows, rules, choose, columns)
+        parts = read_off(decoding.history, logits, drafts, rows, rules, choose, columns)
         index, history, ended = parts[0]
         if index is not None or ended is not None:
             history, index = going_on(parts, rows, lengths)
@@ -45,10 +45,11 @@ def write(
             else:
                 index = None
         if drafter is None:
-            columns_of_logits = [decoding.step(history, index)]
+            logits = decoding.step(history, index)
         else:
-            drafts = allowed(drafter(history, index), history)
-            columns_of_logits = decoding.verify(history, index, drafts).unbind(1)
+            choose.count_(history)
+            drafts = drafter(history, index)
+            logits = decoding.verify(history, index, drafts)
 
 
 # Numbers of rows, None for all; what they have; and which of them have ended, None for none.
@@ -57,7 +58,7 @@ Part = tuple[Tensor | None, History, Tensor | None]
 
 def read_off(
     history: History,
-    logits: Sequence[Tensor],
+    logits: Tensor,
     drafts: Tensor,
     rows: Tensor,
     rules: Rules,
@@ -67,34 +68,42 @@ def read_off(
     """Chooses a token of each row, and another where it has that of its draft, and so on.
 
     Args:
-        logits: 1 + k of [R, V]; drafts: [R, k].
+        logits: [R, 1 + k, V]; drafts: [R, k or more].
         rows: [R], which rows of `columns` these are.
     """
-    index, parts = None, []
-    for i in range(len(logits)):
-        scores = logits[i]
-        tokens = choose(rules.scores(history, scores), index)
+    index, parts, last = None, [], logits.shape[1] - 1
+    # At once, where no option looks at what stands before.
+    chosen = None if rules.processors else choose(logits).unbind(1)
+    logits, drafts = logits.unbind(1), drafts.unbind(1)
+    for i in range(last + 1):
+        if chosen is None:
+            tokens = choose(rules.scores(history, of_rows(logits[i], index)), index)
+        else:
+            tokens = of_rows(chosen[i], index)
         log_probs = None
         if rules.config.return_dict_in_generate:
-            log_probs = ops.log_softmax(scores.float(), -1).gather(1, tokens[:, None])[:, 0]
+            scores = of_rows(logits[i], index).float()
+            log_probs = ops.log_softmax(scores, -1).gather(1, tokens[:, None])[:, 0]
         history = history.append(tokens)
         ends = rules.ends(history) if rules.may_end(history) else None
-        columns.put(rows, history, tokens, log_probs, ends)
-        if i == len(logits) - 1:
-            return [*parts, (index, history, ends)]
-        if index is None:
-            index = torch.arange(len(rows), device=rows.device)
-        agrees = tokens == drafts[:, i]
+        columns.put(of_rows(rows, index), history, tokens, log_probs, ends)
+        if i == last:
+            break
+        agrees = tokens == of_rows(drafts[i], index)
         if ends is not None:
             agrees &= ~ends
-        if not bool(agrees.all()):
-            left = ~agrees
-            parts.append((index[left], history.select(left), None if ends is None else ends[left]))
-            if not bool(agrees.any()):
-                break
-            rows, index, history = rows[agrees], index[agrees], history.select(agrees)
-            logits, drafts = [column[agrees] for column in logits], drafts[agrees]
-    return parts
+        count = sum(agrees.tolist())
+        if not count:
+            break
+        if count < len(tokens):
+            numbers, left = of_rows(torch.arange(len(rows), device=rows.device), index), ~agrees
+            parts.append((numbers[left], history.select(left), None if ends is None else ends[left]))
+            index, history = numbers[agrees], history.select(agrees)
+    return [*parts, (index, history, ends)]
+
+
+def of_rows(t: Tensor, index: Tensor | None) -> Tensor:
+    return t if index is None else t[index]
 
 
 def going_on(parts: list[Part], rows: Tensor, lengths: Tensor) -> tuple[History, Tensor]:

@@ -229,10 +229,16 @@ class KVCache:
         tables = [table for key, table in self.tables.items() if key != MEMORY]
         for table in tables:
             table.check_rewind(lengths)
-        for table in tables:
-            table.rewind_(lengths)
+        room = 0
+        if np.array_equal(-(-lengths // self.block_size), -(-self.tokens // self.block_size)):
+            if self._room:  # sequences go on in blocks of their own
+                room = self._room + int(counts.min(initial=0))
+        else:
+            for table in tables:
+                table.rewind_(lengths)
         self.tokens = lengths
         self._changed()
+        self._room = room
 
     # A call of the model
 
@@ -263,6 +269,13 @@ class KVCache:
             if begins:
                 self.reorder_([])
             raise
+
+    def reserve_(self, tokens: int):
+        """Has memory for so many tokens of all sequences together from the next call on, rather than more and
+        more. Layers with a window, which hold fewer, and memories are left as they are."""
+        table, blocks = self.tables.get(None), -(-tokens // self.block_size)
+        if table is not None and table.pool.capacity <= blocks:
+            table.pool.reserve(blocks)
 
     def record_(self):
         """From now on calls of the model that repeat themselves are recorded, as RecordedCalls has it."""

@@ -10,11 +10,12 @@ from warpformer.nn.sequences import Sequences
 from warpformer.ops._library import autocast_dtype, executor, is_direct
 from warpformer.ops._recording import Recording
 
+MOST_TOKENS = 16  # of a sequence: more are a prompt, which does not come again
 MOST_ROWS = 256  # of all calls that are recorded: each keeps what it computes on the way
 
 
 class RecordedCalls:
-    """Calls of a model that differ in tokens and lengths alone, as the steps of decoding do: the second of a
+    """Calls of a model that differ in tokens and lengths alone, as the steps of decoding do: the first of a
     kind is recorded, and from then on done again without Python between its kernels. There is a kind for each
     number of sequences and of tokens; those that have not come for the longest time make room for others.
 
@@ -26,7 +27,6 @@ class RecordedCalls:
 
     def __init__(self):
         self._calls: dict[tuple, _Call | None] = {}  # the latest last; None: cannot be recorded
-        self._seen: set[tuple] = set()  # kinds that have come
         self._memory = None
 
     def again(
@@ -57,7 +57,7 @@ class RecordedCalls:
         state: tuple,
         memory: tuple,
     ) -> Tensor:
-        """function(tokens, sequences), recorded if it is the second of its kind.
+        """function(tokens, sequences), which is recorded where it can be.
 
         Args:
             model: whose call it is.
@@ -70,26 +70,17 @@ class RecordedCalls:
             self._calls.clear()
             self._memory = memory
         kind = _kind(tokens, state)
-        is_first = kind not in self._seen
-        if tokens.numel() <= MOST_ROWS:
-            self._seen.add(kind)
-        call = self._calls.get(kind)
-        is_known = kind in self._calls and (call is None or sequences.longest <= call.limit)
-        if is_first or is_known:
+        cannot = kind in self._calls and self._calls[kind] is None
+        if cannot or tokens.shape[1] > MOST_TOKENS or tokens.numel() > MOST_ROWS:
             return function(tokens.flatten(), sequences)
         if not is_direct(tokens) or autocast_dtype(tokens) is not None or not _is_plain(model):
             return function(tokens.flatten(), sequences)
         self._calls.pop(kind, None)
         call = _Call(function, tokens, sequences, limit)
         self._calls[kind] = call if call.recording.is_whole else None
-        self._forget_oldest()
-        return call.recording.result
-
-    def _forget_oldest(self):
         while sum(shape.numel() for shape, *_ in self._calls) > MOST_ROWS:
-            oldest = next(iter(self._calls))
-            del self._calls[oldest]
-            self._seen.remove(oldest)
+            del self._calls[next(iter(self._calls))]
+        return call.recording.result
 
 
 class _Call:
