@@ -118,9 +118,9 @@ class Engine:
         self._closed = self._ended = False
         self._threads = torch.get_num_threads()
         self._thread = Thread(target=self._run, name="warpformer.Engine", daemon=True)
-        OPEN.add(self)
         if os.getpid() == PROCESS:  # where those that it ends have not been left behind by a fork
             _C.end_own_threads()
+        OPEN.add(self)
         self._thread.start()
 
     def submit(
@@ -318,7 +318,8 @@ class Engine:
 def close_all():
     """A thread in the midst of a step would abort the process at its end."""
     for engine in [*OPEN]:
-        engine.close(cancel=True)
+        if engine._thread.ident is not None:  # it has begun
+            engine.close(cancel=True)
 
 
 def as_row(input_ids: Sequence[int] | Tensor) -> Tensor:
