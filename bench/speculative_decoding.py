@@ -1,6 +1,6 @@
 """The language model of the package, greedily, behind text that it has read: by prompt lookup, and without.
 
-What it writes behind its own text repeats that; behind a verse it repeats little, however often that stands there.
+What it writes behind its own text repeats that; behind a verse it repeats little, however often it is there.
 """
 
 from itertools import cycle
