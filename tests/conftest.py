@@ -1,3 +1,4 @@
+import gc
 import io
 import os
 import sys
@@ -53,7 +54,15 @@ def pytest_collection_modifyitems(config, items):
     """Tests on `emulated` and `cuda` are only for ops that have CUDA kernels: those in `_emulated`."""
     without = [item for item in items if _device_of(item) in WITH_CUDA_KERNELS and not _has_kernel(item)]
     config.hook.pytest_deselected(items=without)
-    items[:] = [item for item in items if item not in set(without)]
+    deselected = set(without)
+    items[:] = [item for item in items if item not in deselected]
+
+
+def pytest_collection_finish():
+    """What imports and 30000 tests are made of stays to the end: a collection need not go through it, which
+    takes a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def _device_of(item):
