@@ -26,15 +26,15 @@ def check(op, reference, *inputs):
 def check_gradients(op, reference, *inputs):
     """The gradients of `op` are as exact as torch's: `check`, for that of each floating point input.
 
-    Gradients of the outputs are random, drawn anew until every input has OUTPUTS values of gradient, so
-    that a weight is judged by as many as an activation. `op` and `reference` may return tuples.
+    Gradients of the outputs are random, drawn anew for each input until it has OUTPUTS values of gradient,
+    so that a weight is judged by as many as an activation. `op` and `reference` may return tuples.
     """
     doubled = (t.double() if is_float(t) else t for t in inputs)
     ours, by_torch, truth = _Graph(op, inputs), _Graph(reference, inputs), _Graph(reference, doubled)
-    for _ in range(-(-OUTPUTS // min(t.numel() for t in ours.leaves))):
+    while few := [i for i, found in enumerate(ours.gradients) if sum(t.numel() for t in found) < OUTPUTS]:
         grads = [torch.randn_like(out, memory_format=torch.contiguous_format) for out in ours.outputs]
         for graph in (ours, by_torch, truth):
-            graph.backward(grads)
+            graph.backward(grads, few)
     for i, leaf in enumerate(ours.leaves):
         own, expected, exact = (torch.stack(graph.gradients[i]) for graph in (ours, by_torch, truth))
         assert own.dtype == leaf.dtype
@@ -43,7 +43,7 @@ def check_gradients(op, reference, *inputs):
 
 
 class _Graph:
-    """`function(*inputs)`, and the gradients that each backward() adds to the list of each floating input."""
+    """`function(*inputs)`, and the gradients that backward() adds to the lists of floating inputs."""
 
     def __init__(self, function, inputs):
         inputs = [t.detach().requires_grad_() if is_float(t) else t for t in inputs]
@@ -52,11 +52,12 @@ class _Graph:
         self.outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         self.gradients = [[] for _ in self.leaves]
 
-    def backward(self, grads):
+    def backward(self, grads, of):
         grads = [grad.to(out.dtype) for grad, out in zip(grads, self.outputs, strict=True)]
-        found = torch.autograd.grad(self.outputs, self.leaves, grads, retain_graph=True)
-        for gradients, gradient in zip(self.gradients, found, strict=True):
-            gradients.append(gradient)
+        leaves = [self.leaves[i] for i in of]
+        found = torch.autograd.grad(self.outputs, leaves, grads, retain_graph=True)
+        for i, gradient in zip(of, found, strict=True):
+            self.gradients[i].append(gradient)
 
 
 def relative_error(out, truth):
