@@ -130,6 +130,7 @@ def test_attention(data, sizes, dtype):
 
 
 def junk_tensor(shape, dtype, kind):
+    shape = shape[:4] + [min(n, 1) for n in shape[4:]]  # of nine 5, they would be gigabytes
     t = torch.zeros(shape).to(dtype)
     return {
         "plain": t,
