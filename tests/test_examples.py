@@ -1,28 +1,41 @@
 """The examples, on small data: each runs to its end and prints its figures."""
 
 import importlib
-import os
 import re
-import subprocess
+import runpy
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.check import threads
 from warpformer.training import run as training
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, *arguments, status=0):
-    command = [sys.executable, EXAMPLES / name, *arguments]
-    # On one thread: two that share a busy core wait for each other, at these sizes most of the time.
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=one_thread, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == status, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs an example in this process, which has its imports: what it prints."""
+
+    def run(name, *arguments, status=0):
+        monkeypatch.syspath_prepend(EXAMPLES)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        # On one thread: two that share a busy core wait for each other, at these sizes most of the time.
+        with threads(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of a script are nobody's here
+            try:
+                runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+                found = 0
+            except SystemExit as stop:
+                found = stop.code or 0
+        assert found == status
+        return capsys.readouterr().out
+
+    return run
 
 
 def columns(output, row):
@@ -30,7 +43,7 @@ def columns(output, row):
     return [float(number) for number in re.search(rf"^{row} (.*)", output, re.M)[1].replace("%", "").split()]
 
 
-def test_torch_layers():
+def test_torch_layers(run):
     output = run("torch_layers.py", "--steps", "30", "--width", "64", "--layers", "2")
     ours, theirs = (columns(output, name)[:3] for name in ("warpformer", "torch"))  # losses and accuracy
     assert ours == pytest.approx(theirs, abs=0.01)
@@ -38,14 +51,14 @@ def test_torch_layers():
     assert ours[2] > 90
 
 
-def test_hugging_face():
+def test_hugging_face(run):
     output = run("hugging_face.py", "--width", "128", "--layers", "2", "--prompt", "32", "--new-tokens", "4")
     assert columns(output, "patched")[0] < 1e-4
     assert columns(output, "patched")[1] == 100
     assert 1e-4 < columns(output, "int8")[0] < 0.1
 
 
-def test_classify():
+def test_classify(run):
     output = run("classify.py", "--small")
     assert columns(output, "the majority")[-1] < columns(output, "all-MiniLM, fine-tuned")[-1]
 
@@ -80,7 +93,7 @@ def slice_of_test(folder, verses):
     return path
 
 
-def test_evaluate_a_language_model(tmp_path):
+def test_evaluate_a_language_model(run, tmp_path):
     model = trained("language_model/cpu.toml", tmp_path / "model")
     output = run("language_model/evaluate.py", model, slice_of_test(tmp_path, 20), "--window", "64")
     rows = [cells(output, name) for name in ("float32", "bfloat16", "int8", "int4, group 32")]
@@ -90,7 +103,7 @@ def test_evaluate_a_language_model(tmp_path):
     assert "trained for 0 minutes" in output
 
 
-def test_evaluate_a_translator(tmp_path):
+def test_evaluate_a_translator(run, tmp_path):
     model = trained("translate/cpu.toml", tmp_path / "model")
     output = run("translate/evaluate.py", model, slice_of_test(tmp_path, 4), "--beams", "1")
     losses = [float(cells(output, name)[0]) for name in ("float32", "int8", "int4, group 32")]
@@ -114,7 +127,7 @@ def cells(output, row):
     }.items(),
     ids=["causal", "mlm-nsp", "denoising", "span-corruption"],
 )
-def test_pretrain(objective, answer, tmp_path):
+def test_pretrain(run, objective, answer, tmp_path):
     arguments = ("--objective", objective, "--small", "--out", tmp_path)
     output = run("pretrain.py", *arguments, status=1)  # the bar is for the whole run
     assert "not learned: a loss is not below its bar" in output
