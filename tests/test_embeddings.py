@@ -83,7 +83,7 @@ def test_result_does_not_depend_on_the_threads(encoder, verses, exact, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert np.array_equal(encoder.encode(verses), exact)
+        assert np.array_equal(encoder.encode(verses[:128]), exact[:128])
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -248,7 +248,7 @@ MINIMUM = {"int8": 0.999, "int8_dynamic": 0.995, "int4": 0.91, "int4_dynamic": 0
 def test_quantization(exact, verses, mode):
     quantized = wf.SentenceEncoder(get_model_path(), quantization=mode)
     assert quantized.model.layers[0].attention.qkv.format == mode
-    cosines = util.pairwise_cos_sim(quantized.encode(verses), exact)
+    cosines = util.pairwise_cos_sim(quantized.encode(verses[:128]), exact[:128])
     print(f"{mode}: cosine to float32 at least {cosines.min():.5f}, {cosines.mean():.5f} on average")
     assert cosines.min() >= MINIMUM[mode]
 
