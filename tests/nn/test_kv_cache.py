@@ -1,5 +1,3 @@
-import gc
-
 import numpy as np
 import pytest
 import torch
@@ -118,7 +116,6 @@ def test_as_lists_of_tokens(data):
         check_all(caches, pools)
     del model
     caches.clear()
-    gc.collect()
     assert [pool.used for pool in pools] == [0, 0]
 
 
