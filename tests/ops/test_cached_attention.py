@@ -28,7 +28,10 @@ def reference(q, k, v, lengths, is_causal=True, scale=None, window=(None, None),
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     for b, n in enumerate(lengths.tolist()):
         query, key, value = (t.double().transpose(0, 1) for t in (q[b], k[b, :n], v[b, :n]))
-        key, value = (t.repeat_interleave(len(query) // len(t), 0) for t in (key, value))
+        if len(key) == 1:  # a product with a matrix copies it for no head
+            key, value = key[0], value[0]
+        else:
+            key, value = (t.repeat_interleave(len(query) // len(t), 0) for t in (key, value))
         s = scale * query @ key.mT
         s = softcap * torch.tanh(s / softcap) if softcap else s
         away = torch.arange(n) - (torch.arange(q.shape[1])[:, None] + n - q.shape[1])
