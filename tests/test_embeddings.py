@@ -248,7 +248,7 @@ MINIMUM = {"int8": 0.999, "int8_dynamic": 0.995, "int4": 0.91, "int4_dynamic": 0
 def test_quantization(exact, verses, mode):
     quantized = wf.SentenceEncoder(get_model_path(), quantization=mode)
     assert quantized.model.layers[0].attention.qkv.format == mode
-    cosines = util.pairwise_cos_sim(quantized.encode(verses[:128]), exact[:128])
+    cosines = util.pairwise_cos_sim(quantized.encode(verses), exact)
     print(f"{mode}: cosine to float32 at least {cosines.min():.5f}, {cosines.mean():.5f} on average")
     assert cosines.min() >= MINIMUM[mode]
 
