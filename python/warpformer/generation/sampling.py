@@ -10,11 +10,10 @@ from torch import Tensor
 from warpformer import ops
 from warpformer.generation.checks import is_integer, require
 from warpformer.generation.config import OF_SAMPLING, GenerationConfig
-from warpformer.generation.history import History
 from warpformer.generation.philox import uniform
 from warpformer.ops._recording import Repeated
 
-AHEAD = 64  # numbers of a row that are made together
+AHEAD = 256  # numbers of a row that are made together
 
 
 class Greedy:
@@ -30,7 +29,7 @@ class Greedy:
     def keep_(self, rows: Tensor):
         pass
 
-    def count_(self, history: History):
+    def count_(self, counts: np.ndarray):
         pass
 
 
@@ -45,8 +44,7 @@ class Sampler:
         options: those of `ops.sample`, each a number or a tensor [R].
 
     Attributes:
-        counts: [R] int64, numpy: tokens drawn of each row. Others may be set: the next token of a row is that
-            of this counter.
+        counts: [R] int64, numpy: tokens drawn of each row.
 
     Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3".
     """
@@ -56,43 +54,66 @@ class Sampler:
         self.options = options
         self.counts = np.zeros(len(seeds), np.int64)
         self._first = self._numbers = None  # counters [R], and the numbers [R, AHEAD] from them on
+        self._step: int | None = None  # the next of these, where it is the same of all rows
+        self._draws = self._drawn = None  # of all rows, and what is drawn by them
 
     def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
-        """[R] of scores [R, V], or [R, K] of [R, K, V], for rows index[r] of the seeds, or for all."""
-        rows = np.arange(len(self.seeds)) if index is None else index.cpu().numpy()
-        options = self.options if index is None else selected(self.options, index)
-        shape, scores = scores.shape[:-1], scores.flatten(0, -2)
-        count = len(scores) // len(rows)
-        if count > 1:
-            repeated = torch.arange(len(rows), device=scores.device).repeat_interleave(count)
-            options = selected(options, repeated)
-        draws = torch.from_numpy(self.numbers(rows, count).ravel()).to(scores.device)
+        """[R] of scores [R, V], or [R, K] of [R, K, V]; or [n] of scores [n, V] of rows index[n]."""
+        if index is not None:
+            draws = self._numbers_of(index.cpu().numpy(), 1).to(scores.device)
+            return ops.sample(scores, draws[:, 0], **selected(self.options, index))
+        draws = self._next_numbers(scores.shape[1] if scores.ndim == 3 else 1)
+        if self._draws is None or self._draws.shape != draws.shape:
+            self._draws = draws.to(scores.device, copy=True)
+            self._drawn = self._by(self._draws)
+        else:
+            self._draws.copy_(draws)
+        return self._drawn(scores)
+
+    def _by(self, draws):
+        rows, count = draws.shape
+        options = selected(self.options, torch.arange(rows).repeat_interleave(count))
+        draws = draws.flatten()
+        return Repeated(lambda s: ops.sample(s.flatten(0, -2), draws, **options).view(s.shape[:-1]))
+
+    def _next_numbers(self, count):
+        """[R, count] float64: u of the next tokens, which the rows then have."""
+        if self._step is None or self._step + count > self._numbers.shape[1]:
+            return self._numbers_of(np.arange(len(self.seeds)), count)
+        self._step += count
+        self.counts += count
+        return self._numbers[:, self._step - count : self._step]
+
+    def _numbers_of(self, rows, count):
+        """[rows, count], of some of them."""
+        steps = None if self._numbers is None else self.counts[rows] - self._first[rows]
+        if steps is None or (steps < 0).any() or (steps + count > self._numbers.shape[1]).any():
+            self._make_numbers(max(AHEAD, count))
+            steps = self.counts[rows] - self._first[rows]
         self.counts[rows] += count
-        return ops.sample(scores, draws, **options).view(shape)
+        self.count_(self.counts)
+        return self._numbers[
+            torch.from_numpy(rows)[:, None], torch.from_numpy(steps)[:, None] + torch.arange(count)
+        ]
 
-    def numbers(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """[rows, count] float64: u of the next tokens of each."""
-        if self._numbers is None or not self._are_ahead(rows, count):
-            self._first = self.counts.copy()
-            ahead = max(AHEAD, count)
-            counters = (self.counts[:, None] + np.arange(ahead)).astype(np.uint64)
-            seeds, streams = (self.seeds[:, i].repeat(ahead) for i in (0, 1))
-            self._numbers = uniform(seeds, counters.ravel(), streams).reshape(-1, ahead)
-        steps = self.counts[rows] - self._first[rows]
-        return self._numbers[rows[:, None], steps[:, None] + np.arange(count)]
+    def _make_numbers(self, ahead):
+        self._first = self.counts.copy()
+        counters = (self.counts[:, None] + np.arange(ahead)).astype(np.uint64)
+        seeds, streams = (self.seeds[:, i].repeat(ahead) for i in (0, 1))
+        self._numbers = torch.from_numpy(uniform(seeds, counters.ravel(), streams).reshape(-1, ahead))
 
-    def _are_ahead(self, rows, count):
-        steps = self.counts[rows] - self._first[rows]
-        return bool(((steps >= 0) & (steps + count <= self._numbers.shape[1])).all())
-
-    def count_(self, history: History):
-        """The next token of each row is the one behind `history`, whatever has been drawn."""
-        self.counts = history.new.cpu().numpy().copy()
+    def count_(self, counts: np.ndarray):
+        """The next token of each row is that of counter counts[r], whatever has been drawn."""
+        self.counts, self._step = counts, None
+        if self._numbers is not None and len(counts):
+            first, *others = (counts - self._first).tolist()
+            self._step = first if first >= 0 and all(step == first for step in others) else None
 
     def keep_(self, rows: Tensor):
         """Row r becomes what row rows[r] was."""
         index = rows.cpu().numpy()
-        self.seeds, self.counts, self._numbers = self.seeds[index], self.counts[index], None
+        self.seeds, self.counts = self.seeds[index], self.counts[index]
+        self._numbers = self._step = self._draws = None
         self.options = selected(self.options, rows)
 
 
