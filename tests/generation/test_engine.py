@@ -474,9 +474,9 @@ def test_memory_is_flat():
 
         serve(1000)
         objects, pages = len(gc.get_objects()), resident_pages()
-        serve(4500)
-        assert len(gc.get_objects()) - objects < 450
-        assert (resident_pages() - pages) * resource.getpagesize() < 4e6
+        serve(9000)
+        assert len(gc.get_objects()) - objects < 900
+        assert (resident_pages() - pages) * resource.getpagesize() < 8e6
         # A block of each that runs and of each that begins, doubled where there were none left.
         assert engine.cache.tables[None].pool.capacity <= 2 * (2 * 64 + 1)
     check_empty(engine)
