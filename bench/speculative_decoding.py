@@ -20,9 +20,15 @@ VERSES = 8
 LONGEST = 70  # characters of a verse
 
 
-@pytest.mark.parametrize("text", [f"{OWN} of its own", f"a verse {REPEATED} times"])
+TEXTS = {
+    f"{OWN} of its own": lambda model, verse: written(model, verse, OWN),
+    f"a verse {REPEATED} times": lambda model, verse: verse.repeat(1, REPEATED),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("drafted", [5, 10])
-def bench_prompt_lookup(compare, data, text, drafted):
+def bench_prompt_lookup(compare, data, name, drafted):
     """The same tokens in fewer calls of the model."""
     folder = default_model("language_model")
     model, tokenizer = wf.load(folder), open_tokenizer(folder)
@@ -30,8 +36,7 @@ def bench_prompt_lookup(compare, data, text, drafted):
     prompts = []
     for verse in verses[:VERSES]:
         ids = torch.tensor([tokenizer.encode(verse + "\n", add_special_tokens=False).ids])
-        cache, is_own = model.make_cache(), text.endswith("own")
-        ids = written(model, ids, OWN) if is_own else ids.repeat(1, REPEATED)
+        ids, cache = TEXTS[name](model, ids), model.make_cache()
         with torch.no_grad():
             model(ids[:, :-1], cache=cache)
         prompts.append((ids, cache))
@@ -46,7 +51,7 @@ def bench_prompt_lookup(compare, data, text, drafted):
     calls = calls_of(model, lambda: [lookup(*prompt) for prompt in prompts]) / len(prompts)
     weights = {name: module.packed.nbytes for name, module in packed(model)}
     row = compare(
-        f"language_model int4, {NEW} tokens behind {text}, {drafted} drafted",
+        f"language_model int4, {NEW} tokens behind {name}, {drafted} drafted",
         dtype=torch.bfloat16,
         inputs=lambda: next(turns),
         ours=lookup,

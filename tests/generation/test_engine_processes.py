@@ -34,20 +34,24 @@ finally:
 FORKED = """
 import os
 import signal
-import sys
 import torch
 
 torch.set_num_threads(2)
-model = make_llama(layers=1)
 torch.ones(10**6) + 1  # which leaves a thread that waits
+{before}
 child = os.fork()
 if not child:
-    signal.alarm(10)  # ends it if it hangs
+    signal.alarm(30)  # ends it if it hangs
+    torch.set_num_threads(1)  # torch itself would wait for the parent's
+    {after}
+    model = make_llama(layers=1)
+    torch.set_num_threads(2)
     with wf.Engine(model) as engine:
         tokens = engine.submit([3, 4], max_new_tokens=5, eos_token_id=None).result().tokens
     os._exit(len(tokens))
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
 """
+IMPORT = "import warpformer as wf; from tests.generation.test_engine import make_llama"
 FORK = """
 import os
 import signal
@@ -83,9 +87,10 @@ def test_ctrl_c_and_the_end_of_a_process(last, code):
     assert "terminate called" not in errors
 
 
-def test_an_engine_in_a_child():
+@pytest.mark.parametrize("imported", ["before", "after"])
+def test_an_engine_in_a_child(imported):
     """Where threads of the parent are not."""
-    script = SCRIPT[: SCRIPT.index("engine =")] + FORKED
+    script = FORKED.format(**{"before": "", "after": "", imported: IMPORT})
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 

@@ -107,13 +107,13 @@ def test_a_row_draws_by_its_own_counter():
     expected = torch.stack([straight(scores) for _ in range(AHEAD + 3)], 1)
     jumping = Sampler(seeds, {"temperature": torch.ones(3), "top_p": 1.0})
     for counts in ([0, 1, 2], [AHEAD + 1, 0, 5], [AHEAD + 2, 1, 4], [7, 7, AHEAD]):
-        jumping.count_(np.array(counts))
+        jumping.count_(torch.tensor(counts))
         assert torch.equal(jumping(scores), expected[range(3), counts])
     some = torch.tensor([2, 0])
-    jumping.count_(np.array([3, 7, 6]))
+    jumping.count_(torch.tensor([3, 7, 6]))
     assert torch.equal(jumping(scores[some], some), expected[[2, 0], [6, 3]])
     assert jumping.counts.tolist() == [4, 7, 7]
-    jumping.count_(np.array([8, 8, AHEAD + 1]))
+    jumping.count_(torch.tensor([8, 8, AHEAD + 1]))
     jumping.keep_(torch.tensor([2, 0]))
     assert torch.equal(jumping(scores[[2, 0]]), expected[[2, 0], [AHEAD + 1, 8]])
 

@@ -9,6 +9,7 @@ import queue
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import Condition, Thread, current_thread
 from weakref import WeakSet
 
@@ -36,7 +37,7 @@ log = logging.getLogger("warpformer")
 SINGLE = ("num_beams", "num_return_sequences")
 OPEN: WeakSet[Engine] = WeakSet()  # those whose threads may run
 os.register_at_fork(after_in_child=OPEN.clear)  # where there are none
-PROCESS = os.getpid()
+FORKED = 0x40  # PF_FORKNOEXEC, of the flags in /proc/self/stat
 
 
 class Prefix:
@@ -118,7 +119,7 @@ class Engine:
         self._closed = self._ended = False
         self._threads = torch.get_num_threads()
         self._thread = Thread(target=self._run, name="warpformer.Engine", daemon=True)
-        if os.getpid() == PROCESS:  # where those that it ends have not been left behind by a fork
+        if not is_forked():  # else it might wait for threads that the parent has
             _C.end_own_threads()
         OPEN.add(self)
         self._thread.start()
@@ -320,6 +321,15 @@ def close_all():
     for engine in [*OPEN]:
         if engine._thread.ident is not None:  # it has begun
             engine.close(cancel=True)
+
+
+def is_forked() -> bool:
+    """Whether the process is the child of a fork, and runs no other program since; True where nobody knows."""
+    try:
+        flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
+    except OSError:
+        return True
+    return flags == 0 or bool(flags & FORKED)
 
 
 def as_row(input_ids: Sequence[int] | Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Greedy:
     def keep_(self, rows: Tensor):
         pass
 
-    def count_(self, counts: np.ndarray):
+    def count_(self, new: Tensor):
         pass
 
 
@@ -91,7 +91,7 @@ class Sampler:
             self._make_numbers(max(AHEAD, count))
             steps = self.counts[rows] - self._first[rows]
         self.counts[rows] += count
-        self.count_(self.counts)
+        self._find_step()
         return self._numbers[
             torch.from_numpy(rows)[:, None], torch.from_numpy(steps)[:, None] + torch.arange(count)
         ]
@@ -102,11 +102,15 @@ class Sampler:
         seeds, streams = (self.seeds[:, i].repeat(ahead) for i in (0, 1))
         self._numbers = torch.from_numpy(uniform(seeds, counters.ravel(), streams).reshape(-1, ahead))
 
-    def count_(self, counts: np.ndarray):
-        """The next token of each row is that of counter counts[r], whatever has been drawn."""
-        self.counts, self._step = counts, None
-        if self._numbers is not None and len(counts):
-            first, *others = (counts - self._first).tolist()
+    def count_(self, new: Tensor):
+        """The next token of each row is the one behind new[r] new ones, whatever has been drawn."""
+        self.counts = new.cpu().numpy().copy()
+        self._find_step()
+
+    def _find_step(self):
+        self._step = None
+        if self._numbers is not None and len(self.counts):
+            first, *others = (self.counts - self._first).tolist()
             self._step = first if first >= 0 and all(step == first for step in others) else None
 
     def keep_(self, rows: Tensor):

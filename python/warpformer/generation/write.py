@@ -47,7 +47,7 @@ def write(
         if drafter is None:
             logits = decoding.step(history, index)
         else:
-            choose.count_(history.new.cpu().numpy().copy())
+            choose.count_(history.new)
             drafts = drafter(history, index)
             logits = decoding.verify(history, index, drafts)
 

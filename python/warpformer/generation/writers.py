@@ -90,7 +90,7 @@ class Writers:
             return Greedy()
         seeds = np.concatenate([request.seed for request in self.requests])
         sampler = Sampler(seeds, sampling_options(self.rules.config))
-        sampler.count_(self.history.new.cpu().numpy().copy())
+        sampler.count_(self.history.new)
         return sampler
 
 
