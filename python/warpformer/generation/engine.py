@@ -324,7 +324,7 @@ def close_all():
 
 
 def is_forked() -> bool:
-    """Whether the process is the child of a fork, and runs no other program since; True where nobody knows."""
+    """Whether the process is the child of a fork and has run no program since; True where nobody knows."""
     try:
         flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
     except OSError:
