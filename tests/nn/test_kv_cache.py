@@ -239,8 +239,10 @@ def test_errors():
         KVCache([LayerCache()], max_tokens=0)
     with torch.no_grad():
         model.step(model.cache, [3, 1])
-        with pytest.raises(wf.InputError, match=r"\[2, 2\] tokens cannot be taken from \[3, 1\]"):
+        with pytest.raises(wf.InputError, match=r"2 tokens cannot be taken from \[3, 1\]"):
             model.cache.rewind_(2)
+        with pytest.raises(wf.InputError, match=r"\[1, 1, 1\] tokens cannot be taken from \[3, 1\]"):
+            model.cache.rewind_([1, 1, 1])
         with pytest.raises(wf.InputError, match=r"index = \[2\] is not of 2"):
             model.cache.fork([2])
         with pytest.raises(wf.InputError, match="only forks of one cache"):

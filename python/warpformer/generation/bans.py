@@ -1,4 +1,4 @@
-"""What takes tokens out: their scores become -inf."""
+"""What takes tokens out: their scores become -inf, where they are."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ class Ban(NamedTuple):
     where: Callable[[History], Tensor] | None = None
 
     def __call__(self, history: History, scores: Tensor) -> Tensor:
-        scores, tokens = scores.clone(), torch.tensor(self.tokens, device=scores.device)
+        tokens = torch.tensor(self.tokens, device=scores.device)
         if self.where is None:
             return scores.index_fill_(1, tokens, -torch.inf)
         scores[:, tokens] = scores[:, tokens].masked_fill(self.where(history)[:, None], -torch.inf)
@@ -34,7 +34,7 @@ def forced(scores: Tensor, tokens: Sequence[int], rows: Tensor) -> Tensor:
     """0 for `tokens` and -inf for all others, in those rows where `rows` [R] is."""
     only = torch.full_like(scores[0], -torch.inf)
     only[list(tokens)] = 0
-    return torch.where(rows[:, None], only, scores)
+    return torch.where(rows[:, None], only, scores, out=scores)
 
 
 def repeated_ngrams(history: History, scores: Tensor, size: int) -> Tensor:
@@ -51,7 +51,7 @@ def repeated_ngrams(history: History, scores: Tensor, size: int) -> Tensor:
     again = (windows[..., :-1] == begun[:, None]).all(-1) & (windows != PADDING).all(-1)
     banned = torch.zeros(len(scores), scores.shape[1] + 1, dtype=torch.bool, device=scores.device)
     banned.scatter_(1, index[:, size - 1 :].where(again, scores.shape[1]), True)
-    return scores.masked_fill(banned[:, :-1], -torch.inf)
+    return scores.masked_fill_(banned[:, :-1], -torch.inf)
 
 
 def by_length(words: Sequence[Sequence[int]] | None, eos: Sequence[int]) -> Iterator[list[tuple[int, ...]]]:
@@ -79,7 +79,7 @@ def bad_words(history: History, scores: Tensor, words: Sequence[tuple[int, ...]]
     begun = (history.tokens[:, None, width - length :] == begins).all(-1)  # [R, words]
     banned = torch.zeros_like(scores, dtype=torch.int32)
     banned.index_add_(1, ends, begun.int())
-    return scores.masked_fill(banned > 0, -torch.inf)
+    return scores.masked_fill_(banned > 0, -torch.inf)
 
 
 def is_shorter(history: History, length: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The way from the logits of a step to its scores: functions (History, scores [R, V]) -> scores [R, V].
 
-They look at each row alone and keep no state, so that rows may join and leave a batch.
+They look at each row alone and keep no state, so that rows may join and leave a batch. Scores are float32,
+and theirs to change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,7 @@ def penalty_options(config: GenerationConfig) -> dict[str, float]:
 
 
 def penalized(history: History, scores: Tensor, options: Mapping[str, float]) -> Tensor:
-    return ops.penalize(scores, history.tokens, history.new, **options)
+    return ops.penalize(scores, history.tokens, history.new, **options, out=scores)
 
 
 def renormalized(history: History, scores: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class Rules:
         self.processors = processors(config, users, constraint)
         self.stopping = stopping(config, criteria, tokenizer)
         self._eos = frozenset(config.eos_token_ids)
+        self._changed: Tensor | None = None
         self._looks_at_texts = len(self.stopping) > bool(self._eos)
 
     @property
@@ -42,13 +43,16 @@ class Rules:
         return self.processors if all(isinstance(each, Ban) for each in self.processors) else None
 
     def scores(self, history: History, scores: Tensor) -> Tensor:
-        """[R, V] of logits or log-probabilities [R, V] of the next tokens; float32 where an option changes
-        them."""
-        if self.processors:
-            scores = scores.float()
+        """[R, V] of logits or log-probabilities [R, V] of the next tokens. Where an option changes them they
+        are float32, good until the next call, and where those of the call before were."""
+        if not self.processors:
+            return scores
+        if self._changed is None or self._changed.shape != scores.shape:
+            self._changed = torch.empty_like(scores, dtype=torch.float32)
+        changed = self._changed.copy_(scores)
         for processor in self.processors:
-            scores = processor(history, scores)
-        return scores
+            changed = processor(history, changed)
+        return changed
 
     def ends(self, history: History) -> Tensor:
         """[R] whether rows end with the token that they have last."""

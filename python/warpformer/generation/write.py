@@ -72,8 +72,11 @@ def read_off(
         rows: [R], which rows of `columns` these are.
     """
     index, parts, last = None, [], logits.shape[1] - 1
-    # At once, where no option looks at what stands before.
-    chosen = None if rules.processors else choose(logits).unbind(1)
+    chosen = agreements = None
+    if not rules.processors:  # no option looks at what stands before: all at once
+        chosen = choose(logits)
+        agreements = (chosen[:, :last] == drafts[:, :last]).T.tolist() if last else []
+        chosen = chosen.unbind(1)
     logits, drafts = logits.unbind(1), drafts.unbind(1)
     for i in range(last + 1):
         if chosen is None:
@@ -89,16 +92,19 @@ def read_off(
         columns.put(of_rows(rows, index), history, tokens, log_probs, ends)
         if i == last:
             break
-        agrees = tokens == of_rows(drafts[i], index)
+        if agreements is None:
+            agrees = (tokens == of_rows(drafts[i], index)).tolist()
+        else:
+            agrees = agreements[i] if index is None else [agreements[i][row] for row in index.tolist()]
         if ends is not None:
-            agrees &= ~ends
-        count = sum(agrees.tolist())
-        if not count:
+            agrees = [agree and not end for agree, end in zip(agrees, ends.tolist(), strict=True)]
+        if not any(agrees):
             break
-        if count < len(tokens):
-            numbers, left = of_rows(torch.arange(len(rows), device=rows.device), index), ~agrees
+        if not all(agrees):
+            go_on = torch.tensor(agrees, device=rows.device)
+            numbers, left = of_rows(torch.arange(len(rows), device=rows.device), index), ~go_on
             parts.append((numbers[left], history.select(left), None if ends is None else ends[left]))
-            index, history = numbers[agrees], history.select(agrees)
+            index, history = numbers[go_on], history.select(go_on)
     return [*parts, (index, history, ends)]
 
 

@@ -220,22 +220,23 @@ class KVCache:
         """Takes back the last counts[b] tokens of each sequence, as speculative decoding does.
 
         Raises:
-            InputError: a sequence has fewer, or a window has released what the next token would see.
+            InputError: a sequence has fewer, there are not so many sequences, or a window has released what
+                the next token would see.
         """
-        counts = np.broadcast_to(np.asarray(counts, np.int64), self.tokens.shape)
-        lengths = self.tokens - counts
-        if ((counts < 0) | (lengths < 0)).any():
+        counts = np.asarray(counts, np.int64)
+        fits = counts.shape in ((), self.tokens.shape) and counts.min(initial=0) >= 0
+        lengths = self.tokens - counts if fits else None
+        if not fits or lengths.min(initial=0) < 0:
             raise InputError(f"{counts.tolist()} tokens cannot be taken from {self.tokens.tolist()}")
         tables = [table for key, table in self.tables.items() if key != MEMORY]
         for table in tables:
             table.check_rewind(lengths)
         room = 0
-        if np.array_equal(-(-lengths // self.block_size), -(-self.tokens // self.block_size)):
-            if self._room:  # sequences go on in blocks of their own
-                room = self._room + int(counts.min(initial=0))
-        else:
+        if ((lengths - 1) // self.block_size < (self.tokens - 1) // self.block_size).any():
             for table in tables:
                 table.rewind_(lengths)
+        elif len(self) and self._room:  # sequences go on in blocks of their own
+            room = self._room + int(counts.min())
         self.tokens = lengths
         self._changed()
         self._room = room

@@ -131,7 +131,12 @@ def dispatch(name, *args, out=None):
 
 def empty(shape, like, dtype=None):
     """A fresh contiguous tensor on the device of `like`, in its dtype if none is given."""
-    out = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+    options = {"dtype": dtype or like.dtype, "device": like.device}
+    if torch._C._len_torch_dispatch_stack() and not _has_dispatch_mode():
+        with torch._C._DisableTorchDispatch():  # a recording has no need to see it
+            out = torch.empty(shape, **options)
+    else:
+        out = torch.empty(shape, **options)
     if type(out) is Tensor and out.nbytes > LARGE and out.is_cpu:
         advise_huge_pages(out)
     return out
@@ -182,14 +187,16 @@ def is_direct(*required, optional=()):
 
 def _has_dispatch_mode():
     """A recording is a mode too, but sees direct calls as well."""
-    modes = range(torch._C._len_torch_dispatch_stack())
-    return any(type(torch._C._get_dispatch_stack_at(i)) is not Recording for i in modes)
+    count = torch._C._len_torch_dispatch_stack()
+    return count > 0 and any(type(torch._C._get_dispatch_stack_at(i)) is not Recording for i in range(count))
 
 
 def _has_function_mode():
     """A default device is a mode too, but one that no call with a device of its own needs to pass."""
-    modes = range(torch._C._len_torch_function_stack())
-    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in modes)
+    count = torch._C._len_torch_function_stack()
+    return count > 0 and any(
+        type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in range(count)
+    )
 
 
 def _refuse(value):

@@ -11,6 +11,7 @@ from warpformer import _C
 
 aten = torch.ops.aten
 EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
+PLACES = 2  # a decoder's logits of one token, and those of drafts
 DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -76,27 +77,33 @@ def _again(op, args, kwargs, result):
 
 
 class Repeated:
-    """A function of one tensor, recorded when it is called with the same one again, or another in its place.
-    Results are copies."""
+    """A function of one tensor, recorded when it is called again with one of the last two, or another in its
+    place. Results are copies."""
 
     def __init__(self, function):
         self.function = function
-        self._tensor = self._recording = None
+        self._known: dict[tuple, tuple[Tensor, Recording | None]] = {}  # by their places, the latest last
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if self._tensor is None or not is_same_place(tensor, self._tensor):
-            self._tensor, self._recording = tensor, None
-            return self.function(tensor)
-        if self._recording is None:
-            self._recording = Recording(lambda: self.function(tensor))
-            return self._recording.result.clone()
-        return self._recording().clone() if self._recording.is_whole else self.function(tensor)
+        place = place_of(tensor)
+        known = self._known.pop(place, None)
+        if known is None:
+            result, recording = self.function(tensor), None
+            if len(self._known) == PLACES:
+                del self._known[next(iter(self._known))]
+        else:
+            tensor, recording = known
+            result, recording = self._again(tensor, recording)
+        self._known[place] = tensor, recording
+        return result
+
+    def _again(self, tensor, recording):
+        if recording is None:
+            recording = Recording(lambda: self.function(tensor))
+            return recording.result.clone(), recording
+        return recording().clone() if recording.is_whole else self.function(tensor), recording
 
 
-def is_same_place(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same memory."""
-    return a is b or (
-        type(a) is type(b)
-        and (a.data_ptr(), a.shape, a.stride(), a.dtype, a.device)
-        == (b.data_ptr(), b.shape, b.stride(), b.dtype, b.device)
-    )
+def place_of(t: Tensor) -> tuple:
+    """What two tensors have in common that are the same numbers in the same memory."""
+    return type(t), t.data_ptr(), t.shape, t.stride(), t.dtype, t.device
