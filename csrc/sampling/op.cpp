@@ -53,7 +53,7 @@ void sample(const Tensor& scores, const std::optional<Tensor>& draws, const Tens
   CHECK(is_per_row(out, scores) && out.contiguous(), out, scores);
   const int64_t count = scores.dim(0);
   if (count == 0) return;
-  CHECK(scores.dim(1) > 0, scores);
+  CHECK(scores.dim(1) > 0 && (runs_on_cpu(scores) || scores.dim(1) < 1 << 24), scores);
 
   SampleParams p{rows(scores)};
   p.options = options.ptr<double>();
@@ -63,7 +63,7 @@ void sample(const Tensor& scores, const std::optional<Tensor>& draws, const Tens
   p.draw_stride = draws ? draws->stride[0] : 0;
   p.out = out.ptr<int64_t>();
   if (runs_on_cpu(scores)) check_options(p, count);
-  RUN_CPU_KERNEL(sample, p, scores, executor);
+  RUN_KERNEL(sample, p, scores, executor);
   if (runs_on_cpu(scores)) check_tokens(p.out, count);
 }
 
@@ -77,7 +77,7 @@ void top_k(const Tensor& scores, int64_t k, bool log_softmax, const Tensor& valu
   if (scores.dim(0) == 0) return;
 
   TopKParams p{rows(scores), k, log_softmax, values.ptr<float>(), indices.ptr<int64_t>()};
-  RUN_CPU_KERNEL(top_k, p, scores, executor);
+  RUN_KERNEL(top_k, p, scores, executor);
 }
 
 void penalize(const Tensor& scores, const Tensor& tokens, const Tensor& new_tokens,
@@ -100,7 +100,7 @@ void penalize(const Tensor& scores, const Tensor& tokens, const Tensor& new_toke
   p.penalties = penalties.ptr<float>();
   p.penalty_stride[0] = penalties.stride[0];
   p.penalty_stride[1] = penalties.stride[1];
-  RUN_CPU_KERNEL(penalize, p, scores, executor);
+  RUN_KERNEL(penalize, p, scores, executor);
 }
 
 void bind_sampling(py::module_& m) {

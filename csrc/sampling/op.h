@@ -14,7 +14,8 @@
 //   draws    [R]: u, from 0 to below 1; bits of doubles too. None: temperature is 0 everywhere
 //   out      [R], i64, contiguous; -1 where no x is finite or one is NaN or +inf: that is refused
 //
-// Exponentials are float, their sums double, of 64 tokens and then of those sums.
+// Exponentials are float. Their sums are double, of 64 tokens and then of those sums; on CUDA they
+// are whole numbers of 2^-40, for which a row has less than 2^24 tokens.
 //
 // penalize: out[v] = x / r where x >= 0, else r x, of the tokens v of a row; then less f n and, if
 // n > 0, less p, where v is n times among the last new[row] tokens. Others: out[v] = x.
@@ -59,7 +60,7 @@ struct SampleParams {
     return {draws ? o[0] : 0.0, o[step], o[2 * step], o[3 * step], o[4 * step]};
   }
 };
-DECLARE_CPU_KERNEL(sample, SampleParams)
+DECLARE_KERNEL(sample, SampleParams)
 
 struct PenalizeParams {
   Rows x, out;
@@ -70,7 +71,7 @@ struct PenalizeParams {
   const float* penalties;
   int64_t penalty_stride[2];
 };
-DECLARE_CPU_KERNEL(penalize, PenalizeParams)
+DECLARE_KERNEL(penalize, PenalizeParams)
 
 struct TopKParams {
   Rows x;
@@ -79,6 +80,6 @@ struct TopKParams {
   float* values;
   int64_t* indices;
 };
-DECLARE_CPU_KERNEL(top_k, TopKParams)
+DECLARE_KERNEL(top_k, TopKParams)
 
 }  // namespace warpformer

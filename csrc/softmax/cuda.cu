@@ -14,6 +14,7 @@
 //
 // The gradient of a mask is summed by a team for each part of the rows that share a row of it, and
 // the parts by a second kernel.
+#include "core/cuda/exponentials.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/rows.cuh"
 #include "softmax/op.h"
@@ -21,9 +22,7 @@
 namespace warpformer::cuda {
 namespace {
 
-constexpr int kChunks = 2;
 constexpr int kColumnWarps = 8;
-constexpr float kInfinity = __builtin_inff();
 
 /// a / d for many a, by two products in place of a division.
 struct Divisor {
@@ -32,39 +31,11 @@ struct Divisor {
   DEVICE float divide(float a) const { return fma(a, high, a * low); }
 };
 
-/// What is subtracted before exponentials are taken: no NaN where all of z is -inf.
-DEVICE float finite(float top) { return top == -kInfinity ? 0.0f : top; }
-/// The sum of exponentials; 1 where nothing is kept.
-DEVICE float kept_sum(float sum) { return sum == 0.0f ? 1.0f : sum; }
 /// scale x + bias, but -inf where the bias is, even if x is NaN.
 DEVICE float biased(float x, float scale, float bias) {
   return bias == -kInfinity ? bias : fma(x, scale, bias);
 }
 DEVICE float bias_of(bool keep) { return keep ? 0.0f : -kInfinity; }
-
-/// x[0] = the sum of all, in a tree: a long chain of additions rounds more.
-template <int kCount>
-DEVICE float tree_sum(float (&x)[kCount]) {
-#pragma unroll
-  for (int half = kCount / 2; half; half /= 2)
-#pragma unroll
-    for (int i = 0; i < half; ++i) x[i] += x[i + half];
-  return x[0];
-}
-/// The sum of term(c, j, whether the element lies before element n) over a step.
-template <int kCount, class F>
-DEVICE float step_sum(int64_t first, int64_t n, const Team& team, F term) {
-  float sums[kCount];
-#pragma unroll
-  for (int c = 0; c < kCount; ++c) {
-    const int64_t left = n - first - int64_t{kChunk} * (team.index + c * team.size);
-    float terms[kChunk];
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) terms[j] = term(c, j, j < left);
-    sums[c] = tree_sum(terms);
-  }
-  return tree_sum(sums);
-}
 
 /// What the mask adds to the elements of a chunk before `end`.
 DEVICE void load_bias(const Rows& mask, int64_t r, int64_t first, int64_t end, const Team& team,
@@ -235,8 +206,8 @@ KERNEL(kColumnWarps* kWarp) softmax_columns_kernel(SoftmaxParams p, int size) {
     each_in_column(n, [&](int64_t i) { top = max(top, score(i) * scale); });
     const float shift = finite(column_max(top, scratch));
     const auto shifted = [&](int64_t i) { return fma(score(i), scale, -shift); };
-    const float sum =
-        kept_sum(column_sum<kChunks>(n, size, scratch, [&](int64_t i) { return exp(shifted(i)); }));
+    const float sum = kept_sum(
+        column_sum<kScoreChunks>(n, size, scratch, [&](int64_t i) { return exp(shifted(i)); }));
     if (!there) return;
     const Divisor divisor(sum);
     const float log_sum = log(sum);
@@ -326,7 +297,7 @@ KERNEL(kColumnWarps* kWarp, 2) softmax_backward_columns_kernel(SoftmaxBackwardPa
       const auto gradient = [&](int64_t i, float y) {
         return kept_gradient(to_float(load(grad + i * p.grad.step)), y, p.log);
       };
-      const float sum = column_sum<kChunks>(n, size, shared_memory<float>(), [&](int64_t i) {
+      const float sum = column_sum<kScoreChunks>(n, size, shared_memory<float>(), [&](int64_t i) {
         const float y = result(i);
         return row_term(gradient(i, y), y, p.log);
       });
@@ -389,21 +360,22 @@ int column_scratch(int size) { return (size > kColumnWarps ? size : kColumnWarps
 }  // namespace
 
 void softmax(const SoftmaxParams& p, Stream stream) {
-  const int size = team_size<kChunks>(p.x.n);
+  const int size = team_size<kScoreChunks>(p.x.n);
   if (are_columns(p.x) && !p.queries) {
     LAUNCH(softmax_columns_kernel, column_blocks(p.x), kColumnWarps * kWarp, column_scratch(size),
            stream, p, size);
     return;
   }
-  const auto kernel = !are_vectors(p.x.dtype, {&p.x, &p.out}) ? softmax_kernel<WalkedRows<kChunks>>
-                      : p.x.dtype == DType::f32  ? softmax_kernel<VectorRow<float, kChunks>>
-                      : p.x.dtype == DType::bf16 ? softmax_kernel<VectorRow<bf16, kChunks>>
-                                                 : softmax_kernel<VectorRow<f16, kChunks>>;
+  const auto kernel = !are_vectors(p.x.dtype, {&p.x, &p.out})
+                          ? softmax_kernel<WalkedRows<kScoreChunks>>
+                      : p.x.dtype == DType::f32  ? softmax_kernel<VectorRow<float, kScoreChunks>>
+                      : p.x.dtype == DType::bf16 ? softmax_kernel<VectorRow<bf16, kScoreChunks>>
+                                                 : softmax_kernel<VectorRow<f16, kScoreChunks>>;
   LAUNCH(kernel, team_blocks(p.x.count, size), team_threads(size), kTeamScratch, stream, p, size);
 }
 
 void softmax_backward(const SoftmaxBackwardParams& p, Stream stream) {
-  const int size = team_size<kChunks>(p.out.n), threads = team_threads(size);
+  const int size = team_size<kScoreChunks>(p.out.n), threads = team_threads(size);
   if (p.masks) {
     LAUNCH(softmax_mask_backward_kernel, team_blocks(p.masks * p.parts, size), threads,
            kTeamScratch, stream, p, size);
@@ -416,11 +388,12 @@ void softmax_backward(const SoftmaxBackwardParams& p, Stream stream) {
     return;
   }
   const DType dtype = p.out.dtype;
-  const auto kernel = !are_vectors(dtype, {&p.grad, &p.out, &p.dx})
-                          ? softmax_backward_kernel<WalkedRows<kChunks>>
-                      : dtype == DType::f32  ? softmax_backward_kernel<VectorRow<float, kChunks>>
-                      : dtype == DType::bf16 ? softmax_backward_kernel<VectorRow<bf16, kChunks>>
-                                             : softmax_backward_kernel<VectorRow<f16, kChunks>>;
+  const auto kernel =
+      !are_vectors(dtype, {&p.grad, &p.out, &p.dx})
+          ? softmax_backward_kernel<WalkedRows<kScoreChunks>>
+      : dtype == DType::f32  ? softmax_backward_kernel<VectorRow<float, kScoreChunks>>
+      : dtype == DType::bf16 ? softmax_backward_kernel<VectorRow<bf16, kScoreChunks>>
+                             : softmax_backward_kernel<VectorRow<f16, kScoreChunks>>;
   LAUNCH(kernel, team_blocks(p.out.count, size), threads, kTeamScratch, stream, p, size);
 }
 

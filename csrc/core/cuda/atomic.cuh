@@ -8,8 +8,8 @@
 
 namespace warpformer::cuda {
 
-// ---- On global memory (T*) and shared memory (Shared<T>); T is int32_t, uint32_t or, for global
-// addition, float or uint64_t. Each returns the value before.
+// ---- On global memory (T*) and shared memory (Shared<T>); T is int32_t, uint32_t or, for
+// addition, uint64_t or, in global memory, float. Each returns the value before.
 
 #ifdef WARPFORMER_EMULATED
 /// Replaces *p by f(*p).
@@ -40,8 +40,9 @@ DEVICE auto* atomic_pointer(T* p) {
   }
 }
 template <class T>
-DEVICE T* atomic_pointer(Shared<T> s) {
-  return static_cast<T*>(__cvta_shared_to_generic(s.address()));
+DEVICE auto* atomic_pointer(Shared<T> s) {
+  using Value = std::conditional_t<sizeof(T) == 8, unsigned long long, T>;
+  return static_cast<Value*>(__cvta_shared_to_generic(s.address()));
 }
 #endif
 

@@ -41,7 +41,8 @@ def sample(
 
     Raises:
         InputError: a shape or dtype does not fit, an option is out of its range; rows, which are named, have
-            no finite score, or one that is NaN or +inf.
+            no finite score, or one that is NaN or +inf. On CUDA, where nobody waits for the device to tell,
+            options are not looked at, and such a row gives -1.
         TypeError: `scores` or `draws` is not a tensor.
 
     Exponentials are float32 and their sums float64: the same token for any number of threads and in any
@@ -115,11 +116,10 @@ def _rows_of(op, scores, dtype, names, options):
                 raise _C.InputError(f"{op}: {name} = {shape} has no real number for each of {rows} rows")
         elif not isinstance(option, int | float):
             raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, not {type(option).__name__}")
-    if are_numbers:
+    if are_numbers and torch.device(device).type != "cuda":
         values = torch.tensor([options], dtype=dtype, device=device).expand(rows, -1)
-    else:
-        columns = [torch.as_tensor(option, dtype=dtype, device=device).expand(rows) for option in options]
-        values = torch.stack(columns, 1)
+    else:  # a CUDA graph holds no copy from the host
+        values = torch.stack([torch.zeros(rows, dtype=dtype, device=device).add_(o) for o in options], 1)
     return values.view(torch.int64) if dtype == torch.float64 else values
 
 
