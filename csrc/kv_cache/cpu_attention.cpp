@@ -25,7 +25,7 @@ namespace warpformer::cpu::WF_ISA {
 namespace {
 
 constexpr int64_t kChunk = 256;
-constexpr int64_t kAhead = 16 << 10;      // bytes from what is worked on to what is fetched
+constexpr int64_t kAhead = 32 << 10;      // bytes from what is worked on to what is fetched
 constexpr int64_t kStride = kChunk + 16;  // of scores: lines do not share a set
 constexpr int kLineTile = 4;
 constexpr int64_t kManyRows = 8;  // that share a head: larger tiles, so that q and o are read less

@@ -33,11 +33,12 @@ class Fetcher {
     if (count_ == 1) enter();
   }
 
-  /// The next so many bytes, or those that are left.
+  /// The next so many bytes, or those that are left, into L2: L1 waits for too few lines at a time
+  /// to keep memory busy.
   void fetch(int64_t bytes) {
     while (bytes > 0 && (next_ < end_ || start_run())) {
       const int64_t n = smaller(bytes, end_ - next_);
-      for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(next_ + i);
+      for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(next_ + i, 0, 2);
       next_ += n;
       bytes -= n;
     }
