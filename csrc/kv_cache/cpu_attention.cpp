@@ -32,6 +32,10 @@ constexpr int64_t kManyRows = 8;  // that share a head: larger tiles, so that q 
 constexpr int64_t kPartialFloats = 4 << 20;  // of the items that are worked on at a time
 constexpr int64_t kGrain = 1 << 18;          // multiplications worth a thread
 constexpr int64_t kMergeGrain = 1 << 15;     // partial sums worth one
+constexpr int64_t kLineSlots = 16;  // a line takes as long as so many slots, beside its own
+
+/// Of the lanes of a register.
+alignas(64) constexpr float kNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 /// What a chunk has come to for a line: the sum is of e^(s - high).
 struct State {
@@ -106,8 +110,9 @@ class Unit {
       read_scales(c_.k_scales, item, first, seen.end - first, k_scales_);
       read_scales(c_.v_scales, item, first, seen.end - first, v_scales_);
     }
-    for (int64_t i = 0; i < item.lines(); ++i)
-      partials.state(place, chunk, i) = weigh(item, i, first, seen.end);
+    for (int64_t head = 0, i = 0; head < item.heads; ++head)
+      for (int64_t row = 0; row < item.rows; ++row, ++i)
+        partials.state(place, chunk, i) = weigh(item, head, row, first, seen.end);
     float* o = partials.row(place, chunk, 0);
     for (int64_t i = 0; i < item.lines() * partials.width; ++i) o[i] = 0.0f;
     for_tiles(values(item, seen), item.rows, first,
@@ -146,20 +151,21 @@ class Unit {
   }
 
   void pack_queries(const Item& item) {
-    for (int64_t line = 0; line < item.lines(); ++line) {
-      const int64_t head = line / item.rows, r = line % item.rows;
-      by_float(p_.q.dtype, [&](auto type) {
-        using From = decltype(type);
-        const Slot token{item.queries.batch, item.queries.first + query_of(item, r)};
-        const From* from = at<From>(p_.q, token, head_of(item, head, r));
-        if (p_.q.stride[3] == 1) {
-          for_lanes(c_.width, [&](int64_t d, auto k) { store(row_ + d, load(from + d, k), k); });
-        } else {
-          for (int64_t d = 0; d < c_.width; ++d) row_[d] = to_float(from[d * p_.q.stride[3]]);
+    by_float(p_.q.dtype, [&](auto type) {
+      using From = decltype(type);
+      float* to = q_;
+      for (int64_t head = 0; head < item.heads; ++head)
+        for (int64_t r = 0; r < item.rows; ++r, to += query_size_) {
+          const Slot token{item.queries.batch, item.queries.first + query_of(item, r)};
+          const From* from = at<From>(p_.q, token, head_of(item, head, r));
+          if (p_.q.stride[3] == 1) {
+            for_lanes(c_.width, [&](int64_t d, auto k) { store(row_ + d, load(from + d, k), k); });
+          } else {
+            for (int64_t d = 0; d < c_.width; ++d) row_[d] = to_float(from[d * p_.q.stride[3]]);
+          }
+          P::pack_query(row_, c_.width, to);
         }
-      });
-      P::pack_query(row_, c_.width, q_ + line * query_size_);
-    }
+    });
   }
 
   /// f(tile, head, first slot in the chunk) for all of a span in a chunk that begins with slot
@@ -208,48 +214,58 @@ class Unit {
     });
   }
 
-  /// The products of a line become weights, 0 where not seen; those of int8 take the scales of v.
-  State weigh(const Item& item, int64_t line, int64_t first, int64_t end) {
-    const int64_t row = line % item.rows, head = line / item.rows, n = end - first;
+  /// The products of a line become weights, 0 where not seen and up to a whole register; those of
+  /// int8 take the scales of v.
+  State weigh(const Item& item, int64_t head, int64_t row, int64_t first, int64_t end) {
+    const int64_t n = end - first, whole = round_up(n, Vec::kWidth), t = query_of(item, row);
     const bool quantized = c_.k_scales.data;
     const float* k_scales = k_scales_ + head * kChunk;
     const float* v_scales = v_scales_ + head * kChunk;
-    const int64_t t = query_of(item, row);
     const Range seen = clip(visible(p_, item, t), first);
-    float* s = scores_ + line * kStride;
-    const float slope = p_.slopes ? p_.slopes[head_of(item, head, row)] : 0.0f;
+    const Vec begins = set(static_cast<float>(seen.begin - first)),
+              ends = set(static_cast<float>(smaller(seen.end, end) - first));
+    float* s = scores_ + (head * item.rows + row) * kStride;
     const int64_t own = own_slot(item, t) - first;
-    for (int64_t j = 0; j < n; ++j) {
-      if (!p_.slopes) break;
-      const int64_t distance = own - j;
-      bias_[j] = -slope * static_cast<float>(distance < 0 ? -distance : distance);
-    }
+    if (p_.slopes) write_distances(p_.slopes[head_of(item, head, row)], own, n);
     Max high;
-    for_lanes(n, [&](int64_t j, auto k) {
-      Vec v = load(s + j, k) * set(p_.scale);
-      if (quantized) v = v * load(k_scales + j, k);
+    const auto hide = [&](int64_t j, Vec v) {
+      const Vec slot = load(kNumbers) + set(static_cast<float>(j)), none = set(-INFINITY);
+      v = where_less(slot, begins, none, where_less(slot, ends, v, none));
+      high.add(v);
+      store(s + j, v);
+    };
+    for_lanes(whole, [&](int64_t j, auto) {
+      Vec v = load(s + j) * set(p_.scale);
+      if (quantized) v = v * load(k_scales + j);
       if (p_.softcap != 0.0f) v = tanh(v / set(p_.softcap)) * set(p_.softcap);
-      if (p_.slopes) v = v + load(bias_ + j, k);
-      store(s + j, v, k);
+      if (p_.slopes) v = v + load(bias_ + j);
+      distances_.bias ? store(s + j, v) : hide(j, v);
     });
-    if (distances_.bias)
+    if (distances_.bias) {
       add_position_bias(distances_.bias + head_of(item, head, row) * distances_.count,
                         distances_.reach, -own, n, s);
-    for (int64_t j = 0; j < smaller(n, seen.begin - first); ++j) s[j] = -INFINITY;
-    for (int64_t j = larger(0, seen.end - first); j < n; ++j) s[j] = -INFINITY;
-    for_lanes(n, [&](int64_t j, auto k) { high.add(pad(load(s + j, k), k, -INFINITY)); });
+      for_lanes(whole, [&](int64_t j, auto) { hide(j, load(s + j)); });
+    }
     const float highest = high.total();
     const float shift = highest == -INFINITY ? 0.0f : highest;
     Sum total;
-    for_lanes(n, [&](int64_t j, auto k) {
-      const Vec v = load(s + j, k);
+    for_lanes(whole, [&](int64_t j, auto) {
+      const Vec v = load(s + j);
       const auto of_seen = [&](Vec w) { return where_less(v, set(-__FLT_MAX__), set(0.0f), w); };
       const Vec w = exp_negative(v - set(shift));  // not 0 of -inf
-      total.add(keep(of_seen(w), k));
-      store(s + j, of_seen(quantized ? w * load(v_scales + j, k) : w), k);
+      total.add(of_seen(w));
+      store(s + j, of_seen(quantized ? w * load(v_scales + j) : w));
     });
     P::pack_weights(s, n);
     return {highest, total.total()};
+  }
+
+  /// What is added to the scores of n slots, of which slot `own` is the query's.
+  void write_distances(float slope, int64_t own, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t distance = own - j;
+      bias_[j] = -slope * static_cast<float>(distance < 0 ? -distance : distance);
+    }
   }
 
   void read_scales(const Heads& scales, const Item& item, int64_t first, int64_t n, float* to) {
@@ -301,14 +317,17 @@ class Unit {
 };
 
 float exp_of(float x) {
-  float lane;
-  store(&lane, exp(set(x)), 1);
-  return lane;
+  if (x == 0.0f) return 1.0f;  // what it is of most lines, which have one chunk
+  float lane[Vec::kWidth];
+  store(lane, exp(set(x)));
+  return lane[0];
 }
 
-/// Ends a line: the chunks in their order, and the sink.
-void merge(const CachedAttentionParams& p, const Item& item, int64_t group, int64_t line,
-           const Partials& partials, int64_t place) {
+/// Ends a line: the chunks in their order, and the sink. Compiled once, so that it rounds alike
+/// wherever it is called.
+__attribute__((noinline)) void merge_line(const CachedAttentionParams& p, const Item& item,
+                                          int64_t group, int64_t line, const Partials& partials,
+                                          int64_t place) {
   const int64_t row = item.row + line % item.rows;
   const int64_t t = item.queries.first + row / group;
   const int64_t h = (item.head + line / item.rows) * group + row % group;
@@ -353,12 +372,19 @@ void merge(const CachedAttentionParams& p, const Item& item, int64_t group, int6
         seen ? above + logf(all) : -INFINITY;
 }
 
+/// Lines [begin, end) of an item.
+void merge(const CachedAttentionParams& p, const Item& item, int64_t group, int64_t begin,
+           int64_t end, const Partials& partials, int64_t place) {
+  for (int64_t line = begin; line < smaller(end, item.lines()); ++line)
+    merge_line(p, item, group, line, partials, place);
+}
+
 template <class P>
 void run(const CachedAttentionParams& p, int available) {
   int64_t longest = 0, scores = 0;
   for (int64_t b = 0; b < p.cache.batch; ++b) {
     longest = larger(longest, p.cache.lengths[b]);
-    scores += p.cache.lengths[b] * part_of(p.tokens, b).count * p.heads;
+    scores += (p.cache.lengths[b] + kLineSlots) * part_of(p.tokens, b).count * p.heads;
   }
   const int64_t work = scores * (p.cache.width + p.cache.value_width);
   const int threads = static_cast<int>(smaller(available, 1 + work / kGrain));
@@ -367,20 +393,24 @@ void run(const CachedAttentionParams& p, int available) {
   const int64_t lines = items.lines();
   const int64_t width = round_up(p.cache.value_width, P::kColumns);
   const int64_t of_item = larger(1, chunks * lines * (width + 2));
-  const int64_t at_a_time = smaller(items.count(), larger(1, kPartialFloats / of_item));
+  // An item of one chunk is finished by the thread that has it, while o is in L1.
+  const bool at_once = chunks == 1;
+  const int64_t at_a_time =
+      at_once ? items.count() : smaller(items.count(), larger(1, kPartialFloats / of_item));
+  const int64_t places = at_once ? threads : at_a_time;
   const int64_t merged_at_once = 1 + kMergeGrain / (chunks * width + 1);
   const int64_t own = round_up(Unit<P>::scratch_size(p, lines), 16);
   const int64_t farthest = longest + p.tokens.count;
   const int64_t biases = Distances::size(p.position_bias, farthest);
   const int64_t shared = round_up(2 * (p.cache.batch + 1) + biases, 16);
-  float* scratch = scratch_floats(shared + threads * own + at_a_time * of_item + 16);
+  float* scratch = scratch_floats(shared + threads * own + places * of_item + 16);
   items.number(reinterpret_cast<int64_t*>(scratch));
   const Distances by_distance =
       distances(p.position_bias, farthest, scratch + 2 * (p.cache.batch + 1));
   scratch += shared;
   float* o = scratch + threads * own;
-  const Partials partials{o, reinterpret_cast<State*>(o + at_a_time * chunks * lines * width),
-                          chunks, lines, width};
+  const Partials partials{o, reinterpret_cast<State*>(o + places * chunks * lines * width), chunks,
+                          lines, width};
   for (int64_t first = 0; first < items.count(); first += at_a_time) {
     const int64_t count = smaller(at_a_time, items.count() - first);
     int64_t taken = 0;
@@ -393,16 +423,17 @@ void run(const CachedAttentionParams& p, int available) {
       while (i < end) {
         const int64_t next = take();
         unit.attend(first + i / chunks, i % chunks, next < end ? first + next / chunks : -1,
-                    next % chunks, partials, i / chunks);
+                    next % chunks, partials, at_once ? t : i / chunks);
+        if (at_once) merge(p, items[first + i], items.group(), 0, lines, partials, t);
         i = next;
       }
     });
+    if (at_once) return;
     parallel_for(count * lines, merged_at_once, threads, [&](int, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end;) {
-        const int64_t place = i / lines;
-        const Item item = items[first + place];
-        for (; i < smaller(end, (place + 1) * lines); ++i)
-          if (i % lines < item.lines()) merge(p, item, items.group(), i % lines, partials, place);
+        const int64_t place = i / lines, here = smaller(end, (place + 1) * lines) - place * lines;
+        merge(p, items[first + place], items.group(), i % lines, here, partials, place);
+        i = place * lines + here;
       }
     });
   }
