@@ -33,4 +33,37 @@ void parallel_for(int64_t n, int64_t grain, int threads, const F& f) {
   parallel(used, [&](int t) { f(t, n * t / used, n * (t + 1) / used); });
 }
 
+/// Hands out units [0, n) of work. Every thread has a run of its own, the same in every call of so
+/// many units, so that what it reads and writes there stays in its cache from one op to the next;
+/// at the end of it, it takes what others have left.
+class Units {
+ public:
+  /// Floats of memory.
+  static int64_t size(int threads) { return kLine * threads; }
+
+  Units(int64_t n, int threads, float* memory) : n_(n), threads_(threads), memory_(memory) {
+    for (int t = 0; t < threads; ++t) *next_of(t) = begin_of(t);
+  }
+
+  /// A unit for a thread; -1 if there is none left.
+  int64_t take(int thread) const {
+    for (int i = 0, t = thread; i < threads_; ++i, t = t + 1 < threads_ ? t + 1 : 0) {
+      if (__atomic_load_n(next_of(t), __ATOMIC_RELAXED) >= begin_of(t + 1)) continue;
+      const int64_t unit = __atomic_fetch_add(next_of(t), 1, __ATOMIC_RELAXED);
+      if (unit < begin_of(t + 1)) return unit;
+    }
+    return -1;
+  }
+
+ private:
+  static constexpr int64_t kLine = 16;  // of the cache, in floats: one for each thread
+
+  int64_t begin_of(int64_t t) const { return n_ * t / threads_; }
+  int64_t* next_of(int64_t t) const { return reinterpret_cast<int64_t*>(memory_ + t * kLine); }
+
+  int64_t n_;
+  int threads_;
+  float* memory_;
+};
+
 }  // namespace warpformer::cpu::WF_ISA

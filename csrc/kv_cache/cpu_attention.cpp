@@ -1,7 +1,7 @@
 // cached_attention: the slots of a sequence in chunks, each a piece of work of its own.
 //
 //   item   = one sequence, some heads of the cache, some of the query rows that share each
-//   chunk  = 256 slots            unit = (item, chunk), taken from a queue by the threads
+//   chunk  = 256 slots            unit = (item, chunk), handed out to the threads
 //
 //   unit:  for tiles of a few slots, for heads:  scores[line][slot] = q[line] k[slot]
 //          for lines:                             weights = exp(scores - high), total
@@ -402,27 +402,27 @@ void run(const CachedAttentionParams& p, int available) {
   const int64_t own = round_up(Unit<P>::scratch_size(p, lines), 16);
   const int64_t farthest = longest + p.tokens.count;
   const int64_t biases = Distances::size(p.position_bias, farthest);
-  const int64_t shared = round_up(2 * (p.cache.batch + 1) + biases, 16);
+  const int64_t numbers = round_up(2 * (p.cache.batch + 1) + biases, 16);
+  const int64_t shared = numbers + Units::size(threads);
   float* scratch = scratch_floats(shared + threads * own + places * of_item + 16);
   items.number(reinterpret_cast<int64_t*>(scratch));
   const Distances by_distance =
       distances(p.position_bias, farthest, scratch + 2 * (p.cache.batch + 1));
+  float* counters = scratch + numbers;
   scratch += shared;
   float* o = scratch + threads * own;
   const Partials partials{o, reinterpret_cast<State*>(o + places * chunks * lines * width), chunks,
                           lines, width};
   for (int64_t first = 0; first < items.count(); first += at_a_time) {
     const int64_t count = smaller(at_a_time, items.count() - first);
-    int64_t taken = 0;
+    const Units units(count * chunks, threads, counters);
     parallel(threads, [&](int t) {
       Unit<P> unit(p, items, by_distance, lines, scratch + t * own);
-      const auto take = [&] { return __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED); };
-      const int64_t end = count * chunks;
-      int64_t i = take();
-      if (i < end) unit.expect(first + i / chunks, i % chunks);
-      while (i < end) {
-        const int64_t next = take();
-        unit.attend(first + i / chunks, i % chunks, next < end ? first + next / chunks : -1,
+      int64_t i = units.take(t);
+      if (i >= 0) unit.expect(first + i / chunks, i % chunks);
+      while (i >= 0) {
+        const int64_t next = units.take(t);
+        unit.attend(first + i / chunks, i % chunks, next < 0 ? -1 : first + next / chunks,
                     next % chunks, partials, at_once ? t : i / chunks);
         if (at_once) merge(p, items[first + i], items.group(), 0, lines, partials, t);
         i = next;

@@ -1,7 +1,7 @@
 // The product behind linear and its gradient, for a block of rows of x at a time:
 //
 //   rows of x   --pack, quantize-->  tiles of words, scales, sums          (L2, L3; shared)
-//   for a chunk of panels of W (threads claim them):
+//   for a chunk of panels of W (handed out to threads):
 //     C = sums of x (8 - zero) scale
 //     for a stretch of the depth:    panels --unpack--> words              (L1)
 //       for each tile of rows:       C += tile words^T                     (registers, L2)
@@ -158,7 +158,8 @@ class Product {
     const int64_t columns_size = columns ? kTileRows * (p_.x.n + kPanel) : 0;
     const int64_t thread_size = kScratchWords + c_size() + tiles_.buffer_size() + columns_size;
     const int64_t shared_size = (block * row_size + kPanel - 1) / kPanel * kPanel;
-    bias_ = scratch_floats(panels * kPanel + shared_size + threads * thread_size);
+    const int64_t size = panels * kPanel + shared_size + threads * thread_size;
+    bias_ = scratch_floats(size + Units::size(threads));
     for (int64_t half = 0; half < halves_; ++half) read_bias(half);
     float *shared = bias_ + panels * kPanel, *own = shared + shared_size;
 
@@ -179,7 +180,8 @@ class Product {
             tiles_.pack(x, columns ? r : first + r, i, r, buffer);
         }
       });
-      multiply_block(row, worth(rows * p_.x.n * p_.out.n >> 18, threads), own, thread_size);
+      multiply_block(row, worth(rows * p_.x.n * p_.out.n >> 18, threads), own, thread_size,
+                     bias_ + size);
     }
   }
 
@@ -187,6 +189,7 @@ class Product {
   struct Unit {
     int64_t panel, panels;  // of each half
     int64_t tile, tiles;
+    int64_t next;  // the panel that its thread is likely to multiply by next
   };
 
   static int worth(int64_t work, int threads) {
@@ -213,24 +216,29 @@ class Product {
     if (p_.bias.data) read_span(p_.bias, p_.bias_row, half * p_.out.n, p_.out.n, to);
   }
 
-  void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size) {
+  void multiply_block(int64_t row, int threads, float* memory, int64_t thread_size,
+                      float* counters) {
     chunk_ = has_few_rows() ? kWide : kNarrow;
-    const int64_t chunks = (panels_of_half() + chunk_ - 1) / chunk_;
-    const int64_t most = chunks < threads ? tiles_.count() : tiles_.count() / kPartTiles;
-    parts_ = at_most((kUnits * threads + chunks - 1) / chunks, threads > 1 && most > 1 ? most : 1);
-    next_ = 0;
+    chunks_ = (panels_of_half() + chunk_ - 1) / chunk_;
+    const int64_t count = tiles_.count();
+    // Many rows are shared out as they were for packing: a thread has its rows in all of a model's
+    // products.
+    groups_ = threads > 1 && count >= kPartTiles * threads ? threads : 1;
+    const int64_t most = chunks_ * groups_ < threads ? count : count / (kPartTiles * groups_);
+    parts_ = at_most((kUnits * threads + chunks_ * groups_ - 1) / (chunks_ * groups_),
+                     threads > 1 && most > 1 ? most : 1);
+    const Units units(groups_ * chunks_ * parts_, threads, counters);
     parallel(threads, [&](int t) {
-      float* scratch = memory + t * thread_size;
-      for (;;) {
-        const int64_t unit = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
-        if (unit >= chunks * parts_) return;
-        const int64_t panel = unit / parts_ * chunk_, part = unit % parts_;
-        const int64_t tile = tiles_.count() * part / parts_;
-        const int64_t end = tiles_.count() * (part + 1) / parts_;
-        multiply({panel, at_most(chunk_, panels_of_half() - panel), tile, end - tile}, row,
-                 scratch);
-      }
+      for (int64_t i = units.take(t); i >= 0; i = units.take(t))
+        multiply(unit(i), row, memory + t * thread_size);
     });
+  }
+  int64_t panel_of(int64_t unit) const { return unit / parts_ % chunks_ * chunk_; }
+  Unit unit(int64_t i) const {
+    const int64_t panel = panel_of(i), parts = groups_ * parts_;
+    const int64_t part = i / (chunks_ * parts_) * parts_ + i % parts_;
+    const int64_t tile = tiles_.count() * part / parts, end = tiles_.count() * (part + 1) / parts;
+    return {panel, at_most(chunk_, panels_of_half() - panel), tile, end - tile, panel_of(i + 1)};
   }
 
   void multiply(const Unit& u, int64_t row, float* scratch) {
@@ -261,10 +269,9 @@ class Product {
     }
   }
 
-  /// The panel of W that a thread is likely to multiply by next.
+  /// The panel of W after those of a half.
   int64_t panel_after(const Unit& u, int64_t half) const {
-    if (half + 1 < halves_) return (half + 1) * panels_of_half() + u.panel;
-    return __atomic_load_n(&next_, __ATOMIC_RELAXED) / parts_ * chunk_;
+    return half + 1 < halves_ ? (half + 1) * panels_of_half() + u.panel : u.next;
   }
 
   /// b, and the stretch at word `first` of panels of W, which is fetched while the tiles of a unit
@@ -430,7 +437,8 @@ class Product {
   const int64_t chain_ = chain();
   Tiles<Word, kParts, kKind> tiles_;
   float* bias_ = nullptr;
-  int64_t chunk_ = 0, parts_ = 0, next_ = 0;  // panels of a unit; parts of the tiles; units claimed
+  int64_t chunk_ = 0, chunks_ = 0;  // panels of a unit; how many make up all
+  int64_t groups_ = 1, parts_ = 1;  // of the tiles: of a thread each; of a group
 };
 
 }  // namespace warpformer::cpu::WF_ISA
