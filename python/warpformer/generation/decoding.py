@@ -80,9 +80,11 @@ class Decoding:
         self.cache: Cache = model.make_cache() if cache is None else self.kept.fork
         if isinstance(self.cache, KVCache):
             self.cache.record_()
-            if cache is None:  # memory that moves ends what is recorded
-                most = int((self.history.limits + (config.prompt_lookup_num_tokens or 0)).sum())
-                self.cache.reserve_(min(most, MOST_RESERVED))
+            if cache is None:  # memory that moves is copied, and ends what is recorded
+                rows = max(config.num_beams, config.num_return_sequences)  # of each
+                most = int((self.history.limits + (config.prompt_lookup_num_tokens or 0)).sum()) * rows
+                begun = len(self.history.limits) * rows * self.cache.block_size  # a block of each row
+                self.cache.reserve_(max(min(most, MOST_RESERVED), begun))
 
     def begin(self) -> Tensor:
         """Logits [B, V] of the first new token."""
