@@ -1,9 +1,13 @@
 """What the tests of ops measure with: the numerics policy of the library, and equality of bits."""
 
+import inspect
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from warpformer import InputError
 
 OUTPUTS = 4096  # fewer are too few to judge an error by
 
@@ -79,6 +83,48 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     bits = [t.contiguous().view(integer) for t in (a, b)]
     return a.dtype == b.dtype and torch.equal(*bits)
+
+
+ODD = {
+    "number": torch.zeros(()),
+    "empty": torch.zeros(0),
+    "matrix": torch.zeros(2, 3),
+    "no columns": torch.zeros(2, 0),
+    "five dimensions": torch.zeros(2, 1, 2, 3, 8),
+    "meta": torch.zeros(1, device="meta"),
+    "complex": torch.zeros(2, 3, dtype=torch.complex64),
+    "float8": torch.zeros(2, 3).to(torch.float8_e4m3fn),
+    "bool": torch.zeros(3, dtype=torch.bool),
+    "large numbers": torch.full((3,), 2**62),
+    "None": None,
+    "text": "x",
+    "nan": float("nan"),
+    "infinite": -float("inf"),
+    "huge": 2**70,
+    "pair": (1.5, 2),
+    "list": [None],
+    "object": object(),
+    "array": np.zeros(3),
+}
+
+
+def raw_errors(call):
+    """What a call raises, besides errors of ours and TypeError, where one of its arguments, given or not, is
+    ODD. A device is torch's to refuse."""
+    signature = inspect.signature(call.op)
+    found = {}
+    for name in signature.parameters.keys() - {"device"}:
+        for kind, value in ODD.items():
+            bound = signature.bind(*call.args, **call.kwargs)
+            bound.arguments[name] = value
+            try:
+                call.op(*bound.args, **bound.kwargs)
+            except (InputError, TypeError):
+                pass
+            except Exception as error:
+                if not str(error).startswith("warpformer."):  # no gradient
+                    found[name, kind] = error
+    return found
 
 
 @contextmanager

@@ -200,6 +200,31 @@ def packed_cached_attention(dtype):
     return replace(call, args=(query.flatten(0, 1), *caches), kwargs=options)
 
 
+def others():
+    """A valid call of each op that is none of SAMPLES, as it has another form."""
+    x, cache = torch.randn(4, 24), torch.randn(2, 16, 2, 8)
+    new, tokens = torch.randn(2, 3, 2, 8), torch.tensor([4, 0], dtype=torch.int32)
+    cos, sin = ops.rope_tables(ops.rope_frequencies(8)[0], 60)
+    starts = torch.tensor([0, 3], dtype=torch.int32)
+    rotated = {"query": torch.randn(2, 3, 4, 8), "cos": cos, "sin": sin}
+    held = {"cache_seqlens": tokens, "rotary_cos": cos, "rotary_sin": sin}
+    return (
+        Sample(ops.gelu, (x, "tanh")),
+        Sample(ops.silu, (x,)),
+        Sample(ops.relu, (x,)),
+        Sample(ops.embedding, (torch.randint(4, (3,)), x, 1)),
+        Sample(ops.unpack_linear, (ops.pack_linear(x),), {"rows": torch.tensor([1, 2])}),
+        Sample(ops.linear, (x, torch.randn(6, 24)), {"rows": (0, 6)}),
+        Sample(ops.rope_frequencies, (8,)),
+        Sample(ops.rope_tables, (torch.rand(4), 60)),
+        Sample(ops.append_to_cache_, (new, new, cache, cache.clone(), tokens), rotated),
+        Sample(ops.copy_blocks_, (cache, torch.tensor([0]), torch.tensor([1]), 3)),
+        Sample(ops.flash_attn_func, (new, new, new)),
+        Sample(ops.flash_attn_varlen_func, (new[0], new[0], new[0], starts, starts)),
+        Sample(ops.flash_attn_with_kvcache, (new, cache, cache.clone(), new, new), held),
+    )
+
+
 SAMPLES = (
     softmax,
     log_softmax,

@@ -94,8 +94,15 @@ Tensor view_torch(py::handle object) {
   static const Name shape("shape"), stride("stride"), dtype("dtype"), is_cpu("is_cpu"),
       data_ptr("data_ptr");
   Tensor t;
-  set_dims(t, shape.of(object), stride.call(object), 1);
   t.dtype = torch_dtype(dtype.of(object));
+  try {
+    set_dims(t, shape.of(object), stride.call(object), 1);
+  } catch (py::error_already_set& error) {
+    // A layout without sizes or strides (sparse, nested): CHECK_TENSORS refuses it by name.
+    if (!error.matches(PyExc_RuntimeError)) throw;
+    t.dtype = DType::unsupported;
+    return t;
+  }
   if (!is_cpu.of(object).cast<bool>()) {
     const py::object device = object.attr("device");
     const std::string type = py::str(device.attr("type"));

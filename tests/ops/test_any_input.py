@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.check import same_bits
-from tests.samples import SAMPLES
+from tests.check import raw_errors, same_bits
+from tests.samples import SAMPLES, WITH_GRADIENT, others
 from warpformer import _C, InputError, ops
 
 FLOATS = st.sampled_from((torch.float32, torch.bfloat16, torch.float16))
@@ -168,6 +168,22 @@ JUNK = st.one_of(
     st.just([None]),
     st.just(object()),
 )
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.__name__)
+def test_one_odd_argument(sample):
+    assert raw_errors(sample(torch.float32)) == {}
+
+
+@pytest.mark.parametrize("sample", WITH_GRADIENT, ids=lambda s: s.__name__)
+def test_one_odd_argument_with_gradient(sample):
+    """The call then goes through torch's dispatcher, which has errors of its own."""
+    assert raw_errors(sample(torch.float32).leaves()[0]) == {}
+
+
+@pytest.mark.parametrize("call", others(), ids=lambda call: call.op.__name__)
+def test_one_odd_argument_of_others(call):
+    assert raw_errors(call) == {}
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.__name__)

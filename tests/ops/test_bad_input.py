@@ -81,7 +81,7 @@ SHAPES = {
     "penalize: out = f32[3], scores = f32[2,3]": lambda: ops.penalize(x, x.long(), classes, out=x[0]),
     "top_k: scores = [3]": lambda: ops.top_k(x[0], 1),
     "top_k: k = 0, scores = f32[2,3]": lambda: ops.top_k(x, 0),
-    "top_k: k = 4, scores = f32[2,3]": lambda: ops.top_k(x, 4),
+    "top_k: k = 4, scores = [2, 3]": lambda: ops.top_k(x, 4),
     "layer_norm: [2], [2, 3]": lambda: ops.layer_norm(x, (2,)),
     "layer_norm: [1, 2, 3], [2, 3]": lambda: ops.layer_norm(x, (1, 2, 3)),
     "layer_norm: [], [2, 3]": lambda: ops.layer_norm(x, ()),

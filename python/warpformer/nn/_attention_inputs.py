@@ -17,6 +17,11 @@ def require(condition: bool, message: str):
         raise ArgumentError(message)
 
 
+def require_tensor(name: str, value):
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+
+
 def shape_of(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}"
 
@@ -30,6 +35,8 @@ def check_operands(
     query: Tensor, key: Tensor, value: Tensor, widths: tuple[int, int, int], batch_first: bool
 ):
     """query [T, E], key [S, kdim], value [S, vdim], or all of them with a batch."""
+    for name, operand in (("query", query), ("key", key), ("value", value)):
+        require_tensor(name, operand)
     batch = 0 if batch_first else 1
     if query.ndim not in (2, 3):
         problem = "query is neither unbatched (2-D) nor batched (3-D)"
@@ -50,6 +57,7 @@ def check_operands(
 def check_mask(name: str, mask: Tensor | None, *allowed: tuple[int, ...]):
     if mask is None:
         return
+    require_tensor(name, mask)
     require(
         mask.dtype == torch.bool or mask.is_floating_point(),
         f"only bool and floating types of {name} are supported, not {shape_of(mask)}",
@@ -60,11 +68,16 @@ def check_mask(name: str, mask: Tensor | None, *allowed: tuple[int, ...]):
     )
 
 
+_MASKS = (torch.bool, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _causal = WeakIdKeyDictionary()  # mask -> (its version, whether it is causal)
 
 
 def is_causal_mask(mask: Tensor) -> bool:
-    """Whether query i sees exactly the keys up to i. A mask is read once, for all layers and steps."""
+    """Whether query i sees exactly the keys up to i. A mask is read once, for all layers and steps; one that
+    has no values, or none of a mask, is none."""
+    require_tensor("mask", mask)
+    if mask.is_meta or mask.ndim < 2 or mask.dtype not in _MASKS:
+        return False
     if mask.is_inference():  # changes of it are not counted
         return _is_causal(mask)
     version, answer = _causal.get(mask, (None, False))

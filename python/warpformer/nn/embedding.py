@@ -3,6 +3,7 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer._C import InputError
+from warpformer.nn._attention_inputs import require_tensor
 from warpformer.nn._drop_in import drop_in
 from warpformer.nn.sequences import Sequences
 
@@ -76,6 +77,7 @@ class Embedding(nn.Embedding):
     def forward(self, input: Tensor, position_ids: Tensor | None = None) -> Tensor:
         positions, scale = getattr(self, "positions", None), getattr(self, "scale", 1.0)
         if positions is None and position_ids is not None:
+            require_tensor("position_ids", position_ids)
             raise InputError(f"Embedding: position_ids {list(position_ids.shape)} without positions")
         if positions is not None and position_ids is None:
             position_ids = torch.arange(input.shape[-1], device=input.device)

@@ -16,6 +16,7 @@ from warpformer.nn._repack import Repacking
 from warpformer.nn.kv_cache import KVCache
 from warpformer.nn.layer_cache import MEMORY, LayerCache
 from warpformer.nn.rotary_embedding import RotaryEmbedding
+from warpformer.ops._arguments import check_flags
 
 
 @drop_in
@@ -93,8 +94,12 @@ class MultiheadAttention(Repacking, nn.MultiheadAttention):
         *,
         cache: KVCache | CachedLayer | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        flags = {"average_attn_weights": average_attn_weights, "is_causal": is_causal}
+        check_flags("MultiheadAttention", need_weights=need_weights, **flags)
         check_operands(query, key, value, (self.embed_dim, self.kdim, self.vdim), self.batch_first)
         batched = query.ndim == 3
+        if cache is not None and not isinstance(cache, KVCache | CachedLayer):
+            raise TypeError(f"MultiheadAttention: cache must be a KVCache, not {type(cache).__name__}")
         if isinstance(cache, KVCache):
             masks = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             new = query if MEMORY in cache.tables else key

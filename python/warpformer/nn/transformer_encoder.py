@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from warpformer.nn._attention_inputs import check_causal_hint, check_mask, is_causal_mask
+from warpformer.nn._attention_inputs import check_causal_hint, check_mask, is_causal_mask, require_tensor
 from warpformer.nn._blocks import feed_forward, norm_alone_of_sum, norm_of_sum
 from warpformer.nn._drop_in import drop_in, drop_in_, is_plain
 from warpformer.nn.rotary_embedding import RotaryEmbedding
+from warpformer.ops._arguments import check_flags
 
 
 @drop_in
@@ -122,9 +123,13 @@ class TransformerEncoder(nn.TransformerEncoder):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool | None = None,
     ) -> Tensor:
+        require_tensor("src", src)
+        if src_key_padding_mask is not None:
+            require_tensor("src_key_padding_mask", src_key_padding_mask)
         if is_causal is None:
             is_causal = found_causal(mask)
-        elif is_causal:
+        check_flags("TransformerEncoder", is_causal=is_causal)
+        if is_causal:
             check_causal_hint(mask)
         if self._packs(src, mask, src_key_padding_mask, is_causal):
             x = self._forward_packed(src, src_key_padding_mask, is_causal)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_flags, check_integer, check_pair
+from warpformer.ops._library import is_direct
 from warpformer.ops.append_to_cache_ import append_to_cache_
 from warpformer.ops.cached_attention import cached_attention
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
@@ -45,13 +47,16 @@ def flash_attn_func(
 
     Source: the flash-attention package.
     """
-    _refuse_probs("flash_attn_func", return_attn_probs)
+    name = "flash_attn_func"
+    is_direct(q, k, v)  # refuses what is no tensor
+    _check_dims(name, "[B, T, H, D]", q=q, k=k, v=v)
+    _refuse_probs(name, return_attn_probs)
     out = scaled_dot_product_attention(
         *(t.transpose(-3, -2) for t in (q, k, v)),
         dropout_p=dropout_p,
         enable_gqa=True,
         alignment="bottom-right",
-        **_options(softmax_scale, causal, window_size, softcap, alibi_slopes),
+        **_options(name, softmax_scale, causal, window_size, softcap, alibi_slopes),
     )
     return out.transpose(-3, -2)
 
@@ -93,9 +98,10 @@ def flash_attn_varlen_func(
 
     Source: the flash-attention package.
     """
-    _refuse_probs("flash_attn_varlen_func", return_attn_probs)
+    name = "flash_attn_varlen_func"
+    _refuse_probs(name, return_attn_probs)
     if block_table is not None:
-        raise _C.InputError("flash_attn_varlen_func: block_table is not None: cached_attention takes it")
+        raise _C.InputError(f"{name}: block_table is not None: cached_attention takes it")
     return scaled_dot_product_attention(
         *(q, k, v),
         dropout_p=dropout_p,
@@ -103,7 +109,7 @@ def flash_attn_varlen_func(
         alignment="bottom-right",
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
-        **_options(softmax_scale, causal, window_size, softcap, alibi_slopes),
+        **_options(name, softmax_scale, causal, window_size, softcap, alibi_slopes),
     )
 
 
@@ -151,6 +157,13 @@ def flash_attn_with_kvcache(
     Source: the flash-attention package.
     """
     name = "flash_attn_with_kvcache"
+    lengths = cache_seqlens if isinstance(cache_seqlens, Tensor) else None
+    optional = (k, v, rotary_cos, rotary_sin, lengths, cache_batch_idx, block_table)
+    is_direct(q, k_cache, v_cache, optional=optional)
+    _check_dims(name, "[B, T, H, D]", q=q, k=k, v=v)
+    _check_dims(name, "[B, S, G, D]", k_cache=k_cache, v_cache=v_cache)
+    _check_dims(name, "[B]", cache_batch_idx=cache_batch_idx)
+    _check_dims(name, "[B, max_blocks]", block_table=block_table)
     if cache_batch_idx is not None and block_table is not None:
         raise _C.InputError(f"{name}: cache_batch_idx and block_table exclude each other")
     if (k is None) != (v is None) or (rotary_cos is None) != (rotary_sin is None):
@@ -162,9 +175,15 @@ def flash_attn_with_kvcache(
     slots = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     if cache_seqlens is None:
         cache_seqlens = slots if k is None else slots - k.shape[1]
-    if not isinstance(cache_seqlens, Tensor):
+    if lengths is None:
+        check_integer(name, "cache_seqlens", cache_seqlens)
+        if not 0 <= cache_seqlens <= slots:
+            raise _C.InputError(f"{name}: cache_seqlens = {cache_seqlens} is not among {slots} slots")
         cache_seqlens = torch.full(q.shape[:1], cache_seqlens, dtype=torch.int32, device=q.device)
     if k is not None:
+        for t in (rotary_cos, rotary_sin):
+            if t is not None and not t.is_floating_point():
+                raise _C.InputError(f"{name}: a table of rotary is no float: {t.dtype}{list(t.shape)}")
         tables = [None if t is None else t.float().contiguous() for t in (rotary_cos, rotary_sin)]
         rotated = append_to_cache_(
             *(k, v, k_cache, v_cache, cache_seqlens),
@@ -180,19 +199,27 @@ def flash_attn_with_kvcache(
         *(q, k_cache, v_cache, cache_seqlens),
         block_table=block_table,
         return_lse=return_softmax_lse,
-        **_options(softmax_scale, causal, window_size, softcap, alibi_slopes),
+        **_options(name, softmax_scale, causal, window_size, softcap, alibi_slopes),
     )
 
 
+def _check_dims(name, form, **tensors):
+    for argument, t in tensors.items():
+        if t is not None and t.ndim != form.count(",") + 1:
+            raise _C.InputError(f"{name}: {argument} = {list(t.shape)} is not {form}")
+
+
 def _refuse_probs(name, return_attn_probs):
+    check_flags(name, return_attn_probs=return_attn_probs)
     if return_attn_probs:
         raise _C.InputError(
             f"{name}: return_attn_probs is True: scaled_dot_product_attention(return_lse=True) returns lse"
         )
 
 
-def _options(softmax_scale, causal, window_size, softcap, alibi_slopes):
-    left, right = (None if side < 0 else side for side in window_size)
+def _options(name, softmax_scale, causal, window_size, softcap, alibi_slopes):
+    check_flags(name, causal=causal)
+    left, right = (None if side < 0 else side for side in check_pair(name, "window_size", window_size))
     return {
         "scale": softmax_scale,
         "is_causal": causal,

@@ -1,7 +1,5 @@
 """How an op reaches its kernel: straight, or through torch's dispatcher where somebody is listening."""
 
-import sys
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
@@ -10,6 +8,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
 from warpformer._C import InputError, advise_huge_pages
+from warpformer.ops._arguments import refuse_by_schema, refuse_tensor
 from warpformer.ops._recording import Recording
 
 _library = torch.library.Library("warpformer", "DEF")
@@ -123,10 +122,16 @@ def _tensors(args):
 
 def dispatch(name, *args, out=None):
     """Calls the op through the dispatcher; with `out` (a tensor or a tuple) its variant that writes there."""
-    if out is None:
-        return getattr(torch.ops.warpformer, name)(*args)
-    getattr(torch.ops.warpformer, f"{name}_out")(*args, *(out if isinstance(out, tuple) else (out,)))
-    return out
+    if out is not None:
+        args, name = (*args, *(out if isinstance(out, tuple) else (out,))), f"{name}_out"
+    op = getattr(torch.ops.warpformer, name)
+    try:
+        found = op(*args)
+    except RuntimeError as error:
+        if not isinstance(error, InputError) and not torch.compiler.is_compiling():
+            refuse_by_schema(op.default, args, error)
+        raise
+    return found if out is None else out
 
 
 def empty(shape, like, dtype=None):
@@ -173,7 +178,7 @@ def is_direct(*required, optional=()):
                     plain = False
             elif t is not None or tensors is required:
                 if not isinstance(t, Tensor):
-                    _refuse(t)
+                    refuse_tensor(t)
                 plain = False
     return (
         plain
@@ -197,13 +202,3 @@ def _has_function_mode():
     return count > 0 and any(
         type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in range(count)
     )
-
-
-def _refuse(value):
-    caller = sys._getframe(2)
-    arguments = caller.f_locals.items()
-    lists = [(name, parts) for name, parts in arguments if isinstance(parts, list)]
-    names = [name for name, parts in lists if any(part is value for part in parts)]
-    names += [name for name, argument in arguments if argument is value]
-    name = names[0]
-    raise TypeError(f"{caller.f_code.co_name}: {name} must be a torch.Tensor, not {type(value).__name__}")

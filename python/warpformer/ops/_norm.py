@@ -17,11 +17,6 @@ def split(name, out, return_sum):
     return tuple(out)
 
 
-def check_eps(name, eps):
-    if isinstance(eps, torch.Tensor):
-        raise TypeError(f"{name}: eps must be a number, not a tensor")
-
-
 def keeps_sum(return_sum, residual, *operands):
     """Whether input + residual is written out: for the caller, or for backward."""
     grad = torch.is_grad_enabled() and _any_requires_grad(residual, *operands)
@@ -47,7 +42,8 @@ def outputs(input, residual, with_sum, out=None, sum=None, save=True):
     if out is None:
         out = empty(input.shape, input)
     if sum is None and (with_sum or save):
-        dtype = input.dtype if residual is None else torch.promote_types(input.dtype, residual.dtype)
+        # float32 is what torch gives two of the three dtypes; the op refuses all others.
+        dtype = input.dtype if residual is None or residual.dtype == input.dtype else torch.float32
         sum = empty(input.shape if with_sum else (0,), input, dtype)
     return out, sum
 

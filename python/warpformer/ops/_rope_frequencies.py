@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from warpformer._C import InputError
+from warpformer.ops._arguments import check_integer, check_number
+from warpformer.ops._library import is_direct
 
 ROWS = 1 << 14  # of a table computed at a time: float64 angles take twice the room of the table
 
@@ -53,10 +55,14 @@ def rope_frequencies(
 
     Raises:
         InputError: a field is missing, of another type or out of range; R is odd or 0.
+        TypeError: `head_dim` or `sequence_length` is not an int.
 
     Source: transformers' modeling_rope_utils (same fields, same formulas); Peng et al., "YaRN"; Ding et
     al., "LongRoPE"; Dubey et al., "The Llama 3 Herd of Models".
     """
+    check_integer("rope_frequencies", "head_dim", head_dim)
+    if sequence_length is not None:
+        check_integer("rope_frequencies", "sequence_length", sequence_length)
     fields = _Fields({} if scaling is None else scaling)
     theta = fields.number("rope_theta", theta, above=1)
     part = fields.number("partial_rotary_factor", partial_rotary_factor, above=0)
@@ -88,9 +94,14 @@ def rope_tables(
 
     Raises:
         InputError: `inv_freq` is no floating point vector, or `length` is negative.
+        TypeError: `inv_freq` is not a tensor, or another argument no number.
 
     Source: Su et al., "RoFormer", equation 15.
     """
+    is_direct(inv_freq)  # refuses what is no tensor
+    check_integer("rope_tables", "length", length)
+    check_number("rope_tables", "attention_factor", attention_factor)
+    attention_factor = _float(attention_factor)
     if not inv_freq.is_floating_point() or inv_freq.ndim != 1 or length < 0:
         raise InputError(
             f"rope_tables: inv_freq = {inv_freq.dtype}{list(inv_freq.shape)}, length = {length} are no "

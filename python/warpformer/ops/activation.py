@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_flags
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 
 PART_ROWS = 32  # at least, of a run of rows whose bias gradients are summed one after the other
@@ -53,6 +54,7 @@ def activation(
     its shape alone. Source: torch.nn.functional.gelu, silu, relu, glu; Shazeer, "GLU Variants Improve
     Transformer"; So et al., "Primer".
     """
+    check_flags("activation", gated=gated)
     args = (input, up, bias, activation, gated)
     if is_direct(input, optional=(up, bias, out)):
         return _activation(*args, out)
@@ -71,11 +73,13 @@ def gelu(
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """`activation` with the signature of torch.nn.functional.silu."""
+    check_flags("silu", inplace=inplace)
     return activation(input, "silu", out=input if inplace else None)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """`activation` with the signature of torch.nn.functional.relu."""
+    check_flags("relu", inplace=inplace)
     return activation(input, "relu", out=input if inplace else None)
 
 

@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_flags
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 from warpformer.ops.scaled_dot_product_attention import default_scale, sides
 
@@ -83,11 +84,13 @@ def cached_attention(
     Management for Large Language Model Serving with PagedAttention"; Raffel et al., "Exploring the Limits of
     Transfer Learning with a Unified Text-to-Text Transformer".
     """
+    check_flags("cached_attention", is_causal=is_causal, return_lse=return_lse)
     tensors = (query, key_cache, value_cache, lengths, cu_seqlens_q, block_table, key_scales, value_scales)
     per_head = (alibi_slopes, sinks, position_bias)
     direct = is_direct(*tensors[:4], optional=(*tensors[4:], *per_head))
     scale = default_scale(query) if scale is None else scale
-    options = (scale, softcap, *sides(window, is_causal), position_bidirectional, position_max_distance)
+    seen = sides("cached_attention", window, is_causal)
+    options = (scale, softcap, *seen, position_bidirectional, position_max_distance)
     if direct:
         out, lse = _forward(*tensors, *per_head, *options, return_lse)
     else:

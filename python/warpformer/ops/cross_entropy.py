@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_type
 from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
 
 
@@ -46,6 +47,7 @@ def cross_entropy(
     cache; backward multiplies it by that of the result, and costs nothing on the CPU if that is 1. There is
     no second gradient. Source: torch.nn.functional.cross_entropy; Chowdhery et al., "PaLM", 5.
     """
+    check_type("cross_entropy", "reduction", reduction, str)
     dtype = None if autocast_dtype(input) is None else torch.float32
     args = (input, target, weight, ignore_index, reduction, label_smoothing, z_loss, dtype)
     if is_direct(input, target, optional=(weight, out)):

@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_flags
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 
 
@@ -42,6 +43,7 @@ def dropout(
     again from the seed. Source: torch.nn.functional.dropout; Salmon et al., "Parallel Random Numbers: As
     Easy as 1, 2, 3".
     """
+    check_flags("dropout", training=training)
     if not training:
         if residual is None and out is None:
             is_direct(input)  # refuses what is no tensor

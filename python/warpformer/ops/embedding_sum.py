@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_integer
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 
 SEGMENT = 64  # kSegment of csrc/embedding/op.h
@@ -77,6 +78,8 @@ def _padding_rows(padding_idx, tables):
     rows = []
     for row, table in zip(padding_idx, tables, strict=True):
         count = table.shape[0] if table.ndim else 0
+        if row is not None:
+            check_integer("embedding_sum", "padding_idx", row)
         if row is not None and not -count <= row < count:
             raise _C.InputError(f"embedding_sum: padding_idx = {row} is outside its table of {count} rows")
         rows.append(-1 if row is None else row % count)

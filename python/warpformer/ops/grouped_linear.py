@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_flags
 from warpformer.ops._kept import kept
 from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
 from warpformer.ops.linear import (
@@ -55,6 +56,7 @@ def grouped_linear(
     The gradient of W is 0 for experts without rows. Source: torch's grouped_mm, whose `offs` are the
     offsets; Fedus et al., "Switch Transformers".
     """
+    check_flags("grouped_linear", gated=gated)
     dtype = autocast_dtype(input)
     if dtype is not None:
         input = input.to(dtype)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from warpformer import _C
 from warpformer.ops import _norm
+from warpformer.ops._arguments import check_flags, check_integers, check_number
 from warpformer.ops._library import dispatch, executor, is_direct, register
 
 
@@ -46,11 +47,13 @@ def layer_norm(
     all four tensors, with the same bits for any number of threads.
     Source: torch.nn.functional.layer_norm; Ba et al., "Layer Normalization".
     """
-    _norm.check_eps("layer_norm", eps)
+    check_number("layer_norm", "eps", eps)
+    check_flags("layer_norm", return_sum=return_sum)
     out, sum = _norm.split("layer_norm", out, return_sum)
     direct = is_direct(input, optional=(weight, bias, residual, out, sum))
+    normalized_shape = check_integers("layer_norm", "normalized_shape", normalized_shape)
     with_sum = _norm.keeps_sum(return_sum, residual, input, weight, bias)
-    args = (input, residual, list(normalized_shape), weight, bias, eps, with_sum)
+    args = (input, residual, normalized_shape, weight, bias, eps, with_sum)
     if direct:
         found = _layer_norm(*args, out, sum, save=False)
     else:

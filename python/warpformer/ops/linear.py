@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_flags, check_pair
 from warpformer.ops._kept import kept
 from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
 
@@ -71,6 +72,7 @@ def pack_linear(weight: Tensor | QuantizedWeight, *, gated: bool = False) -> Pac
 
     Source: Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication".
     """
+    check_flags("pack_linear", gated=gated)
     if isinstance(weight, QuantizedWeight):
         values, scales, zeros, *layout = weight
     else:
@@ -101,6 +103,8 @@ def unpack_linear(packed: PackedWeight, *, rows: Tensor | None = None) -> Tensor
 
     Source: the layout in csrc/linear/op.h.
     """
+    if not isinstance(packed, PackedWeight):
+        raise TypeError(f"unpack_linear: packed must be a PackedWeight, not {type(packed).__name__}")
     data, out_features, depth, format, group_size, zero_points, gated = packed
     is_direct(data, optional=(rows,))
     is_dense = format in DTYPES
@@ -178,7 +182,7 @@ def linear(
     direct = is_direct(input, weight, optional=(bias, residual))
     if weight.ndim != 2 or input.ndim == 0 or input.shape[-1] != weight.shape[1]:
         raise _C.InputError(f"linear: input = {_show(input)} does not fit weight = {_show(weight)}")
-    begin, end = (0, weight.shape[0]) if rows is None else rows
+    begin, end = (0, weight.shape[0]) if rows is None else check_pair("linear", "rows", rows)
     if not 0 <= begin <= end <= weight.shape[0]:
         raise _C.InputError(f"linear: rows = {rows} are not among those of weight = {_show(weight)}")
     trained = torch.is_grad_enabled() and weight.requires_grad
@@ -189,7 +193,7 @@ def linear(
 def _rows_of(weight, rows):
     if rows is None:
         return weight
-    begin, end = rows
+    begin, end = check_pair("linear", "rows", rows)
     if weight.gated or begin % PANEL or not 0 <= begin <= end <= weight.out_features:
         raise _C.InputError(
             f"linear: rows = {rows} are no panels of a packed weight of {weight.out_features} rows, gated = "

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from warpformer import _C
 from warpformer.ops import _norm
+from warpformer.ops._arguments import check_flags, check_integers, check_number
 from warpformer.ops._library import dispatch, executor, is_direct, register
 
 
@@ -44,12 +45,14 @@ def rms_norm(
     all three tensors, with the same bits for any number of threads.
     Source: torch.nn.functional.rms_norm; Zhang and Sennrich, "Root Mean Square Layer Normalization".
     """
-    _norm.check_eps("rms_norm", eps)
+    check_flags("rms_norm", return_sum=return_sum)
     out, sum = _norm.split("rms_norm", out, return_sum)
     direct = is_direct(input, optional=(weight, residual, out, sum))
+    normalized_shape = check_integers("rms_norm", "normalized_shape", normalized_shape)
     eps = torch.finfo(torch.float32).eps if eps is None else eps
+    check_number("rms_norm", "eps", eps)
     with_sum = _norm.keeps_sum(return_sum, residual, input, weight)
-    args = (input, residual, list(normalized_shape), weight, eps, with_sum)
+    args = (input, residual, normalized_shape, weight, eps, with_sum)
     if direct:
         found = _rms_norm(*args, out, sum, save=False)
     else:

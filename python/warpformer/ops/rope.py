@@ -44,7 +44,7 @@ def rope(
     Backward rotates the other way; the tables get no gradient. Source: Su et al., "RoFormer: Enhanced
     Transformer with Rotary Position Embedding".
     """
-    outs = out if isinstance(out, tuple) else (out, None)
+    outs = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
     args = (input, key, cos, sin, positions, interleaved, False)
     if is_direct(input, cos, sin, optional=(key, positions, *outs)):
         result = _rope(*args, *outs)

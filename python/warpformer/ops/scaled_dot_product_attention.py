@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_flags, check_number, check_pair
 from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
 from warpformer.ops.dropout import seed_tensor
 from warpformer.ops.softmax import expand
 
+_NAME = "scaled_dot_product_attention"
 _EVERY_KEY = 1 << 40
 _ALIGNMENTS = ("top-left", "bottom-right")
 
@@ -90,13 +92,13 @@ def scaled_dot_product_attention(
     "Train Short, Test Long"; Xiao et al., "Efficient Streaming Language Models with Attention Sinks";
     Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer".
     """
-    if alignment not in _ALIGNMENTS:
-        raise _C.InputError(
-            f"scaled_dot_product_attention: alignment = {alignment!r} is none of {_ALIGNMENTS}"
-        )
+    check_flags(_NAME, is_causal=is_causal, enable_gqa=enable_gqa, return_lse=return_lse)
+    check_number(_NAME, "dropout_p", dropout_p)
+    if not isinstance(alignment, str) or alignment not in _ALIGNMENTS:
+        raise _C.InputError(f"{_NAME}: alignment = {alignment!r} is none of {_ALIGNMENTS}")
     if (dtype := autocast_dtype(query)) is not None:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    seed = seed_tensor(seed, query, "scaled_dot_product_attention") if dropout_p else None
+    seed = seed_tensor(seed, query, _NAME) if dropout_p else None
     tensors = (
         *(query, key, value, attn_mask, cu_seqlens_q, cu_seqlens_k),
         *(alibi_slopes, sinks, position_bias, seed),
@@ -107,7 +109,7 @@ def scaled_dot_product_attention(
         softcap,
         enable_gqa,
         alignment == "bottom-right",
-        *sides(window, is_causal),
+        *sides(_NAME, window, is_causal),
         position_bidirectional,
         position_max_distance,
         dropout_p,
@@ -123,8 +125,9 @@ def default_scale(query):
     return 1 / math.sqrt(query.shape[-1]) if query.ndim and query.shape[-1] else 1.0
 
 
-def sides(window, is_causal):
+def sides(op, window, is_causal):
     """How many keys a query sees before and after its own."""
+    check_pair(op, "window", window, optional=True)
     left, right = (_EVERY_KEY if side is None else side for side in window)
     return left, min(0, right) if is_causal else right
 
@@ -136,20 +139,21 @@ def _forward(query, key, value, attn_mask, starts_q, starts_k, *rest):
     if not packed:
         query, key, value = _broadcast_batches(query, key, value)
     out = _empty_attention(query, value)
-    lse = _empty_lse(query, packed) if return_lse else None
     q, k, v, o = (_heads(t, packed) for t in (query, key, value, out))
+    lse = empty(o.shape[:3], o, torch.float32) if return_lse else None
     if not enable_gqa and q.ndim == k.ndim == 4 and q.shape[1] != k.shape[1]:
         raise _C.InputError(
-            f"scaled_dot_product_attention: query.shape = {list(query.shape)} and key.shape = "
+            f"{_NAME}: query.shape = {list(query.shape)} and key.shape = "
             f"{list(key.shape)} differ in heads: enable_gqa=True shares key heads"
         )
-    mask = None if attn_mask is None else _four_dims(expand(attn_mask, (*query.shape[:-1], key.shape[-2])))
+    mask = attn_mask
+    if mask is not None:  # expanded where there are keys; the op refuses a key without
+        mask = _four_dims(expand(mask, (*query.shape[:-1], *key.shape[-2:-1])))
     _C.scaled_dot_product_attention(
-        *(q, k, v, mask, starts_q, starts_k, *per_head, o),
-        None if lse is None else lse.view(o.shape[:3]),
+        *(q, k, v, mask, starts_q, starts_k, *per_head, o, lse),
         *(scale, softcap, *places, executor(query)),
     )
-    return out, lse
+    return out, None if lse is None else lse.view(_lse_shape(query, packed))
 
 
 def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, position_bias, seed, *rest):
@@ -228,15 +232,14 @@ def _empty_attention(query, value):
     return out.permute(*(order.index(d) for d in outer), -1)
 
 
-def _empty_lse(query, packed):
-    shape = query.shape[1::-1] if packed else query.shape[:-1]
-    return empty(shape, query, torch.float32)
+def _lse_shape(query, packed):
+    return query.shape[1::-1] if packed else query.shape[:-1]
 
 
 def _fake(query, key, value, attn_mask, starts_q, *rest):
     packed = starts_q is not None
     query, value = (query, value) if packed else _broadcast_batches(query, value)
-    return _empty_attention(query, value), _empty_lse(query, packed)
+    return _empty_attention(query, value), empty(_lse_shape(query, packed), query, torch.float32)
 
 
 def _fake_backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, position_bias, *rest):

@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_type
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 
 PARTS = 256  # sums that the gradient of a mask is made of, at least, where it has so many rows
@@ -51,6 +52,7 @@ def softmax(
 
 
 def result_dtype(name, dtype, out):
+    check_type(name, "dtype", dtype, torch.dtype)
     if isinstance(out, Tensor) and dtype not in (None, out.dtype):
         raise _C.InputError(f"{name}: dtype = {dtype} is not that of out = {out.dtype}")
     return dtype

@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops._arguments import check_integer
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 
 
@@ -28,8 +29,7 @@ def top_k(scores: Tensor, k: int, *, log_softmax: bool = False) -> tuple[Tensor,
     has any order of equal ones.
     """
     direct = is_direct(scores)
-    if not isinstance(k, int | torch.SymInt):
-        raise TypeError(f"top_k: k must be an int, not {type(k).__name__}")
+    check_integer("top_k", "k", k)
     return _top_k(scores, k, log_softmax) if direct else dispatch("top_k", scores, k, log_softmax)
 
 
@@ -40,7 +40,7 @@ def _top_k(scores, k, log_softmax):
 
 
 def _empty_results(scores, k, log_softmax=False):
-    if scores.ndim != 2 or k < 0:
+    if scores.ndim != 2 or not 0 <= k <= scores.shape[1]:
         raise _C.InputError(f"top_k: of scores = {list(scores.shape)} there are no k = {k} of each row")
     shape = scores.shape[0], k
     return empty(shape, scores, torch.float32), empty(shape, scores, torch.int64)
