@@ -116,6 +116,8 @@ def _rows_of(op, scores, dtype, names, options):
                 raise _C.InputError(f"{op}: {name} = {shape} has no real number for each of {rows} rows")
         elif not isinstance(option, int | float):
             raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, not {type(option).__name__}")
+        elif isinstance(option, int) and not -(2**63) <= option < 2**63:
+            raise _C.InputError(f"{op}: {name} is an int beyond int64")
     if are_numbers and torch.device(device).type != "cuda":
         values = torch.tensor([options], dtype=dtype, device=device).expand(rows, -1)
     else:  # a CUDA graph holds no copy from the host
