@@ -144,9 +144,9 @@ struct Unit {
 };
 
 /// All units, of at most `most` tiles, by number; numbers that are asked for rise.
-class Units {
+class UnitNumbers {
  public:
-  Units(const AttentionParams& p, int64_t most) : p_(p), most_(most) {}
+  UnitNumbers(const AttentionParams& p, int64_t most) : p_(p), most_(most) {}
 
   /// False past the last one.
   bool find(int64_t number, Unit& unit) {
@@ -437,7 +437,7 @@ void run(const AttentionParams& p, int available) {
   int64_t claimed = 0;
   parallel(threads, [&](int t) {
     Attention<Word> attention(p, by_distance, scratch + t * size);
-    Units units(p, most), later(p, most);
+    UnitNumbers units(p, most), later(p, most);
     Unit unit, next;
     const auto claim = [&] { return __atomic_fetch_add(&claimed, 1, __ATOMIC_RELAXED); };
     for (int64_t i = claim(); units.find(i, unit); i = claim())

@@ -233,10 +233,7 @@ struct Kept {
   DEVICE float distance(float z) const { return -abs(z - center); }
 };
 
-struct RowOptions {
-  double temperature, top_k, top_p, min_p, typical_p;
-};
-DEVICE RowOptions options_of(const SampleParams& p, int64_t r) {
+DEVICE SamplingOptions options_of(const SampleParams& p, int64_t r) {
   const double* o = p.options + r * p.option_stride[0];
   const int64_t step = p.option_stride[1];
   return {p.draws ? load(o) : 0.0, load(o + step), load(o + 2 * step), load(o + 3 * step),
@@ -255,7 +252,7 @@ class Sampling {
   DEVICE Sampling(const ScoreRow<T>& row, float top, Bins bins, Shared<uint64_t> scratch)
       : row_(row), bins_(bins), scratch_(scratch), kept_(top) {}
 
-  DEVICE void keep(const RowOptions& o) {
+  DEVICE void keep(const SamplingOptions& o) {
     if (o.top_k > 0 && o.top_k < static_cast<double>(row_.n)) {
       const uint64_t goal = static_cast<uint64_t>(o.top_k) - 1;
       kept_.last = reached(bins_, scratch_, row_.n, kept_.top, goal,
@@ -346,7 +343,7 @@ KERNEL(kMaxThreads, 1) sample_kernel(SampleParams p) {
   const Shared<uint64_t> scratch = shared_memory<uint64_t>();
   const Bins bins(shared_memory<uint64_t>(kScratch));
   const int64_t r = block_index();
-  const RowOptions o = options_of(p, r);
+  const SamplingOptions o = options_of(p, r);
   const bool greedy = o.temperature == 0;
   by_float(p.x.dtype, [&](auto type) {
     using T = decltype(type);

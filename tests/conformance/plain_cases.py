@@ -90,13 +90,15 @@ def _atomics(g) -> Iterator[Case]:
     yield Case("atomics", "atomics", np.zeros_like(expected), expected, [x])
 
     u = g.integers(0, 1 << 24, 256).astype(np.uint32)
-    low, start = int((u & 255).sum()), np.zeros(40, np.uint8)
+    low, start = int((u & 255).sum()), np.zeros(48, np.uint8)
     start[16:20] = 255  # the minimum
+    wide = np.array([u.astype(np.uint64).sum() << np.uint64(20)], np.uint64)
     parts = (
         np.array([low, low], np.float32),
         np.array([u.sum(dtype=np.uint32), u.max(), u.min(), 0], np.uint32),
-        np.array([u.astype(np.uint64).sum() << np.uint64(20)], np.uint64),
+        wide,
         np.array([low, 0], np.int32),
+        wide,
     )
     expected = np.concatenate([part.view(np.uint8) for part in parts])
     yield Case("more_atomics", "more_atomics", start, expected, [u])

@@ -139,7 +139,11 @@ CASE(atomics) {
 }
 
 // Unsigned and 8-byte words, float: [add f32, red f32] [add u32, max u32, min u32] [add u64]
+// [add i32] [sum of what blocks add to u64 in shared memory]
 KERNEL(64) more_atomics(const uint32_t* in, float* f, uint32_t* u, uint64_t* w, int32_t* i) {
+  const auto shared = shared_memory<uint64_t>();
+  if (thread_index() == 0) shared.store(0, 0);
+  sync_block();
   const uint32_t x = load(in + block_index() * block_threads() + thread_index());
   atomic_add(f, static_cast<float>(x & 255));
   red_add(f + 1, static_cast<float>(x & 255));
@@ -148,10 +152,13 @@ KERNEL(64) more_atomics(const uint32_t* in, float* f, uint32_t* u, uint64_t* w, 
   atomic_min(u + 2, x);
   atomic_add(w, uint64_t{x} << 20);
   red_add(i, static_cast<int32_t>(x & 255));
+  atomic_add(shared, uint64_t{x} << 20);
+  sync_block();
+  if (thread_index() == 0) atomic_add(w + 2, shared.load());
 }
 CASE(more_atomics) {
   char* out = call.output<char>();
-  LAUNCH(more_atomics, 4, 64, 0, call.stream, call.input<uint32_t>(0),
+  LAUNCH(more_atomics, 4, 64, 8, call.stream, call.input<uint32_t>(0),
          reinterpret_cast<float*>(out), reinterpret_cast<uint32_t*>(out + 8),
          reinterpret_cast<uint64_t*>(out + 24), reinterpret_cast<int32_t*>(out + 32));
 }

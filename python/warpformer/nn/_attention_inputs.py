@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from warpformer._C import InputError
+from warpformer.ops._arguments import require_tensor
 
 
 class ArgumentError(InputError, AssertionError):
@@ -15,11 +16,6 @@ class ArgumentError(InputError, AssertionError):
 def require(condition: bool, message: str):
     if not condition:
         raise ArgumentError(message)
-
-
-def require_tensor(name: str, value):
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
 
 
 def shape_of(t: Tensor) -> str:

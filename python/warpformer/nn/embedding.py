@@ -3,9 +3,9 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer._C import InputError
-from warpformer.nn._attention_inputs import require_tensor
 from warpformer.nn._drop_in import drop_in
 from warpformer.nn.sequences import Sequences
+from warpformer.ops._arguments import require_tensor
 
 POSITIONS = (None, "sinusoidal", "learned")
 

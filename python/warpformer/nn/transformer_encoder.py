@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from warpformer.nn._attention_inputs import check_causal_hint, check_mask, is_causal_mask, require_tensor
+from warpformer.nn._attention_inputs import check_causal_hint, check_mask, is_causal_mask
 from warpformer.nn._blocks import feed_forward, norm_alone_of_sum, norm_of_sum
 from warpformer.nn._drop_in import drop_in, drop_in_, is_plain
 from warpformer.nn.rotary_embedding import RotaryEmbedding
-from warpformer.ops._arguments import check_flags
+from warpformer.ops._arguments import check_flags, require_tensor
 
 
 @drop_in

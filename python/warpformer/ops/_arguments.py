@@ -31,6 +31,12 @@ def refuse_tensor(value):
     _refuse(caller.f_code.co_name, names[0], "a torch.Tensor", value)
 
 
+def require_tensor(name, value):
+    """Raises TypeError for what is no tensor, under the name that it has in a layer."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+
+
 def check_flags(op, **flags):
     """Raises TypeError for what is no bool, where Python itself asks whether it is true: a tensor has an
     answer of its own, or none."""

@@ -45,10 +45,10 @@ def sample(
             options are not looked at, and such a row gives -1.
         TypeError: `scores` or `draws` is not a tensor.
 
-    Exponentials are float32 and their sums float64: the same token for any number of threads and in any
-    batch. No row is sorted. Forward only. Source: Holtzman et al., "The Curious Case of Neural Text
-    Degeneration" (top-p); Nguyen et al., "Turning Up the Heat" (min-p); Meister et al., "Locally Typical
-    Sampling"; transformers' LogitsWarpers, for their order.
+    Exponentials are float32 and their sums float64, on CUDA whole numbers of 2**-40: the same token for any
+    number of threads and in any batch. No row is sorted. Forward only. Source: Holtzman et al., "The Curious
+    Case of Neural Text Degeneration" (top-p); Nguyen et al., "Turning Up the Heat" (min-p); Meister et al.,
+    "Locally Typical Sampling"; transformers' LogitsWarpers, for their order.
     """
     options = _rows_of("sample", scores, torch.float64, SAMPLE, (temperature, top_k, top_p, min_p, typical_p))
     if draws is not None and isinstance(draws, Tensor):
