@@ -18,9 +18,20 @@ def torch_sample(scores, draws):
     return torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
+WRITTEN, REPETITION = 1000, 1.1  # tokens of a row, and their penalty
+
+
+def penalized(scores, draws, tokens):
+    scores = scores.float()
+    of_tokens = scores.gather(1, tokens)
+    of_tokens = torch.where(of_tokens < 0, of_tokens * REPETITION, of_tokens / REPETITION)
+    return torch_sample(scores.scatter(1, tokens, of_tokens), draws)
+
+
 CASES = {
-    "best": ({}, lambda scores, _: scores.argmax(-1)),
-    "top_k 50, top_p 0.9": (OPTIONS, torch_sample),
+    "best": ({}, lambda scores, _, tokens: scores.argmax(-1)),
+    "top_k 50, top_p 0.9": (OPTIONS, lambda scores, draws, tokens: torch_sample(scores, draws)),
+    "repetition 1.1, top_k 50, top_p 0.9": (OPTIONS | {"repetition": REPETITION}, penalized),
 }
 
 
@@ -34,10 +45,14 @@ def bench_sample(compare, case, dtype, vocabulary, rows):
 
     def inputs():
         scores = (3 * torch.randn(rows, vocabulary)).to(dtype)
-        return scores, torch.rand(rows, dtype=torch.float64)
+        tokens = torch.randint(vocabulary, (rows, WRITTEN))
+        return scores, torch.rand(rows, dtype=torch.float64), tokens
 
-    def ours(scores, draws):
-        return ops.sample(scores, draws if options else None, **options)
+    first_new = torch.zeros(rows, dtype=torch.int64)
+
+    def ours(scores, draws, tokens):
+        written = {"tokens": tokens, "first_new": first_new} if "repetition" in options else {}
+        return ops.sample(scores, draws if options else None, **options, **written)
 
     compare(
         f"[{rows}, {vocabulary}] {case}",

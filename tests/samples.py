@@ -78,6 +78,8 @@ def cross_entropy(dtype):
 def sample(dtype):
     draws, top_k = torch.rand(420, dtype=torch.float64), torch.arange(420) % 9
     options = {"temperature": 0.7, "top_k": top_k, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9}
+    options |= {"tokens": torch.randint(-1, 131, (420, 30)), "first_new": torch.arange(420) % 30}
+    options |= {"repetition": 1.2, "frequency": 0.1, "presence": torch.rand(420)}
     return Sample(ops.sample, (torch.randn(420, 131, dtype=dtype), draws), options, fixed=(draws,))
 
 

@@ -1,6 +1,7 @@
-// A row is read once, and all else happens in a buffer of the cache, in blocks of 64 tokens:
+// A row is read once, and all else happens in buffers of the cache, in blocks of 64 tokens:
 //
-//   x row --/ temperature--> z, its maximum in each block
+//   x row --less the penalties of its tokens--> row of scratch, where there are penalties
+//   row   --/ temperature--> z, its maximum in each block
 //         --exp(z - max z)--> e, its sum in each block; 0 takes a block out
 //         --u--> the block, and the token in it
 //
@@ -274,10 +275,41 @@ int64_t drawn(const Row& row, double u) {
   return last;  // of the block, if its sum was rounded otherwise
 }
 
+/// `buffer` [V] is for a row of `out` that is no floats in a line; `count` [V] is not cleared: only
+/// what tokens name is read, after it is set.
+void penalize_row(const PenalizeParams& p, int64_t r, float* buffer, int64_t* count) {
+  float* z = row_out(p.out, r, buffer);
+  read_span(p.x, r, 0, p.x.n, z);
+  const int64_t *tokens = p.tokens + r * p.token_stride[0], step = p.token_stride[1];
+  const int64_t begin = p.first_new[r * p.first_stride];
+  const float* penalty = p.penalties + r * p.penalty_stride[0];
+  const float repetition = penalty[0], frequency = penalty[p.penalty_stride[1]],
+              presence = penalty[2 * p.penalty_stride[1]];
+  const auto each = [&](auto f) {
+    for (int64_t t = 0; t < p.token_count; ++t) {
+      const int64_t v = tokens[t * step];
+      if (v >= 0 && v < p.x.n) f(t, v);
+    }
+  };
+  each([&](int64_t, int64_t v) { count[v] = 0; });
+  each([&](int64_t t, int64_t v) { count[v] += t >= begin; });
+  each([&](int64_t, int64_t v) {
+    if (count[v] < 0) return;  // done
+    float x = z[v] < 0 ? z[v] * repetition : z[v] / repetition;
+    if (count[v] > 0) x = x - static_cast<float>(count[v]) * frequency - presence;
+    z[v] = x;
+    count[v] = -1;
+  });
+  finish_row(p.out, r, z);
+}
+
 int64_t sample_row(const SampleParams& p, int64_t r, Row& row) {
+  if (p.penalties.x.data)
+    penalize_row(p.penalties, r, row.z, reinterpret_cast<int64_t*>(row.items[0]));
+  const Rows& x = p.penalties.x.data ? p.penalties.out : p.x;
   const SamplingOptions o = p.of(r);
   const bool greedy = o.temperature == 0;
-  const float top = read(p.x, r, greedy ? 1.0f : static_cast<float>(o.temperature), row);
+  const float top = read(x, r, greedy ? 1.0f : static_cast<float>(o.temperature), row);
   if (top != top) return -1;
   if (greedy) return first_of(row, top);
   float least = -INFINITY;
@@ -332,30 +364,6 @@ void top_k_row(const TopKParams& p, int64_t r, Row& row) {
   }
 }
 
-/// `count` [V] is not cleared: only what tokens name is read, after it is set.
-void penalize_row(const PenalizeParams& p, int64_t r, float* z, int64_t* count) {
-  const int64_t *tokens = p.tokens + r * p.token_stride[0], step = p.token_stride[1];
-  const int64_t begin = p.token_count - p.new_tokens[r * p.new_stride];
-  const float* penalty = p.penalties + r * p.penalty_stride[0];
-  const float repetition = penalty[0], frequency = penalty[p.penalty_stride[1]],
-              presence = penalty[2 * p.penalty_stride[1]];
-  const auto each = [&](auto f) {
-    for (int64_t t = 0; t < p.token_count; ++t) {
-      const int64_t v = tokens[t * step];
-      if (v >= 0 && v < p.x.n) f(t, v);
-    }
-  };
-  each([&](int64_t, int64_t v) { count[v] = 0; });
-  each([&](int64_t t, int64_t v) { count[v] += t >= begin; });
-  each([&](int64_t, int64_t v) {
-    if (count[v] < 0) return;  // done
-    float x = z[v] < 0 ? z[v] * repetition : z[v] / repetition;
-    if (count[v] > 0) x = x - static_cast<float>(count[v]) * frequency - presence;
-    z[v] = x;
-    count[v] = -1;
-  });
-}
-
 }  // namespace
 
 void sample(const SampleParams& p, int threads) {
@@ -382,10 +390,7 @@ void penalize(const PenalizeParams& p, int threads) {
   parallel_for(p.x.count, 1 + kGrain / p.x.n, threads, [&](int t, int64_t begin, int64_t end) {
     int64_t* count = reinterpret_cast<int64_t*>(memory + size * t);
     for (int64_t r = begin; r < end; ++r) {
-      float* z = row_out(p.out, r, memory + size * t + 2 * p.x.n);
-      read_span(p.x, r, 0, p.x.n, z);
-      penalize_row(p, r, z, count);
-      finish_row(p.out, r, z);
+      penalize_row(p, r, memory + size * t + 2 * p.x.n, count);
     }
   });
 }

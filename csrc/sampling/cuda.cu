@@ -461,7 +461,7 @@ KERNEL(kMaxThreads) penalize_kernel(PenalizeParams p, int64_t ranges) {
   const Shared<int32_t> counts = shared_memory<int32_t>();  // -1: the row has no such token
   const int64_t r = block_index() / ranges, begin = block_index() % ranges * kRange;
   const int64_t end = begin + kRange < p.x.n ? begin + kRange : p.x.n;
-  const int64_t fresh = p.token_count - load(p.new_tokens + r * p.new_stride);
+  const int64_t first_new = load(p.first_new + r * p.first_stride);
   const float* penalty = p.penalties + r * p.penalty_stride[0];
   const float repetition = load(penalty), frequency = load(penalty + p.penalty_stride[1]),
               presence = load(penalty + 2 * p.penalty_stride[1]);
@@ -476,7 +476,7 @@ KERNEL(kMaxThreads) penalize_kernel(PenalizeParams p, int64_t ranges) {
   each_token([](int64_t, Shared<int32_t> count) { atomic_max(count, 0); });
   sync_block();
   each_token([&](int64_t t, Shared<int32_t> count) {
-    if (t >= fresh) atomic_add(count, 1);
+    if (t >= first_new) atomic_add(count, 1);
   });
   sync_block();
   by_float(p.x.dtype, [&](auto from) {
@@ -496,11 +496,6 @@ KERNEL(kMaxThreads) penalize_kernel(PenalizeParams p, int64_t ranges) {
 
 }  // namespace
 
-void sample(const SampleParams& p, Stream stream) {
-  LAUNCH(sample_kernel, p.x.count, threads_of(p.x.n), kScratch + kBins * sizeof(uint64_t), stream,
-         p);
-}
-
 void top_k(const TopKParams& p, Stream stream) {
   const int size = team_size<kScoreChunks>(p.x.n), threads = threads_of(p.x.n);
   const int64_t items = p.k <= kInShared ? p.k : 0;
@@ -512,6 +507,16 @@ void penalize(const PenalizeParams& p, Stream stream) {
   const int64_t ranges = (p.x.n + kRange - 1) / kRange;
   LAUNCH(penalize_kernel, ranges * p.x.count, threads_of(p.x.n), kRange * sizeof(int32_t), stream,
          p, ranges);
+}
+
+void sample(const SampleParams& params, Stream stream) {
+  SampleParams p = params;
+  if (p.penalties.x.data) {
+    penalize(p.penalties, stream);
+    p.x = p.penalties.out;
+  }
+  LAUNCH(sample_kernel, p.x.count, threads_of(p.x.n), kScratch + kBins * sizeof(uint64_t), stream,
+         p);
 }
 
 }  // namespace warpformer::cuda

@@ -12,17 +12,19 @@
 //   options  [R, 5], any strides: temperature, top_k, top_p, min_p, typical_p of each row. Bits of
 //            doubles in i64, because the library has no f64. 0, 1, 0 and 1 of the last four: none
 //   draws    [R]: u, from 0 to below 1; bits of doubles too. None: temperature is 0 everywhere
+//   tokens, first_new, penalties   of penalize, by which x is changed before all else; or none
+//   scratch  [R, V], f32, any strides: where it is, if they are given
 //   out      [R], i64, contiguous; -1 where no x is finite or one is NaN or +inf: that is refused
 //
 // Exponentials are float. Their sums are double, of 64 tokens and then of those sums; on CUDA they
 // are whole numbers of 2^-40, for which a row has less than 2^24 tokens.
 //
 // penalize: out[v] = x / r where x >= 0, else r x, of the tokens v of a row; then less f n and, if
-// n > 0, less p, where v is n times among the last new[row] tokens. Others: out[v] = x.
+// n > 0, less p, where v is n times among the tokens from first_new[row] on. Others: out[v] = x.
 //
 //   x, out     [R, V], f32 f16 bf16 each, any strides; out may be x
 //   tokens     [R, T], i64, any strides; what is not 0..V - 1 does not count
-//   new        [R], i64
+//   first_new  [R], i64
 //   penalties  [R, 3], f32, any strides: r, f, p of each row
 //
 // top_k: the k greatest of each row, the greatest first and of equal ones the first first; NaN is
@@ -46,12 +48,24 @@ struct SamplingOptions {
 };
 constexpr int kSamplingOptions = 5;
 
+struct PenalizeParams {
+  Rows x, out;
+  const int64_t* tokens;
+  int64_t token_count, token_stride[2];
+  const int64_t* first_new;
+  int64_t first_stride;
+  const float* penalties;
+  int64_t penalty_stride[2];
+};
+DECLARE_KERNEL(penalize, PenalizeParams)
+
 struct SampleParams {
   Rows x;
   const double* options;
   int64_t option_stride[2];
   const double* draws;  // null: none
   int64_t draw_stride;
+  PenalizeParams penalties;  // of the same x, whose `out` is drawn from; x.data is null: none
   int64_t* out;
 
   SamplingOptions of(int64_t row) const {
@@ -61,17 +75,6 @@ struct SampleParams {
   }
 };
 DECLARE_KERNEL(sample, SampleParams)
-
-struct PenalizeParams {
-  Rows x, out;
-  const int64_t* tokens;
-  int64_t token_count, token_stride[2];
-  const int64_t* new_tokens;
-  int64_t new_stride;
-  const float* penalties;
-  int64_t penalty_stride[2];
-};
-DECLARE_KERNEL(penalize, PenalizeParams)
 
 struct TopKParams {
   Rows x;

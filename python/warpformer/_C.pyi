@@ -281,7 +281,7 @@ def packed_size(format: str, in_features: int, group_size: int, zero_points: boo
 def penalize(
     scores: torch.Tensor | numpy.ndarray,
     tokens: torch.Tensor | numpy.ndarray,
-    new_tokens: torch.Tensor | numpy.ndarray,
+    first_new: torch.Tensor | numpy.ndarray,
     penalties: torch.Tensor | numpy.ndarray,
     out: torch.Tensor | numpy.ndarray,
     executor: int,
@@ -324,6 +324,10 @@ def sample(
     scores: torch.Tensor | numpy.ndarray,
     draws: torch.Tensor | numpy.ndarray | None,
     options: torch.Tensor | numpy.ndarray,
+    tokens: torch.Tensor | numpy.ndarray | None,
+    first_new: torch.Tensor | numpy.ndarray | None,
+    penalties: torch.Tensor | numpy.ndarray | None,
+    scratch: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     executor: int,
 ) -> None: ...

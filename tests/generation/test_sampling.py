@@ -111,7 +111,7 @@ def test_a_row_draws_by_its_own_counter():
         assert torch.equal(jumping(scores), expected[range(3), counts])
     some = torch.tensor([2, 0])
     jumping.count_(torch.tensor([3, 7, 6]))
-    assert torch.equal(jumping(scores[some], some), expected[[2, 0], [6, 3]])
+    assert torch.equal(jumping(scores[some], index=some), expected[[2, 0], [6, 3]])
     assert jumping.counts.tolist() == [4, 7, 7]
     jumping.count_(torch.tensor([8, 8, AHEAD + 1]))
     jumping.keep_(torch.tensor([2, 0]))

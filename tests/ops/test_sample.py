@@ -159,10 +159,10 @@ def test_rows_without_a_token(device, dtype, wrong, draws, request):
         ops.sample(scores, draws)
 
 
-def reference(scores, tokens, new, repetition=1.0, frequency=0.0, presence=0.0):
+def reference(scores, tokens, first_new, repetition=1.0, frequency=0.0, presence=0.0):
     out = scores.double()
     for r, row in enumerate(tokens.tolist()):
-        written = row[len(row) - new[r] :]
+        written = row[first_new[r] :]
         for v in {v for v in row if 0 <= v < scores.shape[1]}:
             x = out[r, v]
             x = x / repetition if x >= 0 else x * repetition
@@ -179,15 +179,35 @@ def test_penalize(device, dtype, width, options):
         options = dict(zip(("repetition", "frequency", "presence"), options, strict=True))
     scores = torch.randn(5, 33).to(dtype)
     scores[2, 7] = -torch.inf
-    tokens, new = torch.randint(-1, 35, (5, width)), torch.tensor([0, 1, 7, 20, 40]).clamp(max=width)
-    out = ops.penalize(scores, tokens, new, **options)
+    tokens, first_new = torch.randint(-1, 35, (5, width)), torch.tensor([0, 1, 7, 20, 40]).clamp(max=width)
+    out = ops.penalize(scores, tokens, first_new, **options)
     assert out.dtype is torch.float32
-    torch.testing.assert_close(out, reference(scores, tokens, new, **options).float(), rtol=1e-6, atol=1e-6)
+    right = reference(scores, tokens, first_new, **options).float()
+    torch.testing.assert_close(out, right, rtol=1e-6, atol=1e-6)
     same = scores.float().clone()
-    assert ops.penalize(same, tokens, new, **options, out=same) is same
+    assert ops.penalize(same, tokens, first_new, **options, out=same) is same
     assert same_bits(same, out)
     per_row = {name: torch.full((5,), value) for name, value in options.items()}
-    assert same_bits(ops.penalize(scores, tokens, new, **per_row), out)
+    assert same_bits(ops.penalize(scores, tokens, first_new, **per_row), out)
+
+
+PENALTIES = {"repetition": 1.3, "frequency": torch.tensor([0.4, 0.0, 0.1, -0.2, 9.0]), "presence": 0.7}
+
+
+@pytest.mark.parametrize("width", [0, 1, 40])
+def test_penalties_of_a_choice(device, dtype, width):
+    """A choice with penalties is one among the scores that `penalize` gives."""
+    tokens, first_new = torch.randint(-1, 35, (5, width)), torch.tensor([0, 1, 7, 20, 40]).clamp(max=width)
+    penalties = {name: torch.as_tensor(value).to(device) for name, value in PENALTIES.items()}
+    penalties = {name: value if value.ndim else value.item() for name, value in penalties.items()}
+    written = {"tokens": tokens, "first_new": first_new, **penalties}
+    draws = torch.rand(5, dtype=torch.float64)
+    for scores in (torch.randn(5, 33).to(dtype), torch.randn(33, 5).to(dtype).T):
+        penalized = ops.penalize(scores, tokens, first_new, **penalties)
+        for options in ({}, {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "typical_p": 0.9}):
+            for u in (None, draws):
+                found = ops.sample(scores, u, **options, **written)
+                assert found.tolist() == ops.sample(penalized, u, **options).tolist()
 
 
 def test_nothing():

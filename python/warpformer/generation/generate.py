@@ -17,7 +17,7 @@ from warpformer.generation.drafts import Drafter, DraftModel, PromptLookup
 from warpformer.generation.processors import LogitsProcessor
 from warpformer.generation.prompts import check_prompts, longest_of
 from warpformer.generation.rules import Rules
-from warpformer.generation.sampling import Greedy, Sampler, sampling_options, seeds_of
+from warpformer.generation.sampling import seeds_of
 from warpformer.generation.stopping import StoppingCriterion
 from warpformer.generation.write import write
 from warpformer.nn import KVCache
@@ -131,10 +131,8 @@ def generate(
     if config.num_beams > 1:
         new, log_probs, worths = beam_search(decoding, logits, rules)
     else:
-        choose = Greedy()
-        if config.do_sample:
-            seeds = seeds_of(seed, len(logits), config.num_return_sequences)
-            choose = Sampler(seeds, sampling_options(config))
+        seeds = seeds_of(seed, len(logits), config.num_return_sequences) if config.do_sample else None
+        choose = rules.chooser(seeds)
         columns = Columns(len(prompt), config.padding, streamer)
         if streamer is not None:
             streamer.put(prompt.cpu())

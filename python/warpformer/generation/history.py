@@ -7,6 +7,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PADDING = -1
+ROOM = 256  # columns for more tokens that a text gets at a time, or an eighth of it
+
+
+class Text:
+    """Columns of tokens that new ones are written behind, into the same memory.
+
+    Attributes:
+        tokens: [R, T or more] int64; PADDING from column `width` on.
+        width: T.
+    """
+
+    def __init__(self, tokens: Tensor):
+        self.tokens, self.width = tokens, tokens.shape[1]
+
+    def extended(self, width: int, new: Sequence[Tensor] = (), more: bool = False) -> Text:
+        """The first `width` columns and new tokens [R] behind them, with room for `more` if asked for: this
+        text, where it ends there and has room."""
+        text, end = self, width + len(new)
+        if width < self.width or end + more > self.tokens.shape[1]:
+            room = len(new) + more * max(ROOM, width // 8)
+            text = Text(F.pad(self.tokens[:, :width], (0, room), value=PADDING))
+        for column, tokens in enumerate(new, width):
+            text.tokens[:, column] = tokens
+        text.width = end
+        return text
 
 
 class History:
@@ -32,11 +57,13 @@ class History:
         log_probs: Tensor | None = None,
     ):
         self.prompts, self.limits, self.log_probs = prompts, limits, log_probs
-        self._tokens, self._lengths = tokens, lengths  # before the first `_count` of `_appended`
+        # Before the first `_count` of `_appended` stand `_width` columns of `_text`.
+        self._text, self._width, self._lengths = Text(tokens), tokens.shape[1], lengths
         self._appended: list[Tensor] = []  # shared by those that follow each other
         self._count = 0
         self._room: int | None = None  # of the rows without those that are appended
         self._first: Tensor | None = None
+        self._first_new: Tensor | None = None
 
     @staticmethod
     def of_prompts(
@@ -54,7 +81,17 @@ class History:
     @property
     def tokens(self) -> Tensor:
         self._settle()
-        return self._tokens
+        return self._text.tokens[:, : self._width]
+
+    @property
+    def written(self) -> tuple[Tensor, Tensor]:
+        """`tokens` with PADDING behind them, and the columns [R] from which on they are new. What follows by
+        `append` has both in the same memory, as long as there is room."""
+        self._settle()
+        self._text = self._text.extended(self._width, more=True)
+        if self._first_new is None:
+            self._first_new = self._width - self.new
+        return self._text.tokens, self._first_new
 
     @property
     def lengths(self) -> Tensor:
@@ -64,7 +101,7 @@ class History:
     @property
     def last(self) -> Tensor:
         """[R, 1] the last token of each row."""
-        return self._appended[self._count - 1].unsqueeze(1) if self._count else self._tokens[:, -1:]
+        return self._appended[self._count - 1].unsqueeze(1) if self._count else self.tokens[:, -1:]
 
     @property
     def new(self) -> Tensor:
@@ -104,11 +141,12 @@ class History:
         """With one token [R] more of each row and, where they are kept, its log-probability [R]."""
         if self.log_probs is not None:
             log_probs = torch.cat([self.log_probs, log_probs[:, None]], 1)
-        longer = History(self._tokens, self._lengths, self.prompts, self.limits, log_probs)
+        longer = History.__new__(History)
+        longer.__dict__.update(self.__dict__, log_probs=log_probs)
         is_latest = len(self._appended) == self._count
         longer._appended = self._appended if is_latest else self._appended[: self._count]
         longer._appended.append(tokens)
-        longer._count, longer._room, longer._first = self._count + 1, self._room, self._first
+        longer._count += 1
         return longer
 
     @staticmethod
@@ -133,7 +171,7 @@ class History:
 
     def _settle(self):
         if self._count:
-            new = [tokens[:, None] for tokens in self._appended[: self._count]]
-            self._tokens, self._lengths = torch.cat([self._tokens, *new], 1), self._lengths + self._count
+            self._text = self._text.extended(self._width, self._appended[: self._count])
+            self._width, self._lengths = self._width + self._count, self._lengths + self._count
             self._room = None if self._room is None else self._room - self._count
             self._appended, self._count, self._first = [], 0, None

@@ -23,11 +23,10 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]  # of transformers, and of 
 def processors(
     config: GenerationConfig, users: Sequence[LogitsProcessor] = (), constraint: Constraint | None = None
 ) -> list[Processor]:
-    """Those that the options ask for, in the order of transformers. What a draw is made among is told to
-    `ops.sample`."""
+    """Those that the options ask for, in the order of transformers, without the penalties before them. What a
+    draw is made among is told to `ops.sample`."""
     c, eos = config, config.eos_token_ids
     chain = [
-        penalty_options(c) and partial(penalized, options=penalty_options(c)),
         c.no_repeat_ngram_size > 0 and partial(bans.repeated_ngrams, size=c.no_repeat_ngram_size),
         *map(bans.ban_of_words, bans.by_length(c.bad_words_ids, eos)),
         eos and c.min_length > 0 and Ban(eos, partial(bans.is_shorter, length=c.min_length)),
@@ -53,14 +52,14 @@ def of_user(history: History, scores: Tensor, processor: LogitsProcessor, paddin
 
 
 def penalty_options(config: GenerationConfig) -> dict[str, float]:
-    """What `ops.penalize` is asked for; nothing where no option does anything."""
+    """What `ops.penalize` or `ops.sample` is asked for; nothing where no option does anything."""
     values = config.repetition_penalty, config.frequency_penalty, config.presence_penalty
     names = "repetition", "frequency", "presence"
     return {} if values == (1, 0, 0) else dict(zip(names, values, strict=True))
 
 
 def penalized(history: History, scores: Tensor, options: Mapping[str, float]) -> Tensor:
-    return ops.penalize(scores, history.tokens, history.new, **options, out=scores)
+    return ops.penalize(scores, *history.written, **options, out=scores)
 
 
 def renormalized(history: History, scores: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -8,7 +10,8 @@ from warpformer.generation.bans import Ban
 from warpformer.generation.config import GenerationConfig
 from warpformer.generation.constraint import Constraint
 from warpformer.generation.history import History
-from warpformer.generation.processors import LogitsProcessor, processors
+from warpformer.generation.processors import LogitsProcessor, penalized, penalty_options, processors
+from warpformer.generation.sampling import Greedy, Sampler, Written, sampling_options
 from warpformer.generation.stopping import StoppingCriterion, stopping
 
 
@@ -20,6 +23,9 @@ class Rules:
         criteria: StoppingCriteria of the user.
         tokenizer: for stop_strings.
         constraint: which new tokens follow.
+
+    Attributes:
+        processors: what changes the scores of a step before a token is chosen, in order.
     """
 
     def __init__(
@@ -32,6 +38,10 @@ class Rules:
     ):
         self.config = config
         self.processors = processors(config, users, constraint)
+        self._penalties = penalty_options(config)  # of the choice
+        if self._penalties and (config.num_beams > 1 or self.bans is None):  # others look at what they make
+            self.processors.insert(0, partial(penalized, options=self._penalties))
+            self._penalties = {}
         self.stopping = stopping(config, criteria, tokenizer)
         self._eos = frozenset(config.eos_token_ids)
         self._changed: Tensor | None = None
@@ -41,6 +51,21 @@ class Rules:
     def bans(self) -> list[Ban] | None:
         """The processors, if all of them are bans."""
         return self.processors if all(isinstance(each, Ban) for each in self.processors) else None
+
+    @property
+    def follow_the_text(self) -> bool:
+        """Whether the choice of a token depends on more than logits."""
+        return bool(self.processors or self._penalties)
+
+    def chooser(self, seeds: np.ndarray | None) -> Greedy | Sampler:
+        """What chooses tokens by the scores: the best one, or one that is drawn where there are `seeds`."""
+        if seeds is None:
+            return Greedy(self._penalties)
+        return Sampler(seeds, sampling_options(self.config) | self._penalties)
+
+    def written(self, history: History) -> Written:
+        """What it looks at besides: nothing, or what stands in the rows already."""
+        return history.written if self._penalties else ()
 
     def scores(self, history: History, scores: Tensor) -> Tensor:
         """[R, V] of logits or log-probabilities [R, V] of the next tokens. Where an option changes them they

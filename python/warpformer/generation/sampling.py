@@ -14,17 +14,23 @@ from warpformer.generation.philox import uniform
 from warpformer.ops._recording import Repeated
 
 AHEAD = 256  # numbers of a row that are made together
+NOTHING: Mapping = MappingProxyType({})
+Written = tuple[Tensor, Tensor] | tuple[()]  # of a History, for penalties
 
 
 class Greedy:
-    """The token of the greatest score, the first of several, whichever row it is of."""
+    """The token of the greatest score, the first of several, whichever row it is of.
 
-    def __init__(self):
-        self._best = Repeated(lambda scores: ops.sample(scores.flatten(0, -2)).view(scores.shape[:-1]))
+    Args:
+        penalties: those of `ops.sample`.
+    """
 
-    def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
-        """[R] of scores [R, V], or [R, K] of [R, K, V]."""
-        return self._best(scores)
+    def __init__(self, penalties: Mapping[str, float] = NOTHING):
+        self._best = Repeated(lambda scores, *written: chosen(scores, None, penalties, *written))
+
+    def __call__(self, scores: Tensor, written: Written = (), index: Tensor | None = None) -> Tensor:
+        """[R] of scores [R, V]; or [R, K] of [R, K, V]."""
+        return self._best(scores, *written)
 
     def keep_(self, rows: Tensor):
         pass
@@ -41,7 +47,7 @@ class Sampler:
 
     Args:
         seeds: [R, 2] uint64: a seed, and which of the sequences of this seed a row is.
-        options: those of `ops.sample`, each a number or a tensor [R].
+        options: those of `ops.sample`, penalties among them, each a number or a tensor [R].
 
     Attributes:
         counts: [R] int64, numpy: tokens drawn of each row.
@@ -49,7 +55,7 @@ class Sampler:
     Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3".
     """
 
-    def __init__(self, seeds: np.ndarray, options: Mapping[str, float | Tensor] = MappingProxyType({})):
+    def __init__(self, seeds: np.ndarray, options: Mapping[str, float | Tensor] = NOTHING):
         self.seeds = seeds
         self.options = options
         self.counts = np.zeros(len(seeds), np.int64)
@@ -57,24 +63,24 @@ class Sampler:
         self._step: int | None = None  # the next of these, where it is the same of all rows
         self._draws = self._drawn = None  # of all rows, and what is drawn by them
 
-    def __call__(self, scores: Tensor, index: Tensor | None = None) -> Tensor:
-        """[R] of scores [R, V], or [R, K] of [R, K, V]; or [n] of scores [n, V] of rows index[n]."""
+    def __call__(self, scores: Tensor, written: Written = (), index: Tensor | None = None) -> Tensor:
+        """[R] of scores [R, V]; or [R, K] of [R, K, V]; or [n] of
+        what is of rows index[n]."""
         if index is not None:
             draws = self._numbers_of(index.cpu().numpy(), 1).to(scores.device)
-            return ops.sample(scores, draws[:, 0], **selected(self.options, index))
+            return chosen(scores, draws, selected(self.options, index), *written)
         draws = self._next_numbers(scores.shape[1] if scores.ndim == 3 else 1)
         if self._draws is None or self._draws.shape != draws.shape:
             self._draws = draws.to(scores.device, copy=True)
             self._drawn = self._by(self._draws)
         else:
             self._draws.copy_(draws)
-        return self._drawn(scores)
+        return self._drawn(scores, *written)
 
     def _by(self, draws):
         rows, count = draws.shape
         options = selected(self.options, torch.arange(rows).repeat_interleave(count))
-        draws = draws.flatten()
-        return Repeated(lambda s: ops.sample(s.flatten(0, -2), draws, **options).view(s.shape[:-1]))
+        return Repeated(lambda scores, *written: chosen(scores, draws, options, *written))
 
     def _next_numbers(self, count):
         """[R, count] float64: u of the next tokens, which the rows then have."""
@@ -119,6 +125,19 @@ class Sampler:
         self.seeds, self.counts = self.seeds[index], self.counts[index]
         self._numbers = self._step = self._draws = None
         self.options = selected(self.options, rows)
+
+
+def chosen(
+    scores: Tensor,
+    draws: Tensor | None,
+    options: Mapping[str, float | Tensor],
+    tokens: Tensor | None = None,
+    first_new: Tensor | None = None,
+) -> Tensor:
+    """`ops.sample` of scores [..., V] and draws [R, K], of one for each token."""
+    draws = None if draws is None else draws.flatten()
+    found = ops.sample(scores.flatten(0, -2), draws, **options, tokens=tokens, first_new=first_new)
+    return found.view(scores.shape[:-1])
 
 
 def selected(options: Mapping[str, float | Tensor], rows: Tensor) -> dict[str, float | Tensor]:

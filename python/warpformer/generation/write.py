@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -9,13 +7,14 @@ from warpformer.generation.decoding import Decoding
 from warpformer.generation.drafts import Drafter
 from warpformer.generation.history import History
 from warpformer.generation.rules import Rules
+from warpformer.generation.sampling import Greedy, Sampler
 
 
 def write(
     decoding: Decoding,
     logits: Tensor,
     rules: Rules,
-    choose: Callable[[Tensor, Tensor | None], Tensor],
+    choose: Greedy | Sampler,
     columns: Columns,
     drafter: Drafter | None = None,
 ) -> Tensor:
@@ -27,7 +26,6 @@ def write(
 
     Args:
         logits: [R, V] of the first new token.
-        choose: a Greedy or a Sampler, which gives tokens [R] of scores [R, V].
     """
     rows = torch.arange(len(logits), device=logits.device)  # those that have not ended
     lengths = torch.empty_like(rows)
@@ -62,7 +60,7 @@ def read_off(
     drafts: Tensor,
     rows: Tensor,
     rules: Rules,
-    choose: Callable[[Tensor, Tensor | None], Tensor],
+    choose: Greedy | Sampler,
     columns: Columns,
 ) -> list[Part]:
     """Chooses a token of each row, and another where it has that of its draft, and so on.
@@ -73,14 +71,15 @@ def read_off(
     """
     index, parts, last = None, [], logits.shape[1] - 1
     chosen = agreements = None
-    if not rules.processors:  # no option looks at what stands before: all at once
+    if not rules.follow_the_text:  # all at once
         chosen = choose(logits)
         agreements = (chosen[:, :last] == drafts[:, :last]).T.tolist() if last else []
         chosen = chosen.unbind(1)
     logits, drafts = logits.unbind(1), drafts.unbind(1)
     for i in range(last + 1):
         if chosen is None:
-            tokens = choose(rules.scores(history, of_rows(logits[i], index)), index)
+            scores = rules.scores(history, of_rows(logits[i], index))
+            tokens = choose(scores, rules.written(history), index)
         else:
             tokens = of_rows(chosen[i], index)
         log_probs = None

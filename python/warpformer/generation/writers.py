@@ -10,7 +10,6 @@ from torch import Tensor
 
 from warpformer.generation.history import History
 from warpformer.generation.request import Request
-from warpformer.generation.sampling import Greedy, Sampler, sampling_options
 
 
 class Writers:
@@ -29,7 +28,7 @@ class Writers:
     def join_(self, other: Writers):
         self.requests += other.requests
         self.history = History.joined([self.history, other.history])
-        if not isinstance(self.choose, Greedy):
+        if self.requests[0].seed is not None:
             self.choose = self._chooser()
 
     def keep_(self, stays: Callable[[Request], bool]):
@@ -44,7 +43,8 @@ class Writers:
         """A token more of each request, after logits [R, V]; finishes those that end. What raises ends the
         request that it is of, and no other."""
         try:
-            tokens = self.choose(self.rules.scores(self.history, logits))
+            scores = self.rules.scores(self.history, logits)
+            tokens = self.choose(scores, self.rules.written(self.history))
             history = self.history.append(tokens)
             ends = self._ends(history)
         except Exception as error:
@@ -86,12 +86,11 @@ class Writers:
             self.choose = self._chooser()
 
     def _chooser(self):
-        if self.requests[0].seed is None:
-            return Greedy()
-        seeds = np.concatenate([request.seed for request in self.requests])
-        sampler = Sampler(seeds, sampling_options(self.rules.config))
-        sampler.count_(self.history.new)
-        return sampler
+        drawn = self.requests[0].seed is not None
+        seeds = np.concatenate([request.seed for request in self.requests]) if drawn else None
+        choose = self.rules.chooser(seeds)
+        choose.count_(self.history.new)
+        return choose
 
 
 def selected(logits: Tensor, rows: Sequence[int]) -> Tensor:

@@ -77,31 +77,31 @@ def _again(op, args, kwargs, result):
 
 
 class Repeated:
-    """A function of one tensor, recorded when it is called again with one of the last two, or another in its
-    place. Results are copies."""
+    """A function of tensors, recorded when it is called again with those of one of the last two calls, or
+    others in their place. Results are copies."""
 
     def __init__(self, function):
         self.function = function
-        self._known: dict[tuple, tuple[Tensor, Recording | None]] = {}  # by their places, the latest last
+        self._known: dict[tuple, tuple[tuple, Recording | None]] = {}  # by their places, the latest last
 
-    def __call__(self, tensor: Tensor) -> Tensor:
-        place = place_of(tensor)
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        place = tuple(map(place_of, tensors))
         known = self._known.pop(place, None)
         if known is None:
-            result, recording = self.function(tensor), None
+            result, recording = self.function(*tensors), None
             if len(self._known) == PLACES:
                 del self._known[next(iter(self._known))]
         else:
-            tensor, recording = known
-            result, recording = self._again(tensor, recording)
-        self._known[place] = tensor, recording
+            tensors, recording = known
+            result, recording = self._again(tensors, recording)
+        self._known[place] = tensors, recording
         return result
 
-    def _again(self, tensor, recording):
+    def _again(self, tensors, recording):
         if recording is None:
-            recording = Recording(lambda: self.function(tensor))
+            recording = Recording(lambda: self.function(*tensors))
             return recording.result.clone(), recording
-        return recording().clone() if recording.is_whole else self.function(tensor), recording
+        return recording().clone() if recording.is_whole else self.function(*tensors), recording
 
 
 def place_of(t: Tensor) -> tuple:

@@ -5,7 +5,7 @@ from warpformer import _C
 from warpformer.ops._library import dispatch, empty, executor, is_direct, register
 
 SAMPLE = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-PENALIZE = ("repetition", "frequency", "presence")
+PENALTIES = {"repetition": 1.0, "frequency": 0.0, "presence": 0.0}  # and what is none
 
 
 def sample(
@@ -17,11 +17,17 @@ def sample(
     top_p: float | Tensor = 1.0,
     min_p: float | Tensor = 0.0,
     typical_p: float | Tensor = 1.0,
+    tokens: Tensor | None = None,
+    first_new: Tensor | None = None,
+    repetition: float | Tensor = 1.0,
+    frequency: float | Tensor = 0.0,
+    presence: float | Tensor = 0.0,
 ) -> Tensor:
     """The next token of each row: the best one, or one drawn among the best with their probabilities.
 
-        z = scores / temperature                    p = softmax of z over the tokens that are kept
-        out = the first v with p_0 + ... + p_v > draws, or of temperature 0 the first of the greatest score
+        x = scores, less the penalties of `penalize`, in float32
+        z = x / temperature                         p = softmax of z over the tokens that are kept
+        out = the first v with p_0 + ... + p_v > draws, or of temperature 0 the first of the greatest x
 
     Each option keeps, of the tokens that those before it have left: `top_k` the k greatest, and what equals
     the last of them; `top_p` the fewest of the greatest whose probabilities reach top_p together, of equal
@@ -35,15 +41,17 @@ def sample(
         temperature: 0 for the best token.
         top_k, top_p, min_p, typical_p: 0, 1, 0 and 1 for none. Each option is a number, or has one for each
             row: a tensor [R].
+        tokens, first_new, repetition, frequency, presence: as `penalize` has them; without `tokens` there
+            are no penalties.
 
     Returns:
         [R] int64.
 
     Raises:
-        InputError: a shape or dtype does not fit, an option is out of its range; rows, which are named, have
-            no finite score, or one that is NaN or +inf. On CUDA, where nobody waits for the device to tell,
-            options are not looked at, and such a row gives -1.
-        TypeError: `scores` or `draws` is not a tensor.
+        InputError: a shape or dtype does not fit, an option is out of its range; there are penalties and no
+            tokens; rows, which are named, have no finite score, or one that is NaN or +inf. On CUDA, where
+            nobody waits for the device to tell, options are not looked at, and such a row gives -1.
+        TypeError: `scores` is not a tensor, or `draws`, `tokens` or `first_new` something else than one.
 
     Exponentials are float32 and their sums float64, on CUDA whole numbers of 2**-40: the same token for any
     number of threads and in any batch. No row is sorted. Forward only. Source: Holtzman et al., "The Curious
@@ -51,19 +59,21 @@ def sample(
     "Locally Typical Sampling"; transformers' LogitsWarpers, for their order.
     """
     options = _rows_of("sample", scores, torch.float64, SAMPLE, (temperature, top_k, top_p, min_p, typical_p))
+    penalties = _penalties_of("sample", scores, tokens, first_new, (repetition, frequency, presence))
     if draws is not None and isinstance(draws, Tensor):
         if draws.dtype != torch.float64:
             raise _C.InputError(f"sample: draws = {draws.dtype} is not float64")
         draws = draws.view(torch.int64)
-    if is_direct(scores, options, optional=(draws,)):
-        return _sample(scores, draws, options)
-    return dispatch("sample", scores, draws, options)
+    written = tokens, first_new, penalties
+    if is_direct(scores, options, optional=(draws, *written)):
+        return _sample(scores, draws, options, *written)
+    return dispatch("sample", scores, draws, options, *written)
 
 
 def penalize(
     scores: Tensor,
     tokens: Tensor,
-    new_tokens: Tensor,
+    first_new: Tensor,
     *,
     repetition: float | Tensor = 1.0,
     frequency: float | Tensor = 0.0,
@@ -78,7 +88,7 @@ def penalize(
     Args:
         scores: [R, V], float32, bfloat16 or float16, any strides.
         tokens: [R, T] int64; what is not in 0 to V - 1, as padding, does not count.
-        new_tokens: [R] int64: the last so many of a row are the new ones.
+        first_new: [R] int64: tokens[r, first_new[r]:] are the new ones of row r.
         repetition, frequency, presence: 1, 0 and 0 for none. Each is a number, or has one for each row: a
             tensor [R].
         out: where the result goes: the shape of `scores`, any strides; it may be `scores` itself.
@@ -94,11 +104,21 @@ def penalize(
     Conditional Transformer Language Model for Controllable Generation" (repetition); OpenAI's API (the
     others).
     """
-    penalties = _rows_of("penalize", scores, torch.float32, PENALIZE, (repetition, frequency, presence))
-    tensors = (scores, tokens, new_tokens, penalties)
+    penalties = _rows_of("penalize", scores, torch.float32, PENALTIES, (repetition, frequency, presence))
+    tensors = (scores, tokens, first_new, penalties)
     if is_direct(*tensors, optional=(out,)):
         return _penalize(*tensors, out)
     return dispatch("penalize", *tensors, out=out)
+
+
+def _penalties_of(op, scores, tokens, first_new, values):
+    """[R, 3]; None without tokens."""
+    if tokens is not None or first_new is not None:
+        return _rows_of(op, scores, torch.float32, PENALTIES, values)
+    for (name, none), value in zip(PENALTIES.items(), values, strict=True):
+        if not isinstance(value, int | float) or value != none:
+            raise _C.InputError(f"{op}: {name} is given without tokens and first_new")
+    return None
 
 
 def _rows_of(op, scores, dtype, names, options):
@@ -125,20 +145,20 @@ def _rows_of(op, scores, dtype, names, options):
     return values.view(torch.int64) if dtype == torch.float64 else values
 
 
-def _sample(scores, draws, options):
-    tokens = _empty_tokens(scores)
-    _C.sample(scores, draws, options, tokens, executor(scores))
-    return tokens
+def _sample(scores, draws, options, tokens, first_new, penalties):
+    out, scratch = _empty_tokens(scores), None if penalties is None else _empty_scores(scores)
+    _C.sample(scores, draws, options, tokens, first_new, penalties, scratch, out, executor(scores))
+    return out
 
 
 def _empty_tokens(scores, *_):
     return empty(scores.shape[:1], scores, torch.int64)
 
 
-def _penalize(scores, tokens, new_tokens, penalties, out=None):
+def _penalize(scores, tokens, first_new, penalties, out=None):
     if out is None:
         out = _empty_scores(scores)
-    _C.penalize(scores, tokens, new_tokens, penalties, out, executor(scores))
+    _C.penalize(scores, tokens, first_new, penalties, out, executor(scores))
     return out
 
 
@@ -146,9 +166,14 @@ def _empty_scores(scores, *_):
     return empty(scores.shape, scores, torch.float32)
 
 
-register("sample(Tensor scores, Tensor? draws, Tensor options) -> Tensor", _sample, _empty_tokens)
 register(
-    "penalize(Tensor scores, Tensor tokens, Tensor new_tokens, Tensor penalties) -> Tensor",
+    "sample(Tensor scores, Tensor? draws, Tensor options, Tensor? tokens, Tensor? first_new,"
+    " Tensor? penalties) -> Tensor",
+    _sample,
+    _empty_tokens,
+)
+register(
+    "penalize(Tensor scores, Tensor tokens, Tensor first_new, Tensor penalties) -> Tensor",
     _penalize,
     _empty_scores,
     out="Tensor(a!) out",
