@@ -26,7 +26,7 @@ PARTS = {
     "rotary positions": ("rope",),
     "cache": ("append_to_cache_", "append_positions"),
     "attention": ("cached_attention",),
-    "choosing a token": ("sample", "penalize"),
+    "choosing a token": ("sample",),
 }
 SIZES = decoder(16384, 2048, 512, 1408, 6, 8, 8, tie_word_embeddings=True)
 PROMPT, STEPS, ROUNDS = 16, 128, 7
