@@ -14,7 +14,6 @@ def test_the_parts_are_those_of_the_step():
         "append_to_cache_",
         "cached_attention",
         "sample",
-        "penalize",
     } <= set(seconds)
     assert set(seconds) - named <= {"step", "scaled_dot_product_attention", "append_positions"}
     lines = decode_step.table(seconds).splitlines()
