@@ -14,17 +14,21 @@ bool is_per_query(const Tensor& t, const Tensor& query) {
          t.dim(1) == query.dim(1) && t.dim(2) == query.dim(2);
 }
 
+bool is_starts(const Tensor& t) {
+  return t.dtype == DType::i32 && t.ndim == 1 && t.dim(0) >= 1 && t.contiguous();
+}
+
 /// What the forward takes and the backward takes again. Checked under the name of the op.
 AttentionParams scaled_dot_product_attention(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
     const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
-    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& seed,
-    const Tensor& out, const std::optional<Tensor>& lse, double scale, double softcap,
-    bool bottom_right, int64_t left, int64_t right, bool bidirectional, int64_t max_distance,
-    double dropout_p) {
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& biases,
+    const std::optional<Tensor>& seed, const Tensor& out, const std::optional<Tensor>& lse,
+    double scale, double softcap, bool bottom_right, int64_t left, int64_t right,
+    bool bidirectional, int64_t max_distance, double dropout_p) {
   CHECK_TENSORS(query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks,
-                position_bias, seed, out, lse);
+                position_bias, biases, seed, out, lse);
   for (const Tensor& t : {query, key, value, out})
     CHECK(t.floating() && t.dtype == query.dtype && t.ndim == 4 && t.dim(0) == query.dim(0), query,
           key, value, out);
@@ -53,12 +57,15 @@ AttentionParams scaled_dot_product_attention(
   CHECK(dropout_p >= 0.0 && dropout_p <= 1.0, dropout_p);
   if (dropout_p > 0.0)
     CHECK(seed && seed->dtype == DType::i64 && seed->numel() == 1, seed, dropout_p);
-  CHECK_CPU(query);
   CHECK(cu_seqlens_q.has_value() == cu_seqlens_k.has_value(), cu_seqlens_q, cu_seqlens_k);
   if (cu_seqlens_q) {
     CHECK(!mask && query.dim(0) == 1, mask, query);
-    CHECK(is_partition(*cu_seqlens_q, query.dim(2)), cu_seqlens_q, query);
-    CHECK(is_partition(*cu_seqlens_k, key.dim(2)), cu_seqlens_k, key);
+    CHECK(is_starts(*cu_seqlens_q), cu_seqlens_q);
+    CHECK(is_starts(*cu_seqlens_k), cu_seqlens_k);
+    if (runs_on_cpu(query)) {
+      CHECK(is_partition(*cu_seqlens_q, query.dim(2)), cu_seqlens_q, query);
+      CHECK(is_partition(*cu_seqlens_k, key.dim(2)), cu_seqlens_k, key);
+    }
     CHECK(cu_seqlens_q->dim(0) == cu_seqlens_k->dim(0), cu_seqlens_q, cu_seqlens_k);
   }
 
@@ -70,6 +77,14 @@ AttentionParams scaled_dot_product_attention(
   if (alibi_slopes) p.slopes = alibi_slopes->ptr<float>();
   if (sinks) p.sinks = sinks->ptr<float>();
   if (position_bias) p.position_bias = {rows(*position_bias), bidirectional, max_distance};
+  if (position_bias && !runs_on_cpu(query)) CHECK(biases, biases, position_bias);
+  if (biases) {
+    CHECK(biases->dtype == DType::f32 && biases->ndim == 2 && biases->dim(0) == query.dim(1) &&
+              biases->dim(1) % 2 == 1 && biases->contiguous(),
+          biases, query);
+    p.biases = biases->ptr<float>();
+    p.reach = biases->dim(1) / 2;
+  }
   if (dropout_p > 0.0)
     p.dropout = {seed->ptr<int64_t>(), static_cast<uint64_t>(dropout_p * 0x1p32),
                  dropout_p < 1.0 ? static_cast<float>(1.0 / (1.0 - dropout_p)) : 0.0f};
@@ -94,30 +109,32 @@ void scaled_dot_product_attention(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
     const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
-    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& seed,
-    const Tensor& out, const std::optional<Tensor>& lse, double scale, double softcap,
-    bool bottom_right, int64_t left, int64_t right, bool bidirectional, int64_t max_distance,
-    double dropout_p, int64_t executor) {
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& biases,
+    const std::optional<Tensor>& seed, const Tensor& out, const std::optional<Tensor>& lse,
+    double scale, double softcap, bool bottom_right, int64_t left, int64_t right,
+    bool bidirectional, int64_t max_distance, double dropout_p, int64_t executor) {
   const AttentionParams p = scaled_dot_product_attention(
-      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, position_bias, seed,
-      out, lse, scale, softcap, bottom_right, left, right, bidirectional, max_distance, dropout_p);
+      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, position_bias,
+      biases, seed, out, lse, scale, softcap, bottom_right, left, right, bidirectional,
+      max_distance, dropout_p);
   if (query.dim(0) * query.dim(1) * query.dim(2) == 0) return;
-  RUN_CPU_KERNEL(attention, p, query, executor);
+  RUN_KERNEL(attention, p, query, executor);
 }
 
 void scaled_dot_product_attention_backward(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
     const std::optional<Tensor>& cu_seqlens_q, const std::optional<Tensor>& cu_seqlens_k,
     const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& sinks,
-    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& seed,
-    const Tensor& out, const Tensor& lse, double scale, double softcap, bool bottom_right,
-    int64_t left, int64_t right, bool bidirectional, int64_t max_distance, double dropout_p,
-    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& dq, const Tensor& dk,
-    const Tensor& dv, const std::optional<Tensor>& dmask, const Tensor& delta,
-    const std::optional<Tensor>& dposition_bias, int64_t executor) {
+    const std::optional<Tensor>& position_bias, const std::optional<Tensor>& biases,
+    const std::optional<Tensor>& seed, const Tensor& out, const Tensor& lse, double scale,
+    double softcap, bool bottom_right, int64_t left, int64_t right, bool bidirectional,
+    int64_t max_distance, double dropout_p, const Tensor& dout, const std::optional<Tensor>& dlse,
+    const Tensor& dq, const Tensor& dk, const Tensor& dv, const std::optional<Tensor>& dmask,
+    const Tensor& delta, const std::optional<Tensor>& dposition_bias, int64_t executor) {
   AttentionBackwardParams p{scaled_dot_product_attention(
-      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, position_bias, seed,
-      out, lse, scale, softcap, bottom_right, left, right, bidirectional, max_distance, dropout_p)};
+      query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, position_bias,
+      biases, seed, out, lse, scale, softcap, bottom_right, left, right, bidirectional,
+      max_distance, dropout_p)};
   CHECK_TENSORS(query, dout, dlse, dq, dk, dv, dmask, delta, dposition_bias);
   CHECK(dout.floating() && dout.same_shape(out), dout, out);
   if (dlse) CHECK(is_per_query(*dlse, query), dlse, query);
@@ -148,24 +165,24 @@ void bind_attention(py::module_& m) {
       const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
       const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
       const std::optional<Tensor>&, const std::optional<Tensor>&, const std::optional<Tensor>&,
-      const Tensor&, const std::optional<Tensor>&, double, double, bool, int64_t, int64_t, bool,
-      int64_t, double, int64_t);
+      const std::optional<Tensor>&, const Tensor&, const std::optional<Tensor>&, double, double,
+      bool, int64_t, int64_t, bool, int64_t, double, int64_t);
   m.def("scaled_dot_product_attention", op(static_cast<Forward>(&scaled_dot_product_attention)),
         py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
         py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("alibi_slopes"), py::arg("sinks"),
-        py::arg("position_bias"), py::arg("seed"), py::arg("out"), py::arg("lse"), py::arg("scale"),
-        py::arg("softcap"), py::arg("bottom_right"), py::arg("left"), py::arg("right"),
-        py::arg("position_bidirectional"), py::arg("position_max_distance"), py::arg("dropout_p"),
-        py::arg("executor"), nogil());
+        py::arg("position_bias"), py::arg("biases"), py::arg("seed"), py::arg("out"),
+        py::arg("lse"), py::arg("scale"), py::arg("softcap"), py::arg("bottom_right"),
+        py::arg("left"), py::arg("right"), py::arg("position_bidirectional"),
+        py::arg("position_max_distance"), py::arg("dropout_p"), py::arg("executor"), nogil());
   m.def("scaled_dot_product_attention_backward", &scaled_dot_product_attention_backward,
         py::arg("query"), py::arg("key"), py::arg("value"), py::arg("mask"),
         py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"), py::arg("alibi_slopes"), py::arg("sinks"),
-        py::arg("position_bias"), py::arg("seed"), py::arg("out"), py::arg("lse"), py::arg("scale"),
-        py::arg("softcap"), py::arg("bottom_right"), py::arg("left"), py::arg("right"),
-        py::arg("position_bidirectional"), py::arg("position_max_distance"), py::arg("dropout_p"),
-        py::arg("dout"), py::arg("dlse"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
-        py::arg("dmask"), py::arg("delta"), py::arg("dposition_bias"), py::arg("executor"),
-        nogil());
+        py::arg("position_bias"), py::arg("biases"), py::arg("seed"), py::arg("out"),
+        py::arg("lse"), py::arg("scale"), py::arg("softcap"), py::arg("bottom_right"),
+        py::arg("left"), py::arg("right"), py::arg("position_bidirectional"),
+        py::arg("position_max_distance"), py::arg("dropout_p"), py::arg("dout"), py::arg("dlse"),
+        py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("dmask"), py::arg("delta"),
+        py::arg("dposition_bias"), py::arg("executor"), nogil());
 }
 
 }  // namespace warpformer

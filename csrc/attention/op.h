@@ -44,7 +44,9 @@ struct AttentionParams {
   const float* slopes = nullptr;
   const float* sinks = nullptr;
   PositionBias position_bias;
-  Draw dropout;  // seed is null where there is none
+  float* biases = nullptr;  // [H, 2 reach + 1]: of each distance, which a GPU writes first
+  int64_t reach = 0;        // no distance beyond has another bias
+  Draw dropout;             // seed is null where there is none
   int64_t sequences, heads, kv_heads, queries, keys, width, value_width;
   float scale;
   float softcap;  // 0: none
@@ -69,7 +71,7 @@ struct AttentionBackwardParams {
   float* dposition_bias;  // [buckets, H], contiguous; null where it is not asked for
 };
 
-DECLARE_CPU_KERNEL(attention, AttentionParams)
+DECLARE_KERNEL(attention, AttentionParams)
 DECLARE_CPU_KERNEL(attention_backward, AttentionBackwardParams)
 
 }  // namespace warpformer

@@ -3,8 +3,8 @@
 //
 //   element    |  i  | i+1 | i+2 | i+3 | ...
 //   counter    |-- i/4 -------->|-- i/4 + 1 -->
+#include "core/cuda/philox.cuh"
 #include "core/cuda/spans.cuh"
-#include "core/philox.h"
 #include "dropout/op.h"
 
 namespace warpformer::cuda {
@@ -13,33 +13,14 @@ namespace {
 constexpr int kChunks = 2;
 constexpr int kWords = kChunk + 4;
 
-DEVICE void philox(uint64_t seed, uint64_t counter, uint32_t* words) {
-  uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
-  uint32_t c2 = 0, c3 = 0, k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-#pragma unroll
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t p0 = uint64_t{c0} * kPhiloxMultiplier0, p1 = uint64_t{c2} * kPhiloxMultiplier1;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(p1);
-    c3 = static_cast<uint32_t>(p0);
-    k0 += kPhiloxKeyStep0;
-    k1 += kPhiloxKeyStep1;
-  }
-  words[0] = c0;
-  words[1] = c1;
-  words[2] = c2;
-  words[3] = c3;
-}
-
 /// The words of elements first, first + 1, ... first + 7.
 DEVICE void draw(uint64_t seed, int64_t first, uint32_t (&words)[kWords]) {
   const uint64_t counter = first / 4;
   const int within = static_cast<int>(first % 4);
-  philox(seed, counter, words);
-  philox(seed, counter + 1, words + 4);
+  philox(seed, counter, 0, words);
+  philox(seed, counter + 1, 0, words + 4);
   if (within == 0) return;
-  philox(seed, counter + 2, words + 8);
+  philox(seed, counter + 2, 0, words + 8);
 #pragma unroll
   for (int i = 0; i < kChunk; ++i)  // by constant indices, so that they stay in registers
     words[i] = within == 1 ? words[i + 1] : within == 2 ? words[i + 2] : words[i + 3];

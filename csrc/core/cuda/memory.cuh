@@ -30,6 +30,15 @@ DEVICE To bits_as(const From& from) {
   return to;
 }
 
+/// x, of which the compiler no longer knows where it comes from: it does not compute what follows
+/// from it before a loop and keep all of that in registers.
+DEVICE int opaque(int x) {
+#ifndef WARPFORMER_EMULATED
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 #ifdef WARPFORMER_EMULATED
 /// Accumulators of a wgmma in flight may not be stored.
 template <class T>

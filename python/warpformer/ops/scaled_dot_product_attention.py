@@ -149,8 +149,10 @@ def _forward(query, key, value, attn_mask, starts_q, starts_k, *rest):
     mask = attn_mask
     if mask is not None:  # expanded where there are keys; the op refuses a key without
         mask = _four_dims(expand(mask, (*query.shape[:-1], *key.shape[-2:-1])))
+    *per_head, seed = per_head
+    biases = _biases_by_distance(per_head[-1], q, k, places[4])
     _C.scaled_dot_product_attention(
-        *(q, k, v, mask, starts_q, starts_k, *per_head, o, lse),
+        *(q, k, v, mask, starts_q, starts_k, *per_head, biases, seed, o, lse),
         *(scale, softcap, *places, executor(query)),
     )
     return out, None if lse is None else lse.view(_lse_shape(query, packed))
@@ -175,7 +177,8 @@ def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, p
     if position_gradient:
         dposition = torch.zeros(position_bias.shape, dtype=torch.float32, device=q.device)
     _C.scaled_dot_product_attention_backward(
-        *(q, k, v, mask, starts_q, starts_k, slopes, sinks, position_bias, seed, o, lse.view(q.shape[:3])),
+        *(q, k, v, mask, starts_q, starts_k, slopes, sinks, position_bias),
+        *(_biases_by_distance(position_bias, q, k, places[4]), seed, o, lse.view(q.shape[:3])),
         *(scale, softcap, *places, do),
         None if dlse is None else dlse.reshape(q.shape[:3]),
         *(dq, dk, dv, dmask, delta, dposition, executor(query)),
@@ -198,6 +201,14 @@ def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, p
     if dposition is not None:
         dposition = dposition.to(position_bias.dtype)
     return (*gradients, dmask, dsinks, dposition)
+
+
+def _biases_by_distance(position_bias, q, k, max_distance):
+    """Room for [H, distances], which a GPU fills from the table: none is farther than the keys are."""
+    if position_bias is None or q.ndim != 4 or k.ndim != 4 or not isinstance(max_distance, int):
+        return None
+    reach = max(0, min(max_distance, q.shape[2] + k.shape[2]))
+    return empty((q.shape[1], 2 * reach + 1), q, torch.float32)
 
 
 def _heads(t, packed):

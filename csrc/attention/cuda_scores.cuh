@@ -1,0 +1,249 @@
+// What attention's kernels share: where a sequence lies, what a query sees, and how products q k
+// become scores. The CPU's twin is scores.h.
+#pragma once
+
+#include "attention/cuda_tiles.cuh"
+#include "attention/op.h"
+#include "core/cuda/activation.cuh"
+#include "core/cuda/philox.cuh"
+
+namespace warpformer::cuda::attend {
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLog2E = 1.44269504f;
+constexpr double kLn2 = 0.6931471805599453;
+
+struct Sequence {
+  int number;
+  int64_t batch, first_query, first_key;
+  int queries, keys;
+};
+
+/// Of packed sequences a GPU's memory holds the beginnings: they are kept within the operands.
+DEVICE int64_t beginning(const int32_t* starts, int64_t i, int64_t total) {
+  const int64_t at = load(starts + i);
+  return at < 0 ? 0 : at > total ? total : at;
+}
+DEVICE Sequence sequence(const AttentionParams& p, int64_t i) {
+  if (!p.cu_seqlens_q)
+    return {static_cast<int>(i), i, 0, 0, static_cast<int>(p.queries), static_cast<int>(p.keys)};
+  const int64_t q = beginning(p.cu_seqlens_q, i, p.queries);
+  const int64_t q_end = beginning(p.cu_seqlens_q, i + 1, p.queries);
+  const int64_t k = beginning(p.cu_seqlens_k, i, p.keys);
+  const int64_t k_end = beginning(p.cu_seqlens_k, i + 1, p.keys);
+  return {static_cast<int>(i),
+          0,
+          q,
+          k,
+          static_cast<int>(q_end > q ? q_end - q : 0),
+          static_cast<int>(k_end > k ? k_end - k : 0)};
+}
+
+/// The order of a grid's blocks. A section of heads, whose keys and values fit the second-level
+/// cache together, is done before the next one; within it the last tiles come first, which see most
+/// where attention is causal. Packed sequence i has the tiles from starts[i] / rows + i on, enough
+/// for any length; those past its end stay empty.
+struct Order {
+  int64_t tiles, heads, section;  // tiles of a head; heads of all batches; heads of a section
+};
+struct Place {
+  Sequence sequence;
+  int64_t head;
+  int tile;
+  bool exists;
+};
+
+/// starts: cu_seqlens of the side that is cut into tiles of `rows`; null where it is not packed.
+DEVICE Place place(const AttentionParams& p, const Order& order, const int32_t* starts,
+                   int64_t total, int rows) {
+  const int64_t in_section = order.tiles * order.section, section = block_index() / in_section;
+  const int64_t first = section * order.section, within = block_index() % in_section;
+  const int64_t heads = first + order.section > order.heads ? order.heads - first : order.section;
+  const int64_t head = first + within % heads, tile = order.tiles - 1 - within / heads;
+  if (!starts) return {sequence(p, head / p.heads), head % p.heads, static_cast<int>(tile), true};
+  int64_t low = 0, high = p.sequences - 1;
+  while (low < high) {  // the last one whose tiles begin at or before this one
+    const int64_t middle = (low + high + 1) / 2;
+    if (beginning(starts, middle, total) / rows + middle <= tile) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const int64_t own = tile - beginning(starts, low, total) / rows - low;
+  return {sequence(p, low), head, static_cast<int>(own), own >= 0 && p.sequences > 0};
+}
+inline Order order_of(const AttentionParams& p, bool by_keys, int rows) {
+  constexpr int64_t kCache = 16 << 20;  // bytes, of those of the second-level cache
+  const int64_t n = by_keys ? p.keys : p.queries, other = by_keys ? p.queries : p.keys;
+  const int64_t heads = by_keys ? p.kv_heads : p.heads;
+  const int64_t tiles = p.cu_seqlens_q ? n / rows + p.sequences : (n + rows - 1) / rows;
+  const int64_t bytes = other * (p.width + p.value_width) * p.q.size + 1;
+  const int64_t all = p.cu_seqlens_q ? heads : heads * p.sequences;
+  const int64_t section = kCache / bytes;
+  return {tiles, all, section < 1 ? 1 : section < all ? section : all > 0 ? all : 1};
+}
+
+struct Range {
+  int begin, end;
+};
+/// The keys that a query of the sequence sees, mask aside.
+DEVICE Range visible(const AttentionParams& p, const Sequence& s, int query) {
+  const int64_t own = query + (p.bottom_right ? s.keys - s.queries : 0);
+  const int64_t begin = own - p.left, end = own + p.right + 1;
+  const int from = begin < 0 ? 0 : begin > s.keys ? s.keys : static_cast<int>(begin);
+  const int to = end > s.keys ? s.keys : end < 0 ? 0 : static_cast<int>(end);
+  return {from, to > from ? to : from};
+}
+
+/// The scores of one head, and what they go through.
+struct Scores {
+  const AttentionParams& p;
+  const Sequence& s;
+  int64_t head;
+  float scale;   // of the softmax: positive, 1 where scaled scores have something added
+  float factor;  // what products are multiplied by before, in a special kernel
+  bool is_scaled;
+
+  DEVICE Scores(const AttentionParams& p, const Sequence& s, int64_t head)
+      : p(p), s(s), head(head) {
+    is_scaled = p.softcap != 0.0f || p.slopes || p.position_bias.table.data ||
+                (p.mask.data && p.mask.dtype != DType::boolean);
+    const float positive = p.scale > 0.0f ? p.scale : p.scale < 0.0f ? -p.scale : 1.0f;
+    scale = is_scaled ? 1.0f : positive;
+    factor = is_scaled ? p.scale : p.scale / positive;
+  }
+
+  /// Products of the queries from `query` and the keys from `key` on -> scores, before they are
+  /// scaled, -inf where not seen, even if they are NaN. With a softcap, `derivative` (if given)
+  /// gets its own.
+  template <bool kSpecial, int kBlocks, int kCount>
+  DEVICE void finish(float (&x)[kBlocks][kCount][4], int query, int key, bool all_seen,
+                     float (*derivative)[kCount][4] = nullptr) const {
+    if constexpr (kSpecial) add_biases(x, query, key, derivative);
+    if (all_seen) return;
+    each_row<kBlocks>([&](int m, int h, int row) {
+      const Range seen = visible(p, s, query + row);
+      const int first = key + 2 * (lane_index() % 4);
+#pragma unroll
+      for (int n = 0; n < kCount; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int j = first + 8 * n + e;
+          if (j < seen.begin || j >= seen.end) x[m][n][2 * h + e] = -kInfinity;
+        }
+    });
+  }
+
+  /// Weights of the same queries and keys -> those that a dropout leaves. Neighbouring lanes hold
+  /// the two halves of a counter's words; each draws for one of their two rows.
+  template <int kBlocks, int kCount>
+  DEVICE void drop(float (&x)[kBlocks][kCount][4], int query, int key) const {
+    const auto seed = static_cast<uint64_t>(load(p.dropout.seed));
+    const uint64_t high = static_cast<uint64_t>(s.number) << 32 | static_cast<uint64_t>(head);
+    const int odd = lane_index() % 2;
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+        const int row = query + 16 * m + 8 * odd + lane_index() / 4;
+        const int quad = key / 4 + 2 * n + lane_index() % 4 / 2;
+        uint32_t words[4];
+        philox(seed, static_cast<uint64_t>(row) << 32 | static_cast<uint32_t>(quad), high, words);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const uint32_t other = shuffle_xor(odd ? words[e] : words[2 + e], 1);
+          x[m][n][e] *= kept(odd ? other : words[e]);
+          x[m][n][2 + e] *= kept(odd ? words[2 + e] : other);
+        }
+      }
+  }
+
+ private:
+  DEVICE float kept(uint32_t word) const {
+    return word >= p.dropout.threshold ? p.dropout.scale : 0.0f;
+  }
+
+  template <int kBlocks, int kCount>
+  DEVICE void add_biases(float (&x)[kBlocks][kCount][4], int query, int key,
+                         float (*derivative)[kCount][4]) const {
+    const int shift = p.bottom_right ? s.keys - s.queries : 0;
+    if (factor != 1.0f) each_element(x, [&](float& v, int, int) { v *= factor; });
+    if (p.softcap != 0.0f) {
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+        for (int n = 0; n < kCount; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float t = lane::tanh(x[m][n][e] / p.softcap);
+            x[m][n][e] = t * p.softcap;
+            if (derivative) derivative[m][n][e] = fma(-t, t, 1.0f);
+          }
+    }
+    if (p.slopes) {
+      const float slope = load(p.slopes + head);
+      each_element(x, [&](float& v, int i, int j) {
+        const int distance = key + j - (query + i + shift);
+        v -= slope * static_cast<float>(distance < 0 ? -distance : distance);
+      });
+    }
+    if (p.position_bias.table.data) {
+      const int reach = static_cast<int>(p.reach);
+      const float* biases = p.biases + head * (2 * p.reach + 1) + reach;
+      each_element(x, [&](float& v, int i, int j) {
+        const int distance = key + j - (query + i + shift);
+        v += load(biases + (distance < -reach ? -reach : distance > reach ? reach : distance));
+      });
+    }
+    const Heads& mask = p.mask;
+    if (!mask.data) return;
+    const int64_t first = s.batch * mask.stride[0] + head * mask.stride[1];
+    const auto each = [&](auto type, auto f) {
+      using M = decltype(type);
+      const M* from = reinterpret_cast<const M*>(mask.data) + first;
+      each_element(x, [&](float& v, int i, int j) {
+        i += query;
+        j += key;
+        if (i < s.queries && j < s.keys) f(v, load(from + i * mask.stride[2] + j * mask.stride[3]));
+      });
+    };
+    const auto add = [](float& v, auto bias) {
+      const float b = to_float(bias);
+      v = b < -__FLT_MAX__ ? b : v + b;
+    };
+    if (mask.dtype == DType::boolean)
+      each(bool{}, [](float& v, bool keep) { v = keep ? v : -kInfinity; });
+    if (mask.dtype == DType::f32) each(float{}, add);
+    if (mask.dtype == DType::bf16) each(bf16{}, add);
+    if (mask.dtype == DType::f16) each(f16{}, add);
+  }
+};
+
+/// Whether anything but ranges is done to scores.
+inline bool is_special(const AttentionParams& p) {
+  return p.mask.data || p.slopes || p.position_bias.table.data || p.softcap != 0.0f ||
+         p.dropout.seed || p.scale <= 0.0f;
+}
+
+/// T5's bucket (core/position_bias.h), in the float arithmetic of the models that were trained with
+/// it.
+DEVICE int64_t bucket_of(const PositionBias& p, int64_t distance) {
+  int64_t buckets = p.table.count, first = 0;
+  if (p.bidirectional) {
+    buckets /= 2;
+    first = distance > 0 ? buckets : 0;
+    distance = distance < 0 ? -distance : distance;
+  } else {
+    distance = distance < 0 ? -distance : 0;
+  }
+  const int64_t exact = buckets / 2;
+  if (distance < exact) return first + distance;
+  const float octaves =
+      log(static_cast<float>(distance) / static_cast<float>(exact)) /
+      static_cast<float>(::log(static_cast<double>(p.max_distance) / static_cast<double>(exact)));
+  const int64_t wide = exact + static_cast<int64_t>(octaves * static_cast<float>(buckets - exact));
+  return first + (wide < buckets ? wide : buckets - 1);
+}
+
+}  // namespace warpformer::cuda::attend
