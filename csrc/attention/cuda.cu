@@ -89,15 +89,12 @@ KERNEL(kThreads, 2)
 attention_kernel(AttentionParams p, Order order) {
   using Shape = Shape<T, kWidth, kSpecial>;
   constexpr int kBlocks = Shape::blocks, kCount = Shape::keys / 8, kColumns = kWidth / 8;
-  const Place at = place(p, order, p.cu_seqlens_q, p.queries, Shape::rows);
+  const Place at = place(p, order, false, Shape::rows);
   const Sequence& seq = at.sequence;
   const int query = at.tile * Shape::rows, column = static_cast<int>(block_index_y()) * kWidth;
   if (!at.exists || query >= seq.queries) return;
-  const int64_t kv_head = at.head / (p.heads / p.kv_heads);
+  const int kv_head = static_cast<int>(at.head / (p.heads / p.kv_heads));
   const int width = static_cast<int>(p.width), value_width = static_cast<int>(p.value_width);
-  const Source<T> q(p.q, seq.batch, at.head, seq.first_query, seq.queries, width);
-  const Source<T> k(p.k, seq.batch, kv_head, seq.first_key, seq.keys, width);
-  const Source<T> v(p.v, seq.batch, kv_head, seq.first_key, seq.keys, value_width);
   const typename Shape::Queries q_tile{shared_memory<T>()};
   const typename Shape::Keys k_tile{shared_memory<T>(Shape::Queries::kBytes)};
   const typename Shape::Keys v_tile{shared_memory<T>(Shape::Queries::kBytes + Shape::Keys::kBytes)};
@@ -112,38 +109,52 @@ attention_kernel(AttentionParams p, Order order) {
   // c: exact for it, and no overflow whatever a mask holds.
   const bool shifts = kSpecial && scores.is_scaled;
 
+  // Addresses are computed anew for each tile, or they would take the registers of o.
+  const auto load_queries = [&](int d) {
+    q_tile.load(Source<T>(p.q, seq.batch, at.head, seq.first_query, seq.queries, width), query, d);
+  };
+  const auto load_keys = [&](int key, int d) {
+    const int head = opaque(kv_head);
+    k_tile.load(Source<T>(p.k, seq.batch, head, seq.first_key, seq.keys, width), key, d);
+  };
+  const auto load_values = [&](int key) {
+    const int head = opaque(kv_head);
+    v_tile.load(Source<T>(p.v, seq.batch, head, seq.first_key, seq.keys, value_width), key, column);
+  };
+
 #pragma unroll 1
   for (int pass = kFast; pass <= kLow; ++pass) {
     float o[kBlocks][kColumns][4] = {}, high[kBlocks][2], total[kBlocks][2] = {};
     each_row<kBlocks>([&](int m, int h, int) { high[m][h] = -kInfinity; });
     if (begin < end) {
-      q_tile.load(q, query);
-      k_tile.load(k, begin);
+      load_queries(0);
+      load_keys(begin, 0);
     }
     copy_async_commit();
 #pragma unroll 1
     for (int key = begin; key < end; key += Shape::keys) {
       copy_async_wait<0>();
       sync_block();
-      v_tile.load(v, key, column);
+      load_values(key);
       copy_async_commit();
       float s[kBlocks][kCount][4] = {};
-      multiply_rows<T>(s, q_tile, row, k_tile);
 #pragma unroll 1
-      for (int d = kWidth; d < width; d += kWidth) {
+      for (int d = 0;;) {
+        multiply_rows<T>(s, q_tile, row, k_tile);
+        d += kWidth;
+        if (d >= width) break;
         sync_block();
-        q_tile.load(q, query, d);
-        k_tile.load(k, key, d);
+        load_queries(d);
+        load_keys(key, d);
         copy_async_commit();
         copy_async_wait<0>();
         sync_block();
-        multiply_rows<T>(s, q_tile, row, k_tile);
       }
       copy_async_wait<0>();
       sync_block();
       if (key + Shape::keys < end) {
-        if (width > kWidth) q_tile.load(q, query);
-        k_tile.load(k, key + Shape::keys);
+        if (width > kWidth) load_queries(0);
+        load_keys(key + Shape::keys, 0);
       }
       copy_async_commit();
       if (pass != kFast) {

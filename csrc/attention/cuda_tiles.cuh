@@ -70,19 +70,18 @@ struct Tile {
     const int chunk = thread_index() % kChunks, c = column + chunk * kChunk;
 #pragma unroll 1
     for (int r = thread_index() / kChunks; r < kRows; r += kRowsAtOnce) {
-      Vector<T> v;
-#pragma unroll
+      const Shared<T> to = at(r, chunk);
+#pragma unroll 1  // few registers count more here than speed
       for (int i = 0; i < kChunk; ++i)
-        v[i] = row + r < from.count && c + i < from.width
-                   ? cuda::load(from.data + (row + r) * from.stride + (c + i) * from.step)
-                   : T{};
-      at(r, chunk).store16(0, v);
+        to.store(i, row + r < from.count && c + i < from.width
+                        ? cuda::load(from.data + (row + r) * from.stride + (c + i) * from.step)
+                        : T{});
     }
   }
 };
 
 /// What mma takes of T: products of 16-bit elements are of depth 16; those of floats of depth 8, in
-/// three terms of tf32.
+/// terms of tf32.
 template <class T>
 constexpr int kDepth = sizeof(T) == 2 ? 16 : 8;
 
@@ -133,10 +132,12 @@ DEVICE void load_b_rows(uint32_t (&b)[2][2], const Fragments<T, kRows, kWidth>& 
   if constexpr (sizeof(T) == 2) {
     ldmatrix_transposed(b, x.at(row, column / Vector<T>::size));
   } else {
+    Fragments<T, kRows, kWidth> lane = x;
+    lane.offset = opaque(x.offset);  // so that it is not read long before
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // an odd row has its chunks one place aside
       const int odd = i % 2, chunk = column / 4 + i / 2 * 2;
-      const Shared<T> from = x.at(row, chunk ^ odd) + (odd * kWidth + lane_index() / 4 % 4);
+      const Shared<T> from = lane.at(row, chunk ^ odd) + (odd * kWidth + lane_index() / 4 % 4);
       b[i / 2][odd] = bits_as<uint32_t>(from.load());
     }
   }
@@ -150,37 +151,42 @@ DEVICE void weights(uint32_t (&a)[4], const float (*p)[4]) {
     a[2] = pack2<T>(p[1][0], p[1][1]);
     a[3] = pack2<T>(p[1][2], p[1][3]);
   } else {
-    a[0] = bits_as<uint32_t>(p[0][0]);
-    a[1] = bits_as<uint32_t>(p[0][2]);
-    a[2] = bits_as<uint32_t>(p[0][1]);
-    a[3] = bits_as<uint32_t>(p[0][3]);
+    a[0] = opaque(bits_as<uint32_t>(p[0][0]));  // so that their terms are not all kept
+    a[1] = opaque(bits_as<uint32_t>(p[0][2]));
+    a[2] = opaque(bits_as<uint32_t>(p[0][1]));
+    a[3] = opaque(bits_as<uint32_t>(p[0][3]));
   }
 }
 
+/// x = high + low but for 22 bits of it, and x itself but for 33 with what is left.
 template <int kCount>
-DEVICE void split(const uint32_t (&x)[kCount], uint32_t (&high)[kCount], uint32_t (&low)[kCount]) {
+DEVICE void split(const uint32_t (&x)[kCount], uint32_t (&high)[kCount], uint32_t (&low)[kCount],
+                  uint32_t (&left)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const float value = bits_as<float>(x[i]);
     high[i] = to_tf32(value);
-    low[i] = to_tf32(value - bits_as<float>(high[i]));
+    const float rest = value - bits_as<float>(high[i]);
+    low[i] = to_tf32(rest);
+    left[i] = to_tf32(rest - bits_as<float>(low[i]));
   }
 }
 DEVICE void add(float (&d)[4], const float (&x)[4]) {
 #pragma unroll
   for (int e = 0; e < 4; ++e) d[e] += x[e];
 }
-/// d += a b. Three terms of tf32, the small ones first, have the error of float; they are a sum of
-/// their own, so that d is rounded once.
+/// d += a b. Terms of tf32, the small ones first, have the error of float: b is exact, as a single
+/// key's value is returned as it is. They are a sum of their own, so that d is rounded once.
 template <class T>
 DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (sizeof(T) == 2) {
     mma_m16n8k16<T>(d, a, b);
   } else {
-    uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
-    split(a, a_high, a_low);
-    split(b, b_high, b_low);
+    uint32_t a_high[4], a_low[4], a_left[4], b_high[2], b_low[2], b_left[2];
+    split(a, a_high, a_low, a_left);
+    split(b, b_high, b_low, b_left);
     float sum[4] = {};
+    mma_m16n8k8(sum, a_high, b_left);
     mma_m16n8k8(sum, a_low, b_high);
     mma_m16n8k8(sum, a_high, b_low);
     mma_m16n8k8(sum, a_high, b_high);
@@ -193,7 +199,7 @@ template <class T, int kBlocks, int kCount, class X, class Y>
 DEVICE void multiply_rows(float (&s)[kBlocks][kCount][4], const X& x, int row, const Y& y) {
   const auto from = a_of(x, row);
   const auto to = b_of(y);
-#pragma unroll
+#pragma unroll(sizeof(T) == 2 ? 2 : 1)  // what is read ahead takes registers
   for (int d = 0; d < X::kChunks * X::kChunk; d += kDepth<T>) {
     uint32_t a[kBlocks][4];
 #pragma unroll

@@ -130,23 +130,31 @@ void scaled_dot_product_attention_backward(
     double softcap, bool bottom_right, int64_t left, int64_t right, bool bidirectional,
     int64_t max_distance, double dropout_p, const Tensor& dout, const std::optional<Tensor>& dlse,
     const Tensor& dq, const Tensor& dk, const Tensor& dv, const std::optional<Tensor>& dmask,
-    const Tensor& delta, const std::optional<Tensor>& dposition_bias, int64_t executor) {
+    const Tensor& delta, const std::optional<Tensor>& dposition_bias,
+    const std::optional<Tensor>& parts, int64_t executor) {
   AttentionBackwardParams p{scaled_dot_product_attention(
       query, key, value, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, sinks, position_bias,
       biases, seed, out, lse, scale, softcap, bottom_right, left, right, bidirectional,
       max_distance, dropout_p)};
-  CHECK_TENSORS(query, dout, dlse, dq, dk, dv, dmask, delta, dposition_bias);
-  CHECK(dout.floating() && dout.same_shape(out), dout, out);
+  CHECK_TENSORS(query, dout, dlse, dq, dk, dv, dmask, delta, dposition_bias, parts);
+  CHECK(dout.dtype == query.dtype && dout.same_shape(out), dout, out);
   if (dlse) CHECK(is_per_query(*dlse, query), dlse, query);
   CHECK(dq.dtype == DType::f32 && dq.same_shape(query) && dq.contiguous(), dq, query);
-  CHECK(dk.floating() && dk.same_shape(key), dk, key);
-  CHECK(dv.floating() && dv.same_shape(value), dv, value);
-  if (dmask) CHECK(mask && dmask->floating() && dmask->same_shape(*mask), dmask, mask);
+  CHECK(dk.dtype == key.dtype && dk.same_shape(key), dk, key);
+  CHECK(dv.dtype == value.dtype && dv.same_shape(value), dv, value);
+  if (dmask) CHECK(mask && dmask->dtype == DType::f32 && dmask->same_shape(*mask), dmask, mask);
   CHECK(is_per_query(delta, query) && delta.contiguous(), delta, query);
   if (dposition_bias)
     CHECK(position_bias && dposition_bias->dtype == DType::f32 &&
               dposition_bias->same_shape(*position_bias) && dposition_bias->contiguous(),
           dposition_bias, position_bias);
+  if (dposition_bias && !runs_on_cpu(query)) {
+    // Tiles of 64 queries of each head, and one more where a packed sequence begins.
+    const int64_t tiles = query.dim(2) / 64 + (cu_seqlens_q ? cu_seqlens_q->dim(0) : 1);
+    CHECK(parts && parts->dtype == DType::f32 && parts->contiguous() &&
+              parts->numel() >= query.dim(0) * query.dim(1) * tiles * dposition_bias->dim(0),
+          parts, query, dposition_bias);
+  }
   if (key.dim(0) * key.dim(1) == 0) return;
 
   p.dout = heads(dout);
@@ -157,7 +165,8 @@ void scaled_dot_product_attention_backward(
   p.dq = dq.ptr<float>();
   p.delta = delta.ptr<float>();
   p.dposition_bias = dposition_bias ? dposition_bias->ptr<float>() : nullptr;
-  RUN_CPU_KERNEL(attention_backward, p, query, executor);
+  p.parts = parts ? parts->ptr<float>() : nullptr;
+  RUN_KERNEL(attention_backward, p, query, executor);
 }
 
 void bind_attention(py::module_& m) {
@@ -182,7 +191,7 @@ void bind_attention(py::module_& m) {
         py::arg("left"), py::arg("right"), py::arg("position_bidirectional"),
         py::arg("position_max_distance"), py::arg("dropout_p"), py::arg("dout"), py::arg("dlse"),
         py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("dmask"), py::arg("delta"),
-        py::arg("dposition_bias"), py::arg("executor"), nogil());
+        py::arg("dposition_bias"), py::arg("parts"), py::arg("executor"), nogil());
 }
 
 }  // namespace warpformer

@@ -69,9 +69,10 @@ struct AttentionBackwardParams {
   float* dq;
   float* delta;
   float* dposition_bias;  // [buckets, H], contiguous; null where it is not asked for
+  float* parts;           // [blocks of 64 queries, buckets]: a GPU's sums of dposition_bias
 };
 
 DECLARE_KERNEL(attention, AttentionParams)
-DECLARE_CPU_KERNEL(attention_backward, AttentionBackwardParams)
+DECLARE_KERNEL(attention_backward, AttentionBackwardParams)
 
 }  // namespace warpformer

@@ -32,7 +32,9 @@ DEVICE To bits_as(const From& from) {
 
 /// x, of which the compiler no longer knows where it comes from: it does not compute what follows
 /// from it before a loop and keep all of that in registers.
-DEVICE int opaque(int x) {
+template <class T>
+DEVICE T opaque(T x) {
+  static_assert(sizeof(T) == 4);
 #ifndef WARPFORMER_EMULATED
   asm volatile("" : "+r"(x));
 #endif

@@ -173,15 +173,19 @@ def _backward(query, key, value, attn_mask, starts_q, starts_k, slopes, sinks, p
         mask = _four_dims(expand(attn_mask, full))
         if mask_gradient:
             dmask = torch.zeros(mask.shape, dtype=torch.float32, device=q.device)
-    dposition = None
+    dposition = parts = None
     if position_gradient:
+        tiles = q.shape[2] // 64 + (starts_q.shape[0] if packed else 1)  # with which a GPU cuts its sums
+        parts = torch.zeros(
+            (q.shape[0] * q.shape[1] * tiles, position_bias.shape[0]), dtype=torch.float32, device=q.device
+        )
         dposition = torch.zeros(position_bias.shape, dtype=torch.float32, device=q.device)
     _C.scaled_dot_product_attention_backward(
         *(q, k, v, mask, starts_q, starts_k, slopes, sinks, position_bias),
         *(_biases_by_distance(position_bias, q, k, places[4]), seed, o, lse.view(q.shape[:3])),
         *(scale, softcap, *places, do),
         None if dlse is None else dlse.reshape(q.shape[:3]),
-        *(dq, dk, dv, dmask, delta, dposition, executor(query)),
+        *(dq, dk, dv, dmask, delta, dposition, parts, executor(query)),
     )
     if packed:
         dq, dk, dv = (t[0].transpose(0, 1) for t in (dq, dk, dv))
