@@ -70,10 +70,10 @@ def _device_of(item):
 
 
 def _has_kernel(item):
-    """Whether the op of a test, that of its `sample` or else of its module, has CUDA kernels."""
+    """Whether the op of a test has CUDA kernels: that of its `sample` or else of its module, by name or `OP`."""
     sample = item.callspec.params.get("sample")
-    op = sample.__name__ if sample else item.module.__name__.rpartition(".test_")[2]
-    return hasattr(_emulated, op)
+    name = sample.__name__ if sample else item.module.__name__.rpartition(".test_")[2]
+    return hasattr(_emulated, getattr(sample or item.module, "OP", name))
 
 
 def _schedule(name):

@@ -184,6 +184,9 @@ def packed_attention(dtype):
     return Sample(ops.scaled_dot_product_attention, (query, key, value), lengths, fixed=(starts,))
 
 
+attention.OP = packed_attention.OP = "scaled_dot_product_attention"
+
+
 def cached_attention(dtype):
     key_cache, value_cache = torch.randn(2, 12, 64, 2, 24, dtype=dtype)
     lengths, table = torch.tensor([230, 0, 91]).int(), torch.arange(12).flip(0).int().view(3, 4)

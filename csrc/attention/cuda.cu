@@ -198,35 +198,41 @@ attention_kernel(AttentionParams p, Order order) {
     }
     copy_async_wait<0>();
 
+    // Lane i of four ends row i of those that they share.
+    const int mine = lane_index() % 4;
+    float sum = 0.0f, top = -kInfinity;
+    each_row<kBlocks>([&](int m, int h, int) {
+      float all = total[m][h];
+      all += shuffle_xor(all, 1);
+      all += shuffle_xor(all, 2);
+      if (mine % (2 * kBlocks) == 2 * m + h) sum = all, top = high[m][h];
+    });
+    // The logarithm of what was divided by, rounded once.
+    double base = shifts ? static_cast<double>(top) : static_cast<double>(top * c) * kLn2;
+    float factor = 1.0f;
+    if (p.sinks && sum != 0.0f) {
+      const float sink = load(p.sinks + at.head);
+      const double higher = sink > base ? sink : base;
+      factor = exp(static_cast<float>(base - higher));
+      base = higher;
+      sum = sum * factor + exp(static_cast<float>(sink - higher));
+    }
+    const int own = query + row + 8 * mine + lane_index() / 4;
+    if (p.lse.data && pass <= kFinite && column == 0 && mine < 2 * kBlocks && own < seq.queries)
+      store(reinterpret_cast<float*>(p.lse.data) + seq.batch * p.lse.stride[0] +
+                at.head * p.lse.stride[1] + (seq.first_query + own) * p.lse.stride[2],
+            sum == 0.0f ? -kInfinity : static_cast<float>(base + log(sum)));
+    const float times = sum == 0.0f ? 0.0f : factor / sum;
     float infected = 0.0f;  // NaN if something is not finite
-    each_row<kBlocks>([&](int m, int h, int r) {
-      float sum = total[m][h];
-      sum += shuffle_xor(sum, 1);
-      sum += shuffle_xor(sum, 2);
-      // The logarithm of what was divided by: with what rounding left of it, and rounded once.
-      double base =
-          shifts ? static_cast<double>(high[m][h]) : static_cast<double>(high[m][h] * c) * kLn2;
-      float factor = 1.0f;
-      if (p.sinks && sum != 0.0f) {
-        const float sink = load(p.sinks + at.head);
-        const double higher = sink > base ? sink : base;
-        factor = exp(static_cast<float>(base - higher));
-        base = higher;
-        sum = sum * factor + exp(static_cast<float>(sink - higher));
-      }
-      const float times = sum == 0.0f ? 0.0f : factor / sum;
+    each_row<kBlocks>([&](int m, int h, int) {
+      const float by = shuffle(times, lane_index() / 4 * 4 + 2 * m + h);
 #pragma unroll
       for (int n = 0; n < kColumns; ++n)
 #pragma unroll
         for (int e = 2 * h; e < 2 * h + 2; ++e) {
+          o[m][n][e] *= by;
           infected += o[m][n][e] - o[m][n][e];
-          o[m][n][e] *= times;
         }
-      const int i = query + row + r;
-      if (p.lse.data && pass <= kFinite && column == 0 && lane_index() % 4 == 0 && i < seq.queries)
-        store(reinterpret_cast<float*>(p.lse.data) + seq.batch * p.lse.stride[0] +
-                  at.head * p.lse.stride[1] + (seq.first_query + i) * p.lse.stride[2],
-              sum == 0.0f ? -kInfinity : static_cast<float>(base + log(sum)));
     });
     const bool again = sync_block_or(infected != 0.0f);
     if (pass == kFast && again) continue;

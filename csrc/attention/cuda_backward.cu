@@ -307,19 +307,19 @@ attention_backward_kernel(AttentionBackwardParams p, Order order) {
       }
       multiply_weights<T>(dx, dp, y);
       if constexpr (kByKeys) {
-        float (&weights)[1][kCount][4] = [&]() -> float (&)[1][kCount][4] {
-          if constexpr (kSpecial) {
-            return dropped;
-          } else {
-            return s;
-          }
-        }();
+        const auto add_values = [&](float (&weights)[1][kCount][4]) {
 #pragma unroll
-        for (int n = 0; n < kCount; ++n)
+          for (int n = 0; n < kCount; ++n)
 #pragma unroll
-          for (int e = 0; e < 4; ++e)  // what is not finite in dout shows in dP
-            weights[0][n][e] = fma(dp[0][n][e], 0.0f, weights[0][n][e]);
-        multiply_weights<T>(du, weights, w);
+            for (int e = 0; e < 4; ++e)  // what is not finite in dout shows in dP
+              weights[0][n][e] = fma(dp[0][n][e], 0.0f, weights[0][n][e]);
+          multiply_weights<T>(du, weights, w);
+        };
+        if constexpr (kSpecial) {
+          add_values(dropped);
+        } else {
+          add_values(s);
+        }
       }
       if (widest > kWidth && step + 1 < steps) {
         sync_block();

@@ -7,6 +7,7 @@ from tests.check import check, check_gradients, same_bits, threads
 from tests.ops.test_scaled_dot_product_attention import qkv, starts
 from warpformer import InputError, ops
 
+OP = "scaled_dot_product_attention"
 attention = ops.scaled_dot_product_attention
 SHAPES = [(2, 4, 61, 93, 24, 40), (1, 4, 150, 600, 64, 64), (1, 4, 130, 40, 33, 17)]
 

@@ -9,6 +9,7 @@ from tests.check import check, check_gradients, same_bits
 from tests.ops.test_scaled_dot_product_attention import mask_of, qkv, starts
 from warpformer import ops
 
+OP = "scaled_dot_product_attention"
 attention = ops.scaled_dot_product_attention
 
 OPTIONS = {

@@ -10,6 +10,7 @@ from tests.ops.test_attention_options import reference
 from tests.ops.test_scaled_dot_product_attention import mask_of, qkv, starts
 from warpformer import InputError, ops
 
+OP = "scaled_dot_product_attention"
 attention = ops.scaled_dot_product_attention
 
 OPTIONS = {
