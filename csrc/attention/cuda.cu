@@ -4,8 +4,9 @@
 //   q tile -> shared, once
 //   for each tile of keys:
 //     k is there;  v is copied meanwhile     S = q k^T            (mma, registers)
-//     v is there;  the next k meanwhile      S + biases, row maximum m, P = exp2(c S - c m), l += P
-//                                            o = o exp2(c m_old - c m) + P v
+//                                            S + biases, row maximum m, P = exp2(c S - c m), l += P
+//                                            o = o exp2(c m_old - c m)
+//     v is there;  the next k meanwhile      o += P v
 //   out = o / l, through the rows of q in shared memory
 //
 // A warp has 32 rows or, where registers do not last, 16. P is the A operand of the second product
@@ -30,7 +31,7 @@ struct Shape {
   static constexpr bool half = sizeof(T) == 2;
   static constexpr int blocks = half && kWidth <= 128 && !kSpecial ? 2 : 1;
   static constexpr int rows = 16 * blocks * kWarps;
-  static constexpr int keys = half || kWidth == 64 ? 64 : 32;
+  static constexpr int keys = half ? (kWidth == 256 ? 32 : 64) : kWidth == 64 ? 32 : 16;
   using Queries = Tile<T, rows, kWidth>;
   using Keys = Tile<T, keys, kWidth>;
   static constexpr int bytes = Queries::kBytes + 2 * Keys::kBytes;
@@ -150,18 +151,6 @@ attention_kernel(AttentionParams p, Order order) {
         copy_async_wait<0>();
         sync_block();
       }
-      copy_async_wait<0>();
-      sync_block();
-      if (key + Shape::keys < end) {
-        if (width > kWidth) load_queries(0);
-        load_keys(key + Shape::keys, 0);
-      }
-      copy_async_commit();
-      if (pass != kFast) {
-        replace<T>(v_tile, pass);
-        sync_block();
-      }
-
       const bool all_seen = key >= last_sees.begin && key + Shape::keys <= first_sees.end;
       scores.finish<kSpecial>(s, query + row, key, all_seen);
       each_row<kBlocks>([&](int m, int h, int) {
@@ -194,7 +183,19 @@ attention_kernel(AttentionParams p, Order order) {
       if constexpr (kSpecial) {
         if (p.dropout.seed) scores.drop(s, query + row, key);
       }
-      multiply_weights<T>(o, s, v_tile);
+      const Weights<T, kBlocks, kCount> weights(s);
+      copy_async_wait<0>();
+      sync_block();
+      if (key + Shape::keys < end) {
+        if (width > kWidth) load_queries(0);
+        load_keys(key + Shape::keys, 0);
+      }
+      copy_async_commit();
+      if (pass != kFast) {
+        replace<T>(v_tile, pass);
+        sync_block();
+      }
+      multiply_weights(o, weights, v_tile);
     }
     copy_async_wait<0>();
 

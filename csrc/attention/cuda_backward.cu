@@ -31,7 +31,7 @@ constexpr int kRows = 16 * kWarps;  // of the tile that a block owns
 
 template <class T, int kWidth>
 struct Shape {
-  static constexpr int others = sizeof(T) == 2 && kWidth == 64 ? 64 : 32;
+  static constexpr int others = sizeof(T) == 4 ? 16 : kWidth == 64 ? 64 : 32;
   using Own = Tile<T, kRows, kWidth>;
   using Others = Tile<T, others, kWidth>;
   static constexpr int stage = 2 * Others::kBytes;
@@ -305,7 +305,7 @@ attention_backward_kernel(AttentionBackwardParams p, Order order) {
         if constexpr (kByKeys) clear_non_finite<T>(w);
         sync_block();
       }
-      multiply_weights<T>(dx, dp, y);
+      multiply_weights(dx, Weights<T, 1, kCount>(dp), y);
       if constexpr (kByKeys) {
         const auto add_values = [&](float (&weights)[1][kCount][4]) {
 #pragma unroll
@@ -313,7 +313,7 @@ attention_backward_kernel(AttentionBackwardParams p, Order order) {
 #pragma unroll
             for (int e = 0; e < 4; ++e)  // what is not finite in dout shows in dP
               weights[0][n][e] = fma(dp[0][n][e], 0.0f, weights[0][n][e]);
-          multiply_weights<T>(du, weights, w);
+          multiply_weights(du, Weights<T, 1, kCount>(weights), w);
         };
         if constexpr (kSpecial) {
           add_values(dropped);
@@ -433,11 +433,10 @@ void launch_type(const AttentionBackwardParams& p, Stream stream) {
   const int64_t batches = f.cu_seqlens_q ? 1 : f.sequences;
   const int64_t queries = batches * f.heads * f.queries;
   LAUNCH(delta_kernel<T>, (queries + kWarps - 1) / kWarps, kThreads, 0, stream, p);
-  if (f.width <= 64 && f.value_width <= 64) {
-    launch_width<T, 64>(p, stream);
-  } else {
-    launch_width<T, 128>(p, stream);
+  if constexpr (sizeof(T) == 2) {
+    if (f.width > 64 || f.value_width > 64) return launch_width<T, 128>(p, stream);
   }
+  launch_width<T, 64>(p, stream);
 }
 
 }  // namespace

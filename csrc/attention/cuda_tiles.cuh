@@ -50,7 +50,7 @@ struct Tile {
   DEVICE void each_chunk(F f) const {
     const int chunk = thread_index() % kChunks, first = opaque(thread_index() / kChunks);
     const int offset = first * kWidth + (chunk ^ first % 8) * kChunk;
-#pragma unroll
+#pragma unroll 4  // not all at once, for the registers
     for (int r = 0; r < kRows; r += kRowsAtOnce)
       f(first + r, chunk, data + ((offset ^ r % 8 * kChunk) + r * kWidth));
   }
@@ -119,7 +119,7 @@ DEVICE void load_b(uint32_t (&b)[2][2], const Fragments<T, kRows, kWidth>& x, in
   ldmatrix(b, x.at(row, column / Vector<T>::size));
 }
 /// B of two neighbouring mmas: kDepth rows from `row` and columns [column, column + 16) of a tile.
-/// Those of floats come in the order of weights(): 0 2 4 6 1 3 5 7.
+/// Those of floats come in the order of Weights: 0 2 4 6 1 3 5 7.
 template <class T, int kRows, int kWidth>
 DEVICE Fragments<T, kRows, kWidth> b_rows_of(const Tile<T, kRows, kWidth>& tile) {
   const int lane = lane_index();
@@ -142,21 +142,30 @@ DEVICE void load_b_rows(uint32_t (&b)[2][2], const Fragments<T, kRows, kWidth>& 
     }
   }
 }
-/// Accumulators of kDepth columns as A.
-template <class T>
-DEVICE void weights(uint32_t (&a)[4], const float (*p)[4]) {
-  if constexpr (sizeof(T) == 2) {
-    a[0] = pack2<T>(p[0][0], p[0][1]);
-    a[1] = pack2<T>(p[0][2], p[0][3]);
-    a[2] = pack2<T>(p[1][0], p[1][1]);
-    a[3] = pack2<T>(p[1][2], p[1][3]);
-  } else {
-    a[0] = opaque(bits_as<uint32_t>(p[0][0]));  // so that their terms are not all kept
-    a[1] = opaque(bits_as<uint32_t>(p[0][2]));
-    a[2] = opaque(bits_as<uint32_t>(p[0][1]));
-    a[3] = opaque(bits_as<uint32_t>(p[0][3]));
+/// Accumulators as A of a product whose depth is their columns.
+template <class T, int kBlocks, int kCount>
+struct Weights {
+  uint32_t a[kBlocks][8 * kCount / kDepth<T>][4];
+
+  DEVICE explicit Weights(const float (&p)[kBlocks][kCount][4]) {
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+      for (int j = 0; j < 8 * kCount / kDepth<T>; ++j) {
+        if constexpr (sizeof(T) == 2) {
+          a[m][j][0] = pack2<T>(p[m][2 * j][0], p[m][2 * j][1]);
+          a[m][j][1] = pack2<T>(p[m][2 * j][2], p[m][2 * j][3]);
+          a[m][j][2] = pack2<T>(p[m][2 * j + 1][0], p[m][2 * j + 1][1]);
+          a[m][j][3] = pack2<T>(p[m][2 * j + 1][2], p[m][2 * j + 1][3]);
+        } else {
+          a[m][j][0] = bits_as<uint32_t>(p[m][j][0]);
+          a[m][j][1] = bits_as<uint32_t>(p[m][j][2]);
+          a[m][j][2] = bits_as<uint32_t>(p[m][j][1]);
+          a[m][j][3] = bits_as<uint32_t>(p[m][j][3]);
+        }
+      }
   }
-}
+};
 
 /// x = high + low but for 22 bits of it, and x itself but for 33 with what is left.
 template <int kCount>
@@ -218,51 +227,43 @@ DEVICE void multiply_rows(float (&s)[kBlocks][kCount][4], const X& x, int row, c
 
 /// o[m][n] += p y, of all rows of y.
 template <class T, int kBlocks, int kCount, int kColumns, class Y>
-DEVICE void multiply_weights(float (&o)[kBlocks][kColumns][4], const float (&p)[kBlocks][kCount][4],
+DEVICE void multiply_weights(float (&o)[kBlocks][kColumns][4], const Weights<T, kBlocks, kCount>& p,
                              const Y& y) {
   const auto from = b_rows_of(y);
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
-    for (int j = 0; j < kCount; j += 2) {
-      uint32_t a[kBlocks][4];
-#pragma unroll
-      for (int m = 0; m < kBlocks; ++m) weights<T>(a[m], p[m] + j);
+    for (int j = 0; j < kCount / 2; ++j)
 #pragma unroll
       for (int n = 0; n < kColumns; n += 2) {
+        uint32_t b[2][2];
+        load_b_rows(b, from, 16 * j, 8 * n);
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) multiply<T>(o[m][n + i], p.a[m][j], b[i]);
+      }
+  } else {  // summed per call first: a sum of many keys then rounds less
+#pragma unroll
+    for (int n = 0; n < kColumns; n += 2) {
+      float sum[kBlocks][2][4] = {};
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        uint32_t a[kBlocks][4];
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) a[m][r] = opaque(p.a[m][j][r]);  // terms are not kept
         uint32_t b[2][2];
         load_b_rows(b, from, 8 * j, 8 * n);
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m)
 #pragma unroll
-          for (int i = 0; i < 2; ++i) multiply<T>(o[m][n + i], a[m], b[i]);
-      }
-    }
-  } else {  // summed per call first: a sum of many keys then rounds less
-#pragma unroll
-    for (int n = 0; n < kColumns; n += 4) {
-      float sum[kBlocks][4][4] = {};
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        uint32_t a[kBlocks][4];
-#pragma unroll
-        for (int m = 0; m < kBlocks; ++m) weights<T>(a[m], p[m] + j);
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-          uint32_t b[2][2];
-          load_b_rows(b, from, 8 * j, 8 * (n + i));
-#pragma unroll
-          for (int m = 0; m < kBlocks; ++m) {
-            multiply<T>(sum[m][i], a[m], b[0]);
-            multiply<T>(sum[m][i + 1], a[m], b[1]);
-          }
-        }
+          for (int i = 0; i < 2; ++i) multiply<T>(sum[m][i], a[m], b[i]);
       }
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          add(o[m][n + i], sum[m][i]);
-        }
+        for (int i = 0; i < 2; ++i) add(o[m][n + i], sum[m][i]);
     }
   }
 }
