@@ -27,7 +27,13 @@ if(BUILD_CUDA)
   enable_language(CUDA)
   list(TRANSFORM OPS REPLACE "(.+)" "csrc/\\1/*.cu" OUTPUT_VARIABLE CUDA_PATTERNS)
   file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS csrc/core/cuda/*.cu ${CUDA_PATTERNS})
-  target_sources(_C PRIVATE ${CUDA_SOURCES})
+  # Hopper's own instructions are in files of their own, which no other GPU's compiler takes.
+  set(HOPPER_SOURCES ${CUDA_SOURCES})
+  list(FILTER HOPPER_SOURCES INCLUDE REGEX "_sm90\\.cu$")
+  list(FILTER CUDA_SOURCES EXCLUDE REGEX "_sm90\\.cu$")
+  add_library(cuda_sm90 OBJECT ${HOPPER_SOURCES})
+  set_target_properties(cuda_sm90 PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_ARCHITECTURES 90a-real)
+  target_sources(_C PRIVATE ${CUDA_SOURCES} $<TARGET_OBJECTS:cuda_sm90>)
   target_compile_definitions(_C PRIVATE WARPFORMER_CUDA)
   # The static runtime: the module imports on a machine with no CUDA library and no driver.
   set_target_properties(_C PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}"

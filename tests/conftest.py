@@ -35,11 +35,12 @@ def device(request):
 
     One run of the test per instruction set of this CPU, and for an op with CUDA kernels two more:
     "emulated" takes CPU tensors to these kernels, run by tests/emulator in an order of threads that
-    follows from the test's name (WARPFORMER_EMULATOR_SEED sets another one); "cuda", where there is a
-    GPU, takes tensors on it.
+    follows from the test's name (WARPFORMER_EMULATOR_SEED sets another one), those of an sm_80 or an
+    sm_90 by its name too; "cuda", where there is a GPU, takes tensors on it.
     """
     if request.param == "emulated":
-        with _cuda_kernels_for_cpu_tensors(_schedule(request.node.nodeid)):
+        name = request.node.nodeid
+        with _cuda_kernels_for_cpu_tensors(_schedule(name), _capability(name)):
             yield torch.device("cpu")
     elif request.param == "cuda":
         with torch.device("cuda"):
@@ -83,9 +84,14 @@ def _schedule(name):
     return schedule
 
 
-def _cuda_kernels_for_cpu_tensors(schedule):
+def _capability(name):
+    return (80, 90)[zlib.crc32(name.encode()) // 4 % 2]
+
+
+def _cuda_kernels_for_cpu_tensors(schedule, capability):
     """`_C` with the kernels of `_emulated`. One that is not there fails: no test runs another by mistake."""
     _emulated.set_schedule(schedule)
+    _emulated.set_compute_capability(capability)
     kernels = [name for name, value in vars(_C).items() if "executor: " in (value.__doc__ or "")]
     replaced = {name: getattr(_emulated, name, _missing(name)) for name in kernels}
     return mock.patch.multiple(_C, **replaced)

@@ -18,6 +18,7 @@
 // for those that are +inf or NaN and once for -inf or NaN, with 1 in their place: a row sees one
 // where the sum is above 0.
 #include "attention/cuda_scores.cuh"
+#include "attention/cuda_sm90.h"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/rows.cuh"
 
@@ -90,7 +91,7 @@ KERNEL(kThreads, 2)
 attention_kernel(AttentionParams p, Order order) {
   using Shape = Shape<T, kWidth, kSpecial>;
   constexpr int kBlocks = Shape::blocks, kCount = Shape::keys / 8, kColumns = kWidth / 8;
-  const Place at = place(p, order, false, Shape::rows);
+  const Place at = place(p, order, false, Shape::rows, block_index());
   const Sequence& seq = at.sequence;
   const int query = at.tile * Shape::rows, column = static_cast<int>(block_index_y()) * kWidth;
   if (!at.exists || query >= seq.queries) return;
@@ -288,8 +289,8 @@ void position_biases(const AttentionParams& p, Stream stream) {
 }
 
 void attention(const AttentionParams& p, Stream stream) {
+  if (compute_capability(stream.device) == 90 && fits_sm90(p)) return attention_sm90(p, stream);
   position_biases(p, stream);
-  // A kernel for Hopper goes here: if (fits_sm90(p, stream)) return attention_sm90(p, stream);
   if (p.q.dtype == DType::f32) launch_type<float>(p, stream);
   if (p.q.dtype == DType::bf16) launch_type<bf16>(p, stream);
   if (p.q.dtype == DType::f16) launch_type<f16>(p, stream);

@@ -128,7 +128,7 @@ attention_backward_kernel(AttentionBackwardParams p, Order order) {
   using Shape = Shape<T, kWidth>;
   constexpr int kOthers = Shape::others, kCount = kOthers / 8, kColumns = kWidth / 8;
   const AttentionParams& f = p.forward;
-  const Place at = place(f, order, kByKeys, kRows);
+  const Place at = place(f, order, kByKeys, kRows, block_index());
   const Sequence& seq = at.sequence;
   const int first = at.tile * kRows, column = static_cast<int>(block_index_y()) * kWidth;
   const int own_rows = kByKeys ? seq.keys : seq.queries;

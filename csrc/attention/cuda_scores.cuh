@@ -46,12 +46,13 @@ struct Place {
   bool exists;
 };
 
-/// Of tiles of `rows` queries or, `by_keys`, keys; then heads are those of keys.
-DEVICE Place place(const AttentionParams& p, const Order& order, bool by_keys, int rows) {
+/// The `index`-th of tiles of `rows` queries or, `by_keys`, keys; then heads are those of keys.
+DEVICE Place place(const AttentionParams& p, const Order& order, bool by_keys, int rows,
+                   int64_t index) {
   const int32_t* starts = by_keys ? p.cu_seqlens_k : p.cu_seqlens_q;
   const int64_t total = by_keys ? p.keys : p.queries, per_batch = by_keys ? p.kv_heads : p.heads;
-  const int64_t in_section = order.tiles * order.section, section = block_index() / in_section;
-  const int64_t first = section * order.section, within = block_index() % in_section;
+  const int64_t in_section = order.tiles * order.section, section = index / in_section;
+  const int64_t first = section * order.section, within = index % in_section;
   const int64_t heads = first + order.section > order.heads ? order.heads - first : order.section;
   const int64_t head = first + within % heads, tile = order.tiles - 1 - within / heads;
   if (!starts)

@@ -198,5 +198,9 @@ void set_schedule(const std::string& schedule);
 /// How many blocks are resident at once (a GPU's multiprocessors, for persistent grids); 4 at
 /// first.
 void set_resident_blocks(int blocks);
+int resident_blocks();
+/// The GPU that kernels are chosen for: 80 at first, or 90.
+void set_compute_capability(int capability);
+int compute_capability();
 
 }  // namespace warpformer::emulator

@@ -30,6 +30,7 @@ PYBIND11_MODULE(_emulated, m) {
   });
   m.def("set_schedule", &emulator::set_schedule, py::arg("schedule"));
   m.def("set_resident_blocks", &emulator::set_resident_blocks, py::arg("blocks"));
+  m.def("set_compute_capability", &emulator::set_compute_capability, py::arg("capability"));
   py::module_ kernels = m.def_submodule("kernels");
 
 #define WF_OP(name) bind_##name(m);

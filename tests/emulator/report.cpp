@@ -26,6 +26,7 @@ Schedule& schedule() {
 }
 
 int resident = 4;
+int capability = 80;
 
 std::string show(Grid grid) {
   const std::string x = std::to_string(grid.x);
@@ -104,6 +105,10 @@ void set_resident_blocks(int blocks) {
   if (blocks < 1) throw std::invalid_argument("at least one block must be resident");
   resident = blocks;
 }
+
+int compute_capability() { return capability; }
+
+void set_compute_capability(int value) { capability = value; }
 
 std::string to_string(Where where) {
   const char* file = where.file;

@@ -187,7 +187,6 @@ std::string describe(const Thread& thread);
 [[noreturn]] void report_deadlock(const Block& block);
 [[noreturn]] void report_no_progress();
 Schedule current_schedule();
-int resident_blocks();
 
 // ---- scheduler.cpp
 /// Sleeps, in `op`, until somebody calls wake().

@@ -11,7 +11,7 @@ def test_no_cpu_kernel_answers_for_a_missing_cuda_kernel():
     missing = kernels - set(dir(_emulated))
     assert missing  # roofline's, which measure the CPU
     before = {name: getattr(_C, name) for name in kernels}
-    with _cuda_kernels_for_cpu_tensors("fifo"):
+    with _cuda_kernels_for_cpu_tensors("fifo", 80):
         for name in missing:
             with pytest.raises(NotImplementedError, match=name):
                 getattr(_C, name)()

@@ -26,6 +26,9 @@ struct Grid {
 
 #ifdef WARPFORMER_EMULATED
 
+inline int multiprocessors(int) { return emulator::resident_blocks(); }
+inline int compute_capability(int) { return emulator::compute_capability(); }
+
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Grid grid, int threads,
             size_t shared_bytes, Stream, Arguments&&... arguments) {
@@ -69,6 +72,24 @@ class DeviceGuard {
   int before_ = 0;
   bool changed_ = false;
 };
+
+inline int device_attribute(cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&value, attribute, device);
+  if (error != cudaSuccess)
+    throw std::runtime_error("CUDA device " + std::to_string(device) + ": " +
+                             cudaGetErrorString(error));
+  return value;
+}
+/// Of a device, for grids that stay on it.
+inline int multiprocessors(int device) {
+  return device_attribute(cudaDevAttrMultiProcessorCount, device);
+}
+/// 80, 90: major and minor.
+inline int compute_capability(int device) {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, device) +
+         device_attribute(cudaDevAttrComputeCapabilityMinor, device);
+}
 
 /// What the error alone does not say: which architectures and driver versions are at odds.
 inline std::string explain(cudaError_t error, int device) {

@@ -119,6 +119,10 @@ DEVICE float to_float(f16 x) {
 #endif
 }
 
+DEVICE bool is_finite(float x) { return abs(x) <= __FLT_MAX__; }
+DEVICE bool is_finite(bf16 x) { return (x.bits & 0x7f80) != 0x7f80; }
+DEVICE bool is_finite(f16 x) { return (x.bits & 0x7c00) != 0x7c00; }
+
 /// T is float, bf16 or f16.
 template <class T>
 DEVICE T from_float(float x, WHERE) {

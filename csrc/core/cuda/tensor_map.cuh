@@ -9,12 +9,9 @@
 
 #include "core/cuda/swizzle.cuh"
 
-#ifdef WARPFORMER_EMULATED
-#define GRID_CONSTANT
-#else
+#ifndef WARPFORMER_EMULATED
 #include <cuda.h>
 #include <cuda_runtime_api.h>
-#define GRID_CONSTANT __grid_constant__
 #endif
 
 namespace warpformer::cuda {

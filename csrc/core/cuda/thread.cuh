@@ -11,10 +11,13 @@
 #include "emulator/emulator.h"
 #define DEVICE inline
 #define KERNEL(...) inline void
+#define GRID_CONSTANT
 #else
 #define DEVICE __device__ __forceinline__
 /// KERNEL(threads[, min_blocks]) name(parameters) { ... }
 #define KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
+/// Of a parameter that may be referred to without a copy: `const GRID_CONSTANT Params p`.
+#define GRID_CONSTANT __grid_constant__
 #endif
 
 namespace warpformer::cuda {
