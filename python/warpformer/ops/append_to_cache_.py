@@ -72,7 +72,7 @@ def _append(key, value, key_cache, value_cache, lengths, cu_seqlens, block_table
         dtype = torch.float32 if key_cache.dtype == torch.int8 else key_cache.dtype
         key, unrotated = empty(key.shape, key, dtype), key
         positions = empty(key.shape[:-2], lengths, torch.int32)
-        _C.append_positions(lengths, cu_seqlens, positions)
+        _C.append_positions(lengths, cu_seqlens, positions, executor(unrotated))
         x, out = (
             ((query, unrotated), (rotated, key)) if query is not None else ((unrotated, None), (key, None))
         )

@@ -102,9 +102,12 @@ def _forward(query, key_cache, value_cache, lengths, cu_seqlens_q, *rest):
     *rest, return_lse = rest
     operands, options = rest[:-6], rest[-6:]
     out, lse = _empty_results(query, value_cache, cu_seqlens_q is not None, return_lse)
+    runner = executor(query)
+    size = _C.cached_attention_work(query, value_cache, lengths, operands[0], runner)
+    work = empty(size, query, torch.uint8) if size else None
     _C.cached_attention(
-        *(query, key_cache, value_cache, lengths, cu_seqlens_q, *operands, out, lse),
-        *(*options, executor(query)),
+        *(query, key_cache, value_cache, lengths, cu_seqlens_q, *operands, out, lse, work),
+        *(*options, runner),
     )
     return out, lse
 
