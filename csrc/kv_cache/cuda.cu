@@ -33,13 +33,14 @@ struct NewRow {
   const T* x;
   int64_t step, width;
 
-  DEVICE void copy(const Team& team, DType dtype, void* to) const {
-    by_float(dtype, [&](auto type) {
+  DEVICE void copy(const Team& team, const Heads& cache, Slot slot, int64_t head) const {
+    by_float(cache.dtype, [&](auto type) {
       using To = decltype(type);
+      To* to = at<To>(cache, slot, head);
       for (int64_t i = kChunk * team.index; i < width; i += kChunk * team.size) {
         float values[kChunk];
         read(x, step, i, width, values);
-        To* out = static_cast<To*>(to) + i;
+        To* out = to + i;
         if (i + kChunk <= width && is_vector_row(out, 1)) {
           store_chunk(out, values, Cache::normal, Where::here());
         } else {
@@ -115,7 +116,7 @@ KERNEL(kThreads) append_kernel(AppendParams p, int size) {
     const NewRow<T> row{is_there ? at<const T>(x, from, head) : nullptr, x.stride[3],
                         is_there ? (is_key ? c.width : c.value_width) : 0};
     if (cache.dtype != DType::i8) {
-      if (is_there) row.copy(team, cache.dtype, at<char>(cache, slot, head));
+      if (is_there) row.copy(team, cache, slot, head);
       return;
     }
     const float high = row.highest(team);  // all of a warp together

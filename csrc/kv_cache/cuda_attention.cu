@@ -629,12 +629,12 @@ KERNEL(kMergeThreads)
 merge_kernel(CachedAttentionParams p, int size) {
   const Team team(size);
   const int64_t tokens = p.tokens.count * (p.tokens.cu_seqlens ? 1 : p.cache.batch);
-  if (team.row >= tokens * p.heads) return;
+  const int column = kChunk * team.index;
+  if (team.row >= tokens * p.heads || column >= p.cut.row_floats) return;
   const int64_t token = team.row / p.heads, head = team.row % p.heads;
   const Sequence sequence(p, sequence_of(p.tokens, p.cache.batch, token));
   const int64_t t = token - token_of(p, sequence.queries, 0);
   const Range seen = sequence.visible(p, t);
-  const int column = kChunk * team.index;
   State sum{-kInfinity, sequence.known ? 0.0f : __builtin_nanf("")};
   float o[kChunk] = {};
   if (seen.begin < seen.end) {

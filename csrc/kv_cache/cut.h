@@ -42,7 +42,7 @@ struct Cut {
     const int64_t block_rows = row_tiles * kRows;
     row_blocks = packed ? tokens * group / block_rows + sequences : up(rows, block_rows);
     blocks = (packed ? row_blocks : sequences * row_blocks) * kv_heads;
-    row_floats = up(value_width, 8) * 8;
+    row_floats = at_least_one(up(value_width, 8)) * 8;
     const int64_t results = (packed ? tokens : sequences * tokens) * heads * splits;
     const int64_t bytes = results * (row_floats + 2) * int64_t{sizeof(float)};
     // What results of splits cost grows with the rows of a block, and blocks enough keep the GPU

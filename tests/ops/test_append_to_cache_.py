@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from tests.check import same_bits, threads
+from tests.check import host_reads, same_bits, threads
 from tests.ops.test_cached_attention import paged
 from tests.ops.test_scaled_dot_product_attention import starts
-from warpformer import InputError, ops
+from warpformer import _C, InputError, ops
 
 
 def caches(dtype, batch=3, slots=50, heads=2, width=36):
@@ -176,7 +176,26 @@ def test_any_number_of_threads_and_strides(device, dtype):
         assert all(map(same_bits, result, expected))
 
 
+def test_slots_and_blocks_outside(device):
+    """On a GPU, where the host does not read them, what has no place is not written."""
+    if host_reads(_C.append_to_cache_):
+        return  # test_refused_without_a_write
+    key, value = tokens(18)
+    k, v, *_ = caches(torch.float32)
+    (k2, table), (v2, _) = paged(k, 16), paged(v, 16)
+    ops.append_to_cache_(key, value, k, v, LENGTHS)
+    expected = expected_cache(key[:, :17], torch.zeros_like(k))
+    expected[0, 17], expected[1, 34] = key[0, 17], key[1, 17]
+    assert same_bits(k, expected)
+    table[2, 2] = 99
+    ops.append_to_cache_(key[:, :5], value[:, :5], k2, v2, LENGTHS, block_table=table)
+    assert (k2[paged(k, 16)[1][2, 2]] == 0).all()
+    ops.append_to_cache_(key[0], value[0], k, v, LENGTHS, cu_seqlens=starts([9, -1, 100]))
+
+
 def test_refused_without_a_write(device):
+    if not host_reads(_C.append_to_cache_):
+        return  # test_slots_and_blocks_outside
     key, value = tokens(18)
     k, v, *_ = caches(torch.float32)
     with pytest.raises(
