@@ -7,7 +7,7 @@
 // before it writes them; what one of these has written and another reads is passed on in registers.
 #include "core/cuda/launch.cuh"
 #include "core/cuda/rows.cuh"
-#include "kv_cache/slots.cuh"
+#include "kv_cache/cuda_slots.cuh"
 
 namespace warpformer::cuda {
 namespace {
