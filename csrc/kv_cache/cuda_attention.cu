@@ -22,6 +22,7 @@ namespace warpformer::cuda {
 namespace {
 
 constexpr int kThreads = Cut::kMaxWarps * kWarp, kMergeThreads = 128;
+constexpr int kAtOnce = 8;             // splits whose results are on their way together
 constexpr int kTwoStages = 160 << 10;  // bytes at most; sm_80 has 163 KiB
 
 template <class T, class E>
@@ -72,15 +73,24 @@ merge_kernel(CachedAttentionParams p, int size) {
   const Range seen = sequence.visible(p, t);
   State sum{-kInfinity, sequence.known ? 0.0f : __builtin_nanf("")};
   float o[kChunk] = {};
-  if (seen.begin < seen.end) {
-#pragma unroll 4
-    for (int64_t split = seen.begin / kSplit; split <= (seen.end - 1) / kSplit; ++split) {
-      const Work work(p, token, head, split);
-      float part[kChunk], kept, added;
-      load_chunk(work.o + column, part, Cache::normal, Where::here());
-      merge(sum, load(work.state), kept, added);
+  const int64_t last = seen.begin < seen.end ? (seen.end - 1) / kSplit : -1;
+  for (int64_t first = seen.begin / kSplit; first <= last; first += kAtOnce) {
+    float parts[kAtOnce][kChunk] = {};
+    State states[kAtOnce];
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) o[j] = merged(o[j], part[j], kept, added);
+    for (int i = 0; i < kAtOnce; ++i) {
+      states[i] = {-kInfinity, 0.0f};  // changes nothing
+      if (first + i > last) continue;
+      const Work work(p, token, head, first + i);
+      states[i] = load(work.state);
+      load_chunk(work.o + column, parts[i], Cache::normal, Where::here());
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      float kept, added;
+      merge(sum, states[i], kept, added);
+#pragma unroll
+      for (int j = 0; j < kChunk; ++j) o[j] = merged(o[j], parts[i][j], kept, added);
     }
   }
   float lse;

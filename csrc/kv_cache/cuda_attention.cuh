@@ -59,7 +59,8 @@ class Attention {
   /// after clear_sums().
   DEVICE void run(int begin, int end) {
     const int first = begin / kTile, last = (end + kTile - 1) / kTile;
-    for (int i = 0; i < layout_.stages - 1; ++i) issue(first + i, last, i);
+    next_slot_ = slot_in(first);
+    if (layout_.stages == 2) issue(first, last, 0);
     read_queries();
     clear();
     int stage = 0;
@@ -143,16 +144,20 @@ class Attention {
     return layout_.value_pitch ? keys(stage) + kTile * layout_.key_pitch : keys(stage);
   }
 
-  /// Begins to copy a tile, if it is one before `last`, and its scales. Each lane knows where the
-  /// slot of its number lies.
+  /// Where the slot of this lane's number in a tile lies, if a row of the block sees it.
+  DEVICE Slot slot_in(int tile) {
+    const int number = tile * kTile + lane_index();
+    if (number < begin_ || number >= end_) return {-1, 0};
+    const Slot slot = slot_of(c_, unit_.sequence.index, number);
+    broken_ |= slot.block < 0;
+    return slot;
+  }
+  /// Begins to copy a tile, if it is one before `last`, and its scales. The block of the next one
+  /// is looked up meanwhile.
   DEVICE void issue(int tile, int last, int stage) {
     if (tile < last) {
-      const int number = tile * kTile + lane_index();
-      Slot slot{-1, 0};
-      if (begin_ <= number && number < end_) {
-        slot = slot_of(c_, unit_.sequence.index, number);
-        broken_ |= slot.block < 0;
-      }
+      const Slot slot = next_slot_;
+      if (tile + 1 < last) next_slot_ = slot_in(tile + 1);
       if constexpr (kQuantized) {
         next_k_scale_ = read_scale(c_.k_scales, slot);
         next_v_scale_ = read_scale(c_.v_scales, slot);
@@ -442,6 +447,7 @@ class Attention {
   int all_begin_, all_end_;  // that all of them see
   int row_begin_[2], row_end_[2], own_[2], head_[2];
   int columns_, value_columns_;                      // of the warp's slice
+  Slot next_slot_{-1, 0};                            // in the tile that will be issued next
   float next_k_scale_ = 0.0f, next_v_scale_ = 0.0f;  // of the tile that was issued last
   Products<T, E> products_;
   float high_[2], total_[2];

@@ -442,6 +442,15 @@ def test_lengths_and_blocks_outside(device):
             ops.cached_attention(q, k, v, lengths, block_table=table)
 
 
+def test_wider_than_on_a_gpu(device):
+    inputs = operands([3], 3, width=641)
+    if host_reads(_C.cached_attention):
+        assert relative_error(ops.cached_attention(*inputs), reference(*inputs)[0]) < BOUND[torch.float32]
+        return
+    with pytest.raises(InputError, match=r"^cached_attention: .* query = f32\[1,1,8,641\]"):
+        ops.cached_attention(*inputs)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_registration(packed):
     q, k, v, lengths = operands([30, 8], 40, 5)
