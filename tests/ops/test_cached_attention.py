@@ -374,7 +374,9 @@ def test_heads_before_slots(device, dtype):
 @pytest.mark.parametrize(("queries", "heads"), [(1, 16), (3, 16), (1, 128)])
 def test_latent(request, device, dtype, queries, heads):
     """DeepSeek's latent attention: one head of keys for all, whose first columns are the values."""
-    q, k, _, lengths = operands([300 if is_emulated(request) else 700, 257], 700, queries, heads, 1, 576, dtype=dtype)
+    q, k, _, lengths = operands(
+        [300 if is_emulated(request) else 700, 257], 700, queries, heads, 1, 576, dtype=dtype
+    )
     inputs = (q, k, k[..., :512], lengths)
     out, lse = ops.cached_attention(*inputs, return_lse=True)
     expected, sums = reference(*inputs)

@@ -78,10 +78,10 @@ def cached_attention(
     split every 256, and the parts merged in order: a sequence gives the same bits alone and in any batch,
     paged or not, packed or not. Products with a bfloat16 cache are of bfloat16 where the CPU has instructions
     for it (the weights are then rounded to bfloat16), of float32 elsewhere; on a GPU those of bfloat16 and
-    float16 queries are of their dtype. Nothing waits for the GPU, and a CUDA graph can hold the call: it reads
-    lengths and blocks when it runs. Many query heads may share a head
-    that is both key and value, `value_cache` being `key_cache[..., :Dv]` (DeepSeek's latent attention): the
-    cache is then read once for every 64 of them. Forward only.
+    float16 queries are of their dtype. Nothing waits for the GPU, and a CUDA graph can hold the call, which
+    reads lengths and blocks when it runs. Many query heads may share a head that is both key and value,
+    `value_cache` being `key_cache[..., :Dv]` (DeepSeek's latent attention): the
+    cache is then read once for every 64 of them (on a GPU, 16). Forward only.
 
     Source: Dao et al., "Flash-Decoding for long-context inference"; Kwon et al., "Efficient Memory
     Management for Large Language Model Serving with PagedAttention"; Raffel et al., "Exploring the Limits of
