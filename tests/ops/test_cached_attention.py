@@ -141,8 +141,8 @@ OPTIONS = {
     + [("all", 5, True), ("both sides", 5, True)],
 )
 def test_options(device, dtype, options, queries, int8):
-    options = OPTIONS[options]
     q, k, v, lengths = operands([613, 3, 300], 640, queries, dtype=dtype)
+    options = {n: t.to(q.device) if isinstance(t, torch.Tensor) else t for n, t in OPTIONS[options].items()}
     caches, scales, exact = as_int8(k, v, lengths) if int8 else ((k, v), {}, (k, v))
     ours = {("alibi_slopes" if name == "slopes" else name): value for name, value in options.items()}
     out, lse = ops.cached_attention(q, *caches, lengths, **scales, **ours, return_lse=True)
