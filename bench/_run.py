@@ -27,10 +27,7 @@ PEERS_AT = {
 }
 TOOLS = ("roofline", "linear_sweep", "model_memory", "decode_step")
 CPU_ONLY = (
-    "append_to_cache_",
-    "cached_attention",
     "causal_lm",
-    "copy_blocks_",
     "encoder",
     "engine",
     "linear",

@@ -1,14 +1,22 @@
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from warpformer import ops
+from warpformer.bench import roofline
 
-HEADS, KV_HEADS, SLOTS, WIDTH = 32, 8, 4096, 128
+HEADS, KV_HEADS, WIDTH = 32, 8, 128
+SLOTS = 8192 if roofline.on_gpu() else 4096
+SIZE = f", S {SLOTS}" if roofline.on_gpu() else ""
+BATCHES = (1, 16) if roofline.on_gpu() else (1, 4)
+BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", BATCHES)
 def bench_decode(compare, batch, dtype):
     lengths = torch.full((batch,), SLOTS, dtype=torch.int32)
 
@@ -20,18 +28,52 @@ def bench_decode(compare, batch, dtype):
         return ops.cached_attention(q, k, v, lengths)
 
     compare(
-        f"B {batch}",
+        f"B {batch}{SIZE}",
         dtype=dtype,
         inputs=inputs,
         ours=ours,
-        peers={"torch": by_torch},
+        peers={"torch": by_torch, **backends(*inputs())},
         moved=2 * batch * SLOTS * KV_HEADS * WIDTH * dtype.itemsize,
         flops=4 * batch * HEADS * SLOTS * WIDTH,
         memory="read",
     )
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("block_size", [16, 256])
+@pytest.mark.parametrize("batch", BATCHES[1:])
+def bench_paged_decode(compare, batch, block_size):
+    """Beside our own decode of the same cache, not paged."""
+    dtype = torch.bfloat16
+    lengths = torch.full((batch,), SLOTS, dtype=torch.int32)
+    blocks = batch * SLOTS // block_size
+    table = torch.randperm(blocks).view(batch, -1).int()
+
+    def inputs():
+        query = torch.randn(batch, 1, HEADS, WIDTH, dtype=dtype)
+        whole = torch.randn(2, batch, SLOTS, KV_HEADS, WIDTH, dtype=dtype)
+        paged = torch.empty(2, blocks, block_size, KV_HEADS, WIDTH, dtype=dtype)
+        paged[:, table.flatten().long()] = whole.view_as(paged)
+        return query, *paged, *whole
+
+    def ours(q, k, v, *_):
+        return ops.cached_attention(q, k, v, lengths, block_table=table)
+
+    def not_paged(q, paged_k, paged_v, k, v):
+        return ops.cached_attention(q, k, v, lengths)
+
+    compare(
+        f"B {batch}{SIZE}, blocks of {block_size}",
+        dtype=dtype,
+        inputs=inputs,
+        ours=ours,
+        peers={"not paged": not_paged},
+        moved=2 * batch * SLOTS * KV_HEADS * WIDTH * dtype.itemsize,
+        flops=4 * batch * HEADS * SLOTS * WIDTH,
+        memory="read",
+    )
+
+
+@pytest.mark.parametrize("batch", BATCHES)
 def bench_int8_decode(compare, batch):
     """Beside our own decode of the same cache in bfloat16."""
     lengths = torch.full((batch,), SLOTS, dtype=torch.int32)
@@ -49,7 +91,7 @@ def bench_int8_decode(compare, batch):
         return ops.cached_attention(q, k_wide, v_wide, lengths)
 
     compare(
-        f"B {batch} int8",
+        f"B {batch}{SIZE} int8",
         dtype=torch.bfloat16,
         inputs=inputs,
         ours=ours,
@@ -79,6 +121,24 @@ def bench_latent_decode(compare, heads, dtype):
         flops=2 * heads * SLOTS * (576 + 512),
         memory="read",
     )
+
+
+def backends(*inputs):
+    """torch by each of its kernels that takes these inputs; only a GPU has several."""
+    found = {}
+    for name, backend in BACKENDS.items() if roofline.on_gpu() else ():
+        function = functools.partial(by_backend, backend)
+        try:
+            function(*inputs)
+        except RuntimeError:
+            continue
+        found[name] = function
+    return found
+
+
+def by_backend(backend, *inputs):
+    with sdpa_kernel(backend):
+        return by_torch(*inputs)
 
 
 def by_torch(q, k, v):

@@ -108,7 +108,8 @@ def binding(moved, flops, compute, threads, memory=None):
     """(limit, work): what keeps a kernel that moves `moved` bytes and computes `flops` from being faster,
     and which of the two numbers that limit is the rate of. `compute` is the limit of the operations, "f32"
     where the ISA in use lacks it; `memory` is that of the bytes, the faster one if None."""
-    memory = memory or max(MEMORY, key=lambda limit: best_rate(limit, threads))
+    if memory is None or not best_rate(memory, threads):  # a GPU has no limit of reading alone
+        memory = max(MEMORY, key=lambda limit: best_rate(limit, threads))
     compute = compute if best_rate(compute, threads) else "f32"
     if moved / best_rate(memory, threads) >= flops / best_rate(compute, threads):
         return memory, moved

@@ -60,7 +60,7 @@ void append_token(const Heads& x, Slot token, const Heads& cache, const Heads& s
 }  // namespace
 
 void append_to_cache_(const AppendParams& p, int threads) {
-  const Cache& c = p.cache;
+  const KvCache& c = p.cache;
   const int64_t grain = 1 + kGrain / (c.kv_heads * (c.width + c.value_width) + 1);
   const int64_t all = p.tokens.count * (p.tokens.cu_seqlens ? 1 : c.batch);
   parallel_for(all, grain, threads, [&](int, int64_t begin, int64_t end) {
@@ -75,6 +75,13 @@ void append_to_cache_(const AppendParams& p, int threads) {
       before += part.count;
     }
   });
+}
+
+void append_positions(const AppendPositionsParams& p, int) {
+  int32_t* to = p.positions;
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t i = 0; i < part_of(p.tokens, b).count; ++i)
+      *to++ = static_cast<int32_t>(p.lengths[b] + i);
 }
 
 void copy_blocks_(const CopyBlocksParams& p, int threads) {

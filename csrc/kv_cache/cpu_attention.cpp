@@ -306,7 +306,7 @@ class Unit {
   }
 
   const CachedAttentionParams& p_;
-  const Cache& c_;
+  const KvCache& c_;
   const Items& items_;
   const Distances& distances_;
   int64_t query_size_;

@@ -42,15 +42,17 @@
 #include "core/heads.h"
 #include "core/isa_list.h"
 #include "core/position_bias.h"
+#include "kv_cache/cut.h"
 
 namespace warpformer {
 
-struct Cache {
+struct KvCache {
   // [batch or block, token, head, column]; scales have no columns
   Heads k, v, k_scales, v_scales;        // scales without data where the cache is not int8
   const int32_t* lengths;                // [B]
   const int32_t* block_table = nullptr;  // [B, max_blocks]; null where the cache is not paged
   int64_t max_blocks, block_size;        // not paged: block_size is S
+  int64_t blocks;                        // that there are; not paged: B
   int64_t batch, kv_heads, width, value_width;
 };
 
@@ -61,7 +63,7 @@ struct Tokens {
 };
 
 struct CachedAttentionParams {
-  Cache cache;
+  KvCache cache;
   Tokens tokens;
   Heads q, out;  // [batch, token, head, column]; packed: of one batch
   float* lse = nullptr;
@@ -72,22 +74,35 @@ struct CachedAttentionParams {
   float scale;
   float softcap;        // 0: none
   int64_t left, right;  // slots seen before and after the query's own
+  // Of the GPU alone:
+  Cut cut;
+  float* work;
+  float position_octaves;  // core/cuda/position_bias.cuh
 };
-DECLARE_CPU_KERNEL(cached_attention, CachedAttentionParams)
+DECLARE_KERNEL(cached_attention, CachedAttentionParams)
 
 struct AppendParams {
-  Cache cache;
+  KvCache cache;
   Tokens tokens;
   Heads k, v;
 };
-DECLARE_CPU_KERNEL(append_to_cache_, AppendParams)
+DECLARE_KERNEL(append_to_cache_, AppendParams)
+
+struct AppendPositionsParams {
+  Tokens tokens;
+  const int32_t* lengths;
+  int64_t batch;
+  int32_t* positions;  // of every token
+};
+DECLARE_KERNEL(append_positions, AppendPositionsParams)
 
 struct CopyBlocksParams {
   char* data;
   int64_t block, bytes;  // of a block, and of those to copy
+  int64_t blocks;        // that there are
   const int64_t *old_blocks, *new_blocks;
   int64_t copies;
 };
-DECLARE_CPU_KERNEL(copy_blocks_, CopyBlocksParams)
+DECLARE_KERNEL(copy_blocks_, CopyBlocksParams)
 
 }  // namespace warpformer

@@ -10,7 +10,7 @@ struct Slot {
   int64_t block, offset;
 };
 
-inline Slot slot_of(const Cache& cache, int64_t batch, int64_t slot) {
+inline Slot slot_of(const KvCache& cache, int64_t batch, int64_t slot) {
   if (!cache.block_table) return {batch, slot};
   return {cache.block_table[batch * cache.max_blocks + slot / cache.block_size],
           slot % cache.block_size};

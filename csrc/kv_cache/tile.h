@@ -24,7 +24,7 @@ struct Span {
 /// Fetches spans, one after the other, in runs of what is contiguous.
 class Fetcher {
  public:
-  explicit Fetcher(const Cache& cache) : cache_(cache) {}
+  explicit Fetcher(const KvCache& cache) : cache_(cache) {}
 
   /// At most three spans are not yet at their end.
   void append(const Span& span) {
@@ -70,7 +70,7 @@ class Fetcher {
     slot_ = spans_[0].slots.begin;
   }
 
-  const Cache& cache_;
+  const KvCache& cache_;
   Span spans_[3];
   int count_ = 0;
   int64_t head_ = 0, slot_ = 0;  // where the next run begins

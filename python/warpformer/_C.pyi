@@ -16,6 +16,7 @@ __all__: list[str] = [
     "append_to_cache_",
     "best_isa",
     "cached_attention",
+    "cached_attention_work",
     "copy_blocks_",
     "cross_entropy",
     "cross_entropy_backward",
@@ -88,6 +89,7 @@ def append_positions(
     lengths: torch.Tensor | numpy.ndarray,
     cu_seqlens: torch.Tensor | numpy.ndarray | None,
     positions: torch.Tensor | numpy.ndarray,
+    executor: int,
 ) -> None: ...
 def append_to_cache_(
     key: torch.Tensor | numpy.ndarray,
@@ -116,6 +118,7 @@ def cached_attention(
     position_bias: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     lse: torch.Tensor | numpy.ndarray | None,
+    work: torch.Tensor | numpy.ndarray | None,
     scale: float,
     softcap: float,
     left: int,
@@ -124,6 +127,13 @@ def cached_attention(
     position_max_distance: int,
     executor: int,
 ) -> None: ...
+def cached_attention_work(
+    query: torch.Tensor | numpy.ndarray,
+    value_cache: torch.Tensor | numpy.ndarray,
+    lengths: torch.Tensor | numpy.ndarray,
+    block_table: torch.Tensor | numpy.ndarray | None,
+    executor: int,
+) -> int: ...
 def copy_blocks_(
     cache: torch.Tensor | numpy.ndarray,
     old_blocks: torch.Tensor | numpy.ndarray,

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from tests.check import relative_error, same_bits, threads
+from tests.check import host_reads, relative_error, same_bits, threads
 from tests.ops.test_position_bias import biases, buckets_of
 from tests.ops.test_scaled_dot_product_attention import starts
-from warpformer import InputError, ops
+from warpformer import _C, InputError, ops
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 5e-4}
 BOUND_INT8 = {torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 5e-4}
@@ -78,6 +78,11 @@ def as_int8(k, v, lengths):
     return (k, v), {"key_scales": key_scales, "value_scales": value_scales}, exact
 
 
+def is_emulated(request):
+    """Then a test is of fewer or shorter sequences."""
+    return request.node.callspec.params["device"] == "emulated"
+
+
 SHAPES = [(1, 128), (1, 33), (3, 64), (3, 80), (16, 33), (17, 80)]  # queries, width
 
 
@@ -136,8 +141,8 @@ OPTIONS = {
     + [("all", 5, True), ("both sides", 5, True)],
 )
 def test_options(device, dtype, options, queries, int8):
-    options = OPTIONS[options]
     q, k, v, lengths = operands([613, 3, 300], 640, queries, dtype=dtype)
+    options = {n: t.to(q.device) if isinstance(t, torch.Tensor) else t for n, t in OPTIONS[options].items()}
     caches, scales, exact = as_int8(k, v, lengths) if int8 else ((k, v), {}, (k, v))
     ours = {("alibi_slopes" if name == "slopes" else name): value for name, value in options.items()}
     out, lse = ops.cached_attention(q, *caches, lengths, **scales, **ours, return_lse=True)
@@ -150,11 +155,12 @@ def test_options(device, dtype, options, queries, int8):
 @pytest.mark.parametrize(
     ("buckets", "bidirectional", "max_distance"), [(32, True, 128), (32, False, 128), (5, True, 900)]
 )
-def test_buckets(device, buckets, bidirectional, max_distance):
+def test_buckets(request, device, buckets, bidirectional, max_distance):
     """Of every distance: in sequence b all but slot b is nothing beside it, so that lse shows its bias."""
     slots = 150
-    k = torch.eye(slots)[:, :, None, None] * 4096
-    q, lengths = torch.ones(slots, slots, 1, 1), torch.full((slots,), slots, dtype=torch.int32)
+    sequences = torch.arange(0, slots, 13 if is_emulated(request) else 1)
+    k = torch.eye(slots)[sequences, :, None, None] * 4096
+    q, lengths = torch.ones(len(k), slots, 1, 1), torch.full((len(k),), slots, dtype=torch.int32)
     _, lse = ops.cached_attention(
         *(q, k, k, lengths),
         position_bias=torch.arange(buckets, dtype=torch.float32)[:, None],
@@ -163,13 +169,15 @@ def test_buckets(device, buckets, bidirectional, max_distance):
         is_causal=False,
         return_lse=True,
     )
-    distance = torch.arange(slots)[:, None] - torch.arange(slots)
+    distance = sequences[:, None] - torch.arange(slots)
     assert torch.equal(lse[:, 0] - 4096, buckets_of(distance, buckets, bidirectional, max_distance).float())
 
 
 @pytest.mark.parametrize("queries", [1, 5, 130])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_position_bias_as_in_scaled_dot_product_attention(device, queries, is_causal):
+    if not host_reads(_C.cached_attention):
+        pytest.skip("scaled_dot_product_attention has no kernel there")
     q, k, v, lengths = operands([300], 300, queries)
     options = {
         "is_causal": is_causal,
@@ -247,9 +255,9 @@ def test_packed(device, dtype, name, int8, is_paged):
     assert same_bits(lse, torch.cat([sums[0] for _, sums in alone], -1))
 
 
-def test_packed_for_any_threads(device):
-    counts, lengths = RAGGED["mixed"]
-    q, k, v, sizes = operands(lengths, 620, 300)
+def test_packed_for_any_threads(request, device):
+    counts, lengths = RAGGED["decode" if is_emulated(request) else "mixed"]
+    q, k, v, sizes = operands(lengths, 620, max(counts))
     q = torch.cat([q[b, :count] for b, count in enumerate(counts)])
     found = []
     for count in (1, 2, 5):
@@ -364,9 +372,11 @@ def test_heads_before_slots(device, dtype):
 
 
 @pytest.mark.parametrize(("queries", "heads"), [(1, 16), (3, 16), (1, 128)])
-def test_latent(device, dtype, queries, heads):
+def test_latent(request, device, dtype, queries, heads):
     """DeepSeek's latent attention: one head of keys for all, whose first columns are the values."""
-    q, k, _, lengths = operands([700, 257], 700, queries, heads, 1, 576, dtype=dtype)
+    q, k, _, lengths = operands(
+        [300 if is_emulated(request) else 700, 257], 700, queries, heads, 1, 576, dtype=dtype
+    )
     inputs = (q, k, k[..., :512], lengths)
     out, lse = ops.cached_attention(*inputs, return_lse=True)
     expected, sums = reference(*inputs)
@@ -386,8 +396,43 @@ def test_many_sequences_at_once(device):
     assert same_bits(out[:69], v[:, :1].repeat_interleave(8, 2).expand(69, -1, -1, -1))
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_many_short_sequences(device, dtype, int8):
+    """So many that a block of a GPU takes all splits of one: the bits of those that are long, alone."""
+    batch, longest = 520, 600
+    q, k, v, length = operands([longest], longest, heads=16, kv_heads=8, dtype=dtype)
+    (k, v), scales, _ = as_int8(k, v, length) if int8 else ((k, v), {}, None)
+    lengths = torch.arange(batch, dtype=torch.int32) % 3
+    lengths[[7, batch - 1]] = longest
+    many = [t.expand(batch, *t.shape[1:]) for t in (q, k, v)]
+    many_scales = {name: t.expand(batch, *t.shape[1:]) for name, t in scales.items()}
+    out, lse = ops.cached_attention(*many, lengths, **many_scales, sinks=torch.ones(16), return_lse=True)
+    alone, alone_lse = ops.cached_attention(
+        *(q, k, v, length), **scales, sinks=torch.ones(16), return_lse=True
+    )
+    for b in (7, batch - 1):
+        assert same_bits(out[b], alone[0])
+        assert same_bits(lse[b], alone_lse[0])
+    assert (out[lengths == 0] == 0).all()
+    assert lse[lengths == 0].isneginf().all()
+    assert out[lengths > 0].isfinite().all()
+
+
 def test_lengths_and_blocks_outside(device):
+    """Refused; on a GPU, where the host does not read them, the sequence is NaN and no other."""
     q, k, v, lengths = operands([5, 6], 6)
+    if not host_reads(_C.cached_attention):
+        expected = ops.cached_attention(q, k, v, lengths)
+        for wrong in (7, -1, 1 << 30):
+            out = ops.cached_attention(q, k, v, lengths.new_tensor([5, wrong]))
+            assert same_bits(out[0], expected[0])
+            assert out[1].isnan().all()
+        for wrong in (2, -1, 1 << 30):
+            table = torch.tensor([[0], [wrong]], dtype=torch.int32)
+            out = ops.cached_attention(q, k, v, lengths, block_table=table)
+            assert same_bits(out[0], expected[0])
+            assert out[1].isnan().all()
+        return
     for wrong in (7, -1):
         with pytest.raises(
             InputError, match=rf"^cached_attention: .* length = {wrong}, .*lengths = i32\[2\]"
@@ -397,6 +442,15 @@ def test_lengths_and_blocks_outside(device):
         table = torch.tensor([[0], [wrong]], dtype=torch.int32)
         with pytest.raises(InputError, match=rf"^cached_attention: .* block = {wrong}, block_table = i32"):
             ops.cached_attention(q, k, v, lengths, block_table=table)
+
+
+def test_wider_than_on_a_gpu(device):
+    inputs = operands([3], 3, width=641)
+    if host_reads(_C.cached_attention):
+        assert relative_error(ops.cached_attention(*inputs), reference(*inputs)[0]) < BOUND[torch.float32]
+        return
+    with pytest.raises(InputError, match=r"^cached_attention: .* query = f32\[1,1,8,641\]"):
+        ops.cached_attention(*inputs)
 
 
 @pytest.mark.parametrize("packed", [False, True])

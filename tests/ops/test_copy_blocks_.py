@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tests.check import same_bits, threads
-from warpformer import ops
+from tests.check import host_reads, same_bits, threads
+from warpformer import _C, ops
 
 SHAPES = [(9, 6, 2, 36), (9, 6, 2), (9, 1, 1), (9, 32, 8, 64)]  # of caches, and of scales
 
@@ -32,6 +32,17 @@ def test_values(device, shape, kind):
 
 def test_one_after_the_other(device):
     check(torch.randn(5, 4, 3), [0, 1, 2, 4], [1, 2, 2, 0], 3)
+
+
+def test_chains_and_blocks_outside(device):
+    """More copies than a GPU has on their way at once, each of what the last one wrote."""
+    order = torch.randperm(30).tolist()
+    check(torch.randn(30, 4, 4), order[:-1], order[1:], 3)
+    if not host_reads(_C.copy_blocks_):
+        cache = torch.randn(5, 4, 4)
+        expected = copied(cache, torch.tensor([1]), torch.tensor([3]), 4)
+        ops.copy_blocks_(cache, torch.tensor([5, 1, -1, 0]), torch.tensor([0, 3, 2, 1 << 40]), 4)
+        assert same_bits(cache, expected)
 
 
 def test_none(device):

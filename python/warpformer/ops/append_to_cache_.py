@@ -47,8 +47,9 @@ def append_to_cache_(
         The rotated query, the shape and dtype of `query`; None without `query`.
 
     Raises:
-        InputError: shapes, dtypes or devices do not fit; a slot, a block or (on the CPU) a row of the
-            tables is not there; cu_seqlens does not rise from 0 to N. Nothing is written then.
+        InputError: shapes, dtypes or devices do not fit; on the CPU a slot, a block or a row of the tables is
+            not there, or cu_seqlens does not rise from 0 to N. Nothing is written then. On a GPU, where the
+            host does not read them, a token without a slot is left out.
         TypeError: an argument is not a tensor.
 
     An op of torch.library that mutates the caches and scales; it has no gradient. Source:
@@ -72,7 +73,7 @@ def _append(key, value, key_cache, value_cache, lengths, cu_seqlens, block_table
         dtype = torch.float32 if key_cache.dtype == torch.int8 else key_cache.dtype
         key, unrotated = empty(key.shape, key, dtype), key
         positions = empty(key.shape[:-2], lengths, torch.int32)
-        _C.append_positions(lengths, cu_seqlens, positions)
+        _C.append_positions(lengths, cu_seqlens, positions, executor(unrotated))
         x, out = (
             ((query, unrotated), (rotated, key)) if query is not None else ((unrotated, None), (key, None))
         )

@@ -69,16 +69,19 @@ def cached_attention(
         see never reaches it, NaN included.
 
     Raises:
-        InputError: shapes, dtypes or devices do not fit; a length exceeds the slots; a block is not there;
-            cu_seqlens_q does not rise from 0 to N.
+        InputError: shapes, dtypes or devices do not fit; on a GPU D or Dv exceeds 640; on the CPU a length
+            exceeds the slots, a block is not there, cu_seqlens_q does not rise from 0 to N. On a GPU, where
+            the host does not read them, a sequence whose length or blocks are not there gives NaN.
         TypeError: an argument is not a tensor.
 
     int8 is attended as it is: no copy of the cache in another dtype is made. Sums are float32; slots are
     split every 256, and the parts merged in order: a sequence gives the same bits alone and in any batch,
     paged or not, packed or not. Products with a bfloat16 cache are of bfloat16 where the CPU has instructions
-    for it (the weights are then rounded to bfloat16), of float32 elsewhere. Many query heads may share a head
-    that is both key and value, `value_cache` being `key_cache[..., :Dv]` (DeepSeek's latent attention): the
-    cache is then read once for every 64 of them. Forward only.
+    for it (the weights are then rounded to bfloat16), of float32 elsewhere; on a GPU those of bfloat16 and
+    float16 queries are of their dtype. Nothing waits for the GPU, and a CUDA graph can hold the call, which
+    reads lengths and blocks when it runs. Many query heads may share a head that is both key and value,
+    `value_cache` being `key_cache[..., :Dv]` (DeepSeek's latent attention): the
+    cache is then read once for every 64 of them (on a GPU, 16). Forward only.
 
     Source: Dao et al., "Flash-Decoding for long-context inference"; Kwon et al., "Efficient Memory
     Management for Large Language Model Serving with PagedAttention"; Raffel et al., "Exploring the Limits of
@@ -102,9 +105,12 @@ def _forward(query, key_cache, value_cache, lengths, cu_seqlens_q, *rest):
     *rest, return_lse = rest
     operands, options = rest[:-6], rest[-6:]
     out, lse = _empty_results(query, value_cache, cu_seqlens_q is not None, return_lse)
+    runner = executor(query)
+    size = _C.cached_attention_work(query, value_cache, lengths, operands[0], runner)
+    work = empty(size, query, torch.uint8) if size else None
     _C.cached_attention(
-        *(query, key_cache, value_cache, lengths, cu_seqlens_q, *operands, out, lse),
-        *(*options, executor(query)),
+        *(query, key_cache, value_cache, lengths, cu_seqlens_q, *operands, out, lse, work),
+        *(*options, runner),
     )
     return out, lse
 

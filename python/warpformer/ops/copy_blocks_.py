@@ -20,8 +20,8 @@ def copy_blocks_(cache: Tensor, old_blocks: Tensor, new_blocks: Tensor, count: i
         Nothing.
 
     Raises:
-        InputError: shapes or dtypes do not fit, `cache` is not contiguous, a block or slot is not there.
-            Nothing is written then.
+        InputError: shapes or dtypes do not fit, `cache` is not contiguous, a slot or (on the CPU) a block is
+            not there. Nothing is written then. A GPU leaves out copies of and to blocks that are not there.
         TypeError: an argument is not a tensor.
 
     An op of torch.library that mutates the cache; it has no gradient. Source: Kwon et al., "Efficient Memory
