@@ -237,10 +237,15 @@ def _linear(input, data, bias, residual, out_features, format, group_size, zero_
     if out_features < 0:
         raise _C.InputError(f"linear: out_features = {out_features} is negative")
     out = _empty_product(input, out_features // (2 if gated else 1))
-    _C.linear(
-        input, data, bias, residual, out, format, group_size, zero_points, gated, activation, executor(input)
-    )
+    layout = (format, group_size, zero_points, gated, activation)
+    _C.linear(input, data, bias, residual, out, *layout, _workspace(input, format), executor(input))
     return out
+
+
+def _workspace(input, format):
+    """What a CUDA kernel needs beside."""
+    size = _C.linear_workspace(input, format, executor(input))
+    return empty((size,), input, torch.uint8) if size else None
 
 
 def _empty_product(input, out_features):
