@@ -176,15 +176,18 @@ class Warp {
     const int64_t first = weight_.groups ? int64_t{tile} * kDepth / weight_.group : 0;
     if (weight_.groups && lane < kPanels * groups * 2) {
       const int at = lane / 2, i = at / groups;
-      copy_async16(to + w_.stage.scales + ((warp_ * kPanels * groups + at) * 2 + lane % 2) * 16,
-                   panel_[i] + weight_.scales + group_at(first + at % groups) * 32 + lane % 2 * 16);
+      copy_async16(
+          to + w_.stage.scales + ((warp_ * kPanels * groups + at) * 2 + lane % 2) * 16,
+          dynamic_panel(i) + weight_.scales + group_at(first + at % groups) * 32 + lane % 2 * 16);
     }
     if (weight_.zeros && lane < kPanels * groups) {
       const int i = lane / groups;
       copy_async16(to + w_.stage.zeros + (warp_ * kPanels * groups + lane) * 16,
-                   panel_[i] + weight_.zeros + group_at(first + lane % groups) * 16);
+                   dynamic_panel(i) + weight_.zeros + group_at(first + lane % groups) * 16);
     }
   }
+  /// By comparison: an index that is not constant would keep this struct out of registers.
+  DEVICE const uint8_t* dynamic_panel(int i) const { return i == 0 ? panel_[0] : panel_[1]; }
   /// The last group again past the end.
   DEVICE int64_t group_at(int64_t g) const {
     return g < weight_.groups || g == 0 ? g : weight_.groups - 1;
