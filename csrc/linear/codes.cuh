@@ -71,22 +71,28 @@ DEVICE void from_int8(const uint32_t (&words)[2], uint32_t (&a)[4]) {
   }
 }
 
-// A byte of two codes of nf4 is looked up in a table of pairs. Each lane has one of its own, in its
-// bank of shared memory, so that lookups do not wait for each other.
-constexpr int kTableBytes = 256 * kWarp * 4;
+// A byte of two codes of nf4 is looked up in a table of pairs. Lanes 0 .. 15 each have one of their
+// own, shared with lanes 16 .. 31, so that few lookups wait for the same bank of shared memory.
+// What bf16 rounds off the values is a second table.
+constexpr int kTables = 16, kTableBytes = 256 * kTables * 4;
 
 template <class T>
-DEVICE void fill_table(const float (&values)[16], Shared<uint32_t> table) {
-  for (int i = thread_index(); i < 256 * kWarp; i += block_threads()) {
-    const int byte = i / kWarp;
-    table.store(i, pack2<T>(values[byte % 16], values[byte / 16]));
+DEVICE void fill_table(const float (&values)[16], bool low, Shared<uint32_t> table) {
+  for (int i = thread_index(); i < 256 * kTables; i += block_threads()) {
+    const int byte = i / kTables;
+    float even = values[byte % 16], odd = values[byte / 16];
+    if (low) {
+      even -= to_float(from_float<T>(even));
+      odd -= to_float(from_float<T>(odd));
+    }
+    table.store(i, pack2<T>(even, odd));
   }
 }
 DEVICE void from_nf4(uint32_t word, Shared<uint32_t> table, uint32_t (&a)[4]) {
-  const int lane = lane_index();
+  const int lane = lane_index() % kTables;
 #pragma unroll
   for (int r = 0; r < 4; ++r)
-    a[r] = table.load(static_cast<int>(word >> 8 * r & 255) * kWarp + lane);
+    a[r] = table.load(static_cast<int>(word >> 8 * r & 255) * kTables + lane);
 }
 
 }  // namespace warpformer::cuda

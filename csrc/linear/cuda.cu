@@ -31,6 +31,7 @@ namespace {
 constexpr int kChains = 8, kStages = 4;
 constexpr int kPanels = 2;           // of a warp
 constexpr int kFew = 2, kMany = 8;   // tiles of 8 tokens: at most of few, of many
+constexpr int kFewTokens = 32;       // that one block, or two, take 16 at a time
 constexpr int kManyWarps = 4;        // of the team of many tokens
 constexpr int64_t kWideBlocks = 96;  // of blocks of two warps a team, to be worth having
 constexpr int kSmallestGroup = 32;
@@ -64,9 +65,13 @@ struct Product {
 template <Format kFormat>
 constexpr int kFragments = is_4_bit(kFormat) ? 4 : 2;  // of a tile, m16n8k16
 
-template <Format kFormat, class T, int kTiles>
+/// X is float only where W, too, has to be the sum of two parts.
+template <Format kFormat, class X, int kTiles>
 class Warp {
  public:
+  using T = std::conditional_t<std::is_same_v<X, float>, bf16, X>;
+  static constexpr int kParts = std::is_same_v<X, float> ? 2 : 1;
+  static constexpr int kTablesBytes = kFormat == Format::nf4 ? kParts * kTableBytes : 0;
   static constexpr int kDepth = 16 * kFragments<kFormat>, kPairs = kFragments<kFormat> / 2;
   static constexpr int kTokens = 8 * kTiles, kXRow = kDepth * 2, kXChunks = kXRow / 16;
   static constexpr Swizzle kSwizzle = static_cast<Swizzle>(kXRow);
@@ -205,20 +210,24 @@ class Warp {
     for (int pair = 0; pair < kPairs; ++pair) {
       const int group = w_.groups_of_tile > 1 ? pair : 0;
       if (weight_.zeros && (pair == 0 || w_.groups_of_tile > 1)) read_zeros(stage, group);
-      uint32_t a[2][kPanels][4];
-#pragma unroll
-      for (int f = 0; f < 2; ++f)
-#pragma unroll
-        for (int i = 0; i < kPanels; ++i) dequantize(codes[i], 2 * pair + f, zeros_[i], a[f][i]);
       const Shared<T> x = (stage + w_.stage.x + x_offset_[pair]).template as<T>();
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        uint32_t b[2][2];
-        ldmatrix(b, x + t * 8 * kDepth);
+      for (int part = 0; part < kParts; ++part) {
+        uint32_t a[2][kPanels][4];
 #pragma unroll
         for (int f = 0; f < 2; ++f)
 #pragma unroll
-          for (int i = 0; i < kPanels; ++i) mma_m16n8k16<T>(part_[i][t], a[f][i], b[f]);
+          for (int i = 0; i < kPanels; ++i)
+            dequantize(codes[i], 2 * pair + f, part, zeros_[i], a[f][i]);
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) {
+          uint32_t b[2][2];
+          ldmatrix(b, x + t * 8 * kDepth);
+#pragma unroll
+          for (int f = 0; f < 2; ++f)
+#pragma unroll
+            for (int i = 0; i < kPanels; ++i) mma_m16n8k16<T>(part_[i][t], a[f][i], b[f]);
+        }
       }
       const bool end = (tile * kPairs + pair + 1) % w_.group_pairs == 0;
       if (end || (last && pair == kPairs - 1)) end_group(stage, group);
@@ -237,12 +246,12 @@ class Warp {
     }
   }
 
-  DEVICE void dequantize(const Vector<uint32_t>& codes, int fragment, const uint32_t (&zeros)[2],
-                         uint32_t (&a)[4]) const {
+  DEVICE void dequantize(const Vector<uint32_t>& codes, int fragment, int part,
+                         const uint32_t (&zeros)[2], uint32_t (&a)[4]) const {
     if constexpr (kFormat == Format::int4) {
       from_int4<T>(codes[fragment], zeros, a);
     } else if constexpr (kFormat == Format::nf4) {
-      from_nf4(codes[fragment], table_, a);
+      from_nf4(codes[fragment], table_ + part * (kTableBytes / 4), a);
     } else {
       from_int8<T>({codes[2 * fragment], codes[2 * fragment + 1]}, a);
     }
@@ -299,12 +308,13 @@ DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float>
   if (n >= p.out.n) return;
   // Gate and up are panels of the same warp.
   const int feature = p.gated ? column / kPanel * 2 * kPanel + column % kPanel : column;
-  float factor[2], bias[2];
-  for (int half = 0; half < halves; ++half) {
+  float factor[2] = {}, bias[2] = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (half >= halves) break;
     const int64_t panel = n / kPanel + half * (p.weight.panels / 2);
     const uint8_t* data = p.weight.data + panel * p.weight.size + p.weight.factors;
     factor[half] = load(reinterpret_cast<const float*>(data) + n % kPanel);
-    bias[half] = 0;
     if (p.bias.data)
       by_float(p.bias.dtype, [&](auto type) {
         using B = decltype(type);
@@ -316,8 +326,10 @@ DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float>
   for (int i = thread_index() / columns; i < tokens / w.parts; i += block_threads() / columns) {
     const int64_t row = p.first + token / w.parts + i;
     if (row >= p.first + p.rows) break;
-    float z[2];
-    for (int half = 0; half < halves; ++half) {
+    float z[2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (half >= halves) break;
       const int at = i * w.parts * slot_row + feature + half * kPanel;
       float sum = sum_of(slots, count, slot, at);
       if (w.parts == 2) sum += sum_of(slots, count, slot, at + slot_row);
@@ -348,10 +360,11 @@ template <Format kFormat, class T, int kTiles>
 KERNEL(kMaxThreads<kTiles>, 1)
 linear_kernel(const GRID_CONSTANT Product w) {
   using This = Warp<kFormat, T, kTiles>;
-  constexpr int table_bytes = kFormat == Format::nf4 ? kTableBytes : 0;
+  constexpr int table_bytes = This::kTablesBytes;
   const Shared<uint32_t> table = shared_memory<uint32_t>();
-  if constexpr (kFormat == Format::nf4) {
-    fill_table<T>(w.table, table);
+  if constexpr (table_bytes > 0) {
+    for (int part = 0; part < This::kParts; ++part)
+      fill_table<typename This::T>(w.table, part, table + part * (kTableBytes / 4));
     sync_block();
   }
   const int64_t token = block_index_y() * This::kTokens;
@@ -398,43 +411,51 @@ spread_kernel(Rows x, int64_t first, T* to, int64_t row, int parts) {
 
 int64_t spread_row(int64_t depth) { return (depth + 7) / 8 * 8; }
 
-template <Format kFormat, class T, int kTiles>
+/// How the block is cut, and the bytes of shared memory that it then needs.
+template <class This>
+int lay_out(Product& w, int warps) {
+  const bool grouped = w.p.weight.groups, zeros = w.p.weight.zeros;
+  const int scales = warps * kPanels * w.groups_of_tile * kPanel;  // of a stage
+  w.warps = warps;
+  w.stage.x = warps * kPanels * kTileBytes;
+  w.stage.scales = w.stage.x + This::kTokens * This::kXRow;
+  w.stage.zeros = w.stage.scales + (grouped ? scales * 2 : 0);
+  w.stage.size = (w.stage.zeros + (zeros ? scales : 0) + 127) / 128 * 128;
+  const int stages = w.teams * kStages * w.stage.size;
+  const int slots = w.teams * This::kTokens * (warps * kPanels * kPanel + kSlotPadding) * 4;
+  return This::kTablesBytes + (w.teams == 1 ? stages + slots : stages > slots ? stages : slots);
+}
+
+template <Format kFormat, class X, int kTiles>
 void launch_product(Product w, Stream stream) {
-  using This = Warp<kFormat, T, kTiles>;
+  using This = Warp<kFormat, X, kTiles>;
   const LinearParams& p = w.p;
   const Weight& weight = p.weight;
-  const int64_t depth = This::kDepth;
-  const int whole = static_cast<int>(128 / depth);  // tiles of whole groups
+  constexpr int depth = This::kDepth, whole = 128 / depth;  // tiles of whole groups
   w.tiles = static_cast<int>((weight.depth + depth - 1) / depth);
   const int even = (w.tiles + kChains - 1) / kChains;
   w.chain = even ? (even + whole - 1) / whole * whole : whole;
-  w.groups_of_tile =
-      weight.groups && weight.group < depth ? static_cast<int>(depth / weight.group) : 1;
+  const bool small = weight.groups && weight.group < depth;
+  w.groups_of_tile = small ? static_cast<int>(depth / weight.group) : 1;
   w.group_pairs = weight.groups ? static_cast<int>(weight.group / kSmallestGroup) : INT32_MAX;
+
   const int64_t panels = weight.panels / (p.gated ? 2 : 1), of_warp = p.gated ? 1 : kPanels;
   w.teams = kTiles == kMany ? 1 : kChains;
-  w.warps = kTiles == kMany ? kManyWarps : panels / (2 * of_warp) >= kWideBlocks ? 2 : 1;
+  const bool wide = panels / (2 * of_warp) >= kWideBlocks;
+  int shared = lay_out<This>(w, kTiles == kMany ? kManyWarps : wide ? 2 : 1);
+  if (kTiles < kMany && shared > shared_limit(stream)) shared = lay_out<This>(w, 1);
   const int64_t of_block = w.warps * of_warp;
-
-  const int scales = w.warps * kPanels * w.groups_of_tile * kPanel;  // of a stage
-  w.stage.x = w.warps * kPanels * kTileBytes;
-  w.stage.scales = w.stage.x + This::kTokens * This::kXRow;
-  w.stage.zeros = w.stage.scales + (weight.groups ? scales * 2 : 0);
-  w.stage.size = (w.stage.zeros + (weight.zeros ? scales : 0) + 127) / 128 * 128;
-  const int stages = w.teams * kStages * w.stage.size;
-  const int slots = w.teams * This::kTokens * (w.warps * kPanels * kPanel + kSlotPadding) * 4;
-  const int table = kFormat == Format::nf4 ? kTableBytes : 0;
-  const int shared = table + (w.teams == 1 ? stages + slots : stages > slots ? stages : slots);
   const Grid grid((panels + of_block - 1) / of_block,
                   (w.tokens + This::kTokens - 1) / This::kTokens);
-  LAUNCH((linear_kernel<kFormat, T, kTiles>), grid, w.teams * w.warps * kWarp, shared, stream, w);
+  const int threads = w.teams * w.warps * kWarp;
+  LAUNCH((linear_kernel<kFormat, X, kTiles>), grid, threads, shared, stream, w);
 }
 
-template <Format kFormat, class T>
+template <Format kFormat, class X>
 void choose_tiles(const Product& w, Stream stream) {
-  if (w.tokens <= 8) return launch_product<kFormat, T, 1>(w, stream);
-  if (w.tokens <= 32) return launch_product<kFormat, T, kFew>(w, stream);
-  launch_product<kFormat, T, kMany>(w, stream);
+  if (w.tokens <= 8) return launch_product<kFormat, X, 1>(w, stream);
+  if (w.tokens <= kFewTokens) return launch_product<kFormat, X, kFew>(w, stream);
+  launch_product<kFormat, X, kMany>(w, stream);
 }
 
 template <class T>
@@ -444,15 +465,22 @@ void choose_format(Product w, Stream stream) {
   w.row = spread_row(p.x.n);
   if (p.workspace) {
     T* to = static_cast<T*>(p.workspace);
-    LAUNCH((spread_kernel<T>), p.rows, kSpreadThreads, 0, stream, p.x, p.first, to, w.row, w.parts);
+    LAUNCH(spread_kernel<T>, p.rows, kSpreadThreads, 0, stream, p.x, p.first, to, w.row, w.parts);
     w.x = to;
   } else {
     if (p.x.ndim) w.row = p.x.stride[0];
     w.x = static_cast<const T*>(p.x.data) + p.first * w.row;
   }
-  if (p.weight.format == Format::int4) choose_tiles<Format::int4, T>(w, stream);
-  if (p.weight.format == Format::int8) choose_tiles<Format::int8, T>(w, stream);
-  if (p.weight.format == Format::nf4) choose_tiles<Format::nf4, T>(w, stream);
+  switch (p.weight.format) {
+    case Format::int4:
+      return choose_tiles<Format::int4, T>(w, stream);
+    case Format::int8:
+      return choose_tiles<Format::int8, T>(w, stream);
+    default:
+      if constexpr (std::is_same_v<T, bf16>)
+        if (w.parts == 2) return choose_tiles<Format::nf4, float>(w, stream);
+      return choose_tiles<Format::nf4, T>(w, stream);
+  }
 }
 
 }  // namespace

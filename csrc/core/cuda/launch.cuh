@@ -26,6 +26,9 @@ struct Grid {
 
 #ifdef WARPFORMER_EMULATED
 
+/// Bytes of shared memory that a block can have on the stream's device.
+inline int shared_limit(Stream) { return 227 << 10; }
+
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Grid grid, int threads,
             size_t shared_bytes, Stream, Arguments&&... arguments) {
@@ -69,6 +72,13 @@ class DeviceGuard {
   int before_ = 0;
   bool changed_ = false;
 };
+
+/// Bytes of shared memory that a block can have on the stream's device.
+inline int shared_limit(Stream stream) {
+  int bytes = kDefaultSharedLimit;
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device);
+  return bytes;
+}
 
 /// What the error alone does not say: which architectures and driver versions are at odds.
 inline std::string explain(cudaError_t error, int device) {
