@@ -70,9 +70,14 @@ def _device_of(item):
 
 
 def _has_kernel(item):
-    """Whether the op of a test, that of its `sample` or else of its module, has CUDA kernels."""
+    """Whether the op of a test, that of its `sample` or else of its module, has CUDA kernels. Where only some
+    calls of an op have, its module says so by `has_cuda_kernel`, and its sample by the name of the kernel."""
+    if says := getattr(item.module, "has_cuda_kernel", None):
+        return bool(_emulated) and says(item.callspec.params)
     sample = item.callspec.params.get("sample")
-    op = sample.__name__ if sample else item.module.__name__.rpartition(".test_")[2]
+    op = (
+        getattr(sample, "kernel", sample.__name__) if sample else item.module.__name__.rpartition(".test_")[2]
+    )
     return hasattr(_emulated, op)
 
 

@@ -10,6 +10,17 @@ namespace warpformer::cuda {
 
 constexpr int kTileBytes = 512, kLaneBytes = 16;
 
+/// 4-bit NormalFloat ("QLoRA", appendix E).
+constexpr float kNormalFloat[16] = {
+    -1.0f,           -0.69619280099f, -0.52507305145f, -0.39491748809f,
+    -0.28444138169f, -0.18477343023f, -0.09105003625f, 0.0f,
+    0.07958029955f,  0.16093020141f,  0.24611230195f,  0.33791524171f,
+    0.44070982933f,  0.56261700391f,  0.72295683622f,  1.0f};
+
+/// is_4_bit and tile_depth, which are of the host.
+DEVICE bool has_4_bits(Format f) { return f >= Format::int4; }
+DEVICE int depth_of_tile(Format f) { return has_4_bits(f) ? 64 : 32; }
+
 /// Where the code of an element of a tile lies.
 struct Place {
   int lane, word, bit;

@@ -37,13 +37,6 @@ constexpr int64_t kWideBlocks = 96;  // of blocks of two warps a team, to be wor
 constexpr int kSmallestGroup = 32;
 constexpr int kSlotPadding = 4;  // floats a token: lanes of a fragment fall into all banks
 
-/// 4-bit NormalFloat ("QLoRA", appendix E).
-constexpr float kNormalFloat[16] = {
-    -1.0f,           -0.69619280099f, -0.52507305145f, -0.39491748809f,
-    -0.28444138169f, -0.18477343023f, -0.09105003625f, 0.0f,
-    0.07958029955f,  0.16093020141f,  0.24611230195f,  0.33791524171f,
-    0.44070982933f,  0.56261700391f,  0.72295683622f,  1.0f};
-
 /// Where what a team has in shared memory lies, in bytes of a stage: first come the tiles of W.
 struct Stage {
   int x, scales, zeros, size;
@@ -454,8 +447,10 @@ void launch_product(Product w, Stream stream) {
 template <Format kFormat, class X>
 void choose_tiles(const Product& w, Stream stream) {
   if (w.tokens <= 8) return launch_product<kFormat, X, 1>(w, stream);
-  if (w.tokens <= kFewTokens) return launch_product<kFormat, X, kFew>(w, stream);
-  launch_product<kFormat, X, kMany>(w, stream);
+  // Two parts of W beside 64 tokens would not fit into registers.
+  if (std::is_same_v<X, float> || w.tokens <= kFewTokens)
+    return launch_product<kFormat, X, kFew>(w, stream);
+  if constexpr (!std::is_same_v<X, float>) launch_product<kFormat, X, kMany>(w, stream);
 }
 
 template <class T>

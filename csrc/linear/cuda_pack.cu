@@ -12,7 +12,7 @@ constexpr int kThreads = 128;
 int64_t blocks_of(int64_t items) { return (items + kThreads - 1) / kThreads; }
 DEVICE int64_t item_index() { return block_index() * kThreads + thread_index(); }
 DEVICE int64_t tiles_of(const Weight& w) {
-  const int64_t depth = tile_depth(w.format);
+  const int64_t depth = depth_of_tile(w.format);
   return (w.depth + depth - 1) / depth;
 }
 
@@ -43,7 +43,7 @@ DEVICE void set_float(const Rows& rows, int64_t r, int64_t i, float value) {
 /// The bits of an element as they are packed.
 DEVICE uint32_t code_at(const PackLinearParams& p, int64_t row, int64_t k) {
   const Format format = p.weight.format;
-  if (!is_4_bit(format))
+  if (!has_4_bits(format))
     return static_cast<uint8_t>(load(row_at<int8_t>(p.values, row) + k * p.values.step));
   const uint8_t both = load(row_at<uint8_t>(p.values, row) + k / 2 * p.values.step);
   return (both >> k % 2 * 4 & 15u) ^ (format == Format::int4_dynamic ? 8u : 0u);
@@ -53,7 +53,7 @@ KERNEL(kThreads) pack_values_kernel(PackLinearParams p) {
   const Weight& w = p.weight;
   const int64_t tiles = tiles_of(w), item = item_index() / kWarp;
   if (item >= w.panels * tiles) return;
-  const int lane = lane_index(), depth = static_cast<int>(tile_depth(w.format));
+  const int lane = lane_index(), depth = depth_of_tile(w.format);
   const int64_t panel = item / tiles, tile = item % tiles;
   const bool bytes = w.format == Format::int8_dynamic || w.format == Format::int4_dynamic;
   const int neighbours = bytes ? 4 : 2;
@@ -127,8 +127,8 @@ KERNEL(kThreads) unpack_values_kernel(PackLinearParams p) {
   if (i >= p.values.count) return;
   int j = 0;
   const uint8_t* panel = panel_of(p, i, j);
-  const int64_t depth = tile_depth(w.format);
-  const int codes = is_4_bit(w.format) ? 2 : 1, bits = 8 / codes;
+  const int64_t depth = depth_of_tile(w.format);
+  const int codes = has_4_bits(w.format) ? 2 : 1, bits = 8 / codes;
   uint32_t value = 0;
   for (int c = 0; panel && c < codes; ++c) {
     const int64_t k = byte * codes + c;

@@ -262,7 +262,7 @@ void linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& dx,
       weight_of(__func__, weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points, false);
   if (dx.numel() == 0) return;
   p.rows = p.dy.count;
-  RUN_CPU_KERNEL(linear_backward, p, grad, executor);
+  RUN_FOR_FORMAT(linear_backward, p, grad, executor);
 }
 
 namespace {

@@ -141,7 +141,7 @@ struct LinearBackwardParams {
 };
 
 DECLARE_KERNEL(linear, LinearParams)
-DECLARE_CPU_KERNEL(linear_backward, LinearBackwardParams)
+DECLARE_KERNEL(linear_backward, LinearBackwardParams)
 DECLARE_KERNEL(pack_linear, PackLinearParams)
 DECLARE_KERNEL(unpack_linear, PackLinearParams)
 

@@ -33,6 +33,7 @@ __all__: list[str] = [
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "linear_workspace",
     "log_softmax",
     "log_softmax_backward",
     "pack_linear",
@@ -236,6 +237,7 @@ def linear(
     zero_points: bool,
     gated: bool,
     activation: str,
+    workspace: torch.Tensor | numpy.ndarray | None,
     executor: int,
 ) -> None: ...
 def linear_backward(
@@ -247,6 +249,7 @@ def linear_backward(
     zero_points: bool,
     executor: int,
 ) -> None: ...
+def linear_workspace(x: torch.Tensor | numpy.ndarray, format: str, executor: int) -> int: ...
 def log_softmax(
     x: torch.Tensor | numpy.ndarray,
     mask: torch.Tensor | numpy.ndarray | None,

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 import warpformer as wf
 from tests.check import check, check_gradients, same_bits
+from tests.ops.test_quantized_linear import CUDA_FORMATS
 from warpformer import ops
 from warpformer.ops._quantized import FORMATS
 from warpformer.quantization import quantize
@@ -17,6 +18,11 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "tanh": torch.tanh,
 }
+
+
+def has_cuda_kernel(params):
+    """Those of dense weights are torch's."""
+    return params.get("mode") in CUDA_FORMATS
 
 
 def ours(x, weight, bias=None, **options):
