@@ -33,7 +33,7 @@ CPU_ONLY = (
     "copy_blocks_",
     "encoder",
     "engine",
-    "linear",
+    "grouped_linear",
     "mixture_of_experts",
     "patch_",
     "sample",
