@@ -249,7 +249,8 @@ SAMPLES = (
     cached_attention,
     packed_cached_attention,
 )
-# Dense weights are torch's on CUDA.
+quantized_linear.kernel = "linear"
+# Products of dense weights are torch's on CUDA.
 linear.kernel = pack_linear.kernel = grouped_linear.kernel = "none"
 FORWARD_ONLY = (cached_attention, packed_cached_attention, penalize, top_k)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in (*FORWARD_ONLY, pack_linear, sample))

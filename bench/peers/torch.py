@@ -1,4 +1,4 @@
-"""torch's own products of quantized weights, as eager code calls them: on the CPU, or where so named on a GPU."""
+"""torch's own products of quantized weights, as eager code calls them, on the CPU unless so named."""
 
 import torch
 from torch.nn import functional as F

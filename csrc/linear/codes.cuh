@@ -82,6 +82,12 @@ DEVICE void from_int8(const uint32_t (&words)[2], uint32_t (&a)[4]) {
   }
 }
 
+/// A fragment of mma_m16n8k32 of int4_dynamic codes, less 8, times 16.
+DEVICE void from_int4_dynamic(const uint32_t (&words)[2], uint32_t (&a)[4]) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) a[r] = (r % 2 ? words[r / 2] : words[r / 2] << 4) & 0xf0f0f0f0;
+}
+
 // A byte of two codes of nf4 is looked up in a table of pairs. Lanes 0 .. 15 each have one of their
 // own, shared with lanes 16 .. 31, so that few lookups wait for the same bank of shared memory.
 // What bf16 rounds off the values is a second table.

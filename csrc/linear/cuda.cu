@@ -24,6 +24,7 @@
 #include "core/cuda/swizzle.cuh"
 #include "core/cuda/tensor_map.cuh"
 #include "linear/codes.cuh"
+#include "linear/inputs.cuh"
 
 namespace warpformer::cuda {
 namespace {
@@ -39,7 +40,7 @@ constexpr int kSlotPadding = 4;  // floats a token: lanes of a fragment fall int
 
 /// Where what a team has in shared memory lies, in bytes of a stage: first come the tiles of W.
 struct Stage {
-  int x, scales, zeros, size;
+  int x, scales, zeros, x_scales, x_sums, size;
 };
 
 struct Product {
@@ -52,21 +53,25 @@ struct Product {
   int teams, warps;     // of a block; of a team
   int group_pairs;      // pairs of fragments of a group
   int groups_of_tile;   // scales of a tile and row
+  Quantized quantized;  // x of the dynamic formats
   float table[16];      // of nf4
 };
-
-template <Format kFormat>
-constexpr int kFragments = is_4_bit(kFormat) ? 4 : 2;  // of a tile, m16n8k16
 
 /// X is float only where W, too, has to be the sum of two parts.
 template <Format kFormat, class X, int kTiles>
 class Warp {
  public:
   using T = std::conditional_t<std::is_same_v<X, float>, bf16, X>;
+  static constexpr bool kDynamic = std::is_same_v<X, int8_t>;
+  static constexpr bool kTokenScales =
+      kFormat == Format::int8_dynamic;  // else, if dynamic, of blocks
+  using Part = std::conditional_t<kDynamic, int32_t, float>;
+  using Sum = std::conditional_t<kTokenScales, int32_t, float>;
   static constexpr int kParts = std::is_same_v<X, float> ? 2 : 1;
   static constexpr int kTablesBytes = kFormat == Format::nf4 ? kParts * kTableBytes : 0;
-  static constexpr int kDepth = 16 * kFragments<kFormat>, kPairs = kFragments<kFormat> / 2;
-  static constexpr int kTokens = 8 * kTiles, kXRow = kDepth * 2, kXChunks = kXRow / 16;
+  // 32 of K: a pair of fragments, or one of bytes.
+  static constexpr int kDepth = tile_depth(kFormat), kPairs = kDepth / 32;
+  static constexpr int kTokens = 8 * kTiles, kXRow = kDepth * int{sizeof(T)}, kXChunks = kXRow / 16;
   static constexpr Swizzle kSwizzle = static_cast<Swizzle>(kXRow);
 
   /// `stages` is the team's part of shared memory.
@@ -83,15 +88,16 @@ class Warp {
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
       panel_[i] = weight_.data + panel_of(i) * weight_.size;
-      zeros_[i][0] = zeros_[i][1] = minus_zero<T>(8);
+      zeros_[i][0] = zeros_[i][1] = kDynamic ? 0 : minus_zero<T>(8);
       clear(part_[i]);
       clear(sums_[i]);
     }
     const int lane = lane_index();
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair)
-      x_offset_[pair] =
-          static_cast<int>(swizzle<kSwizzle>((lane % 8) * kXRow + (4 * pair + lane / 8) * 16));
+      x_offset_[pair] = static_cast<int>(
+          swizzle<kSwizzle>((lane % 8) * kXRow +
+                            (kXRow / 16 / kPairs * pair + lane / 8 % (kXRow / 16 / kPairs)) * 16));
   }
 
   /// Chains from tile `begin` on up to `end`, into `slot` [token][feature of the block].
@@ -126,15 +132,24 @@ class Warp {
         for (int j = 0; j < 4; ++j) {
           const int at = (8 * tile + 2 * t + j % 2) * slot_row + (warp_ * kPanels + i) * kPanel +
                          g + 8 * (j / 2);
-          const float sum = sums_[i][tile][j];
-          slot.store(at, add ? slot.load(at) + sum : sum);
+          const Shared<Sum> to = slot.as<Sum>();
+          const Sum sum = chain_sum(i, tile, j);
+          to.store(at, add ? to.load(at) + sum : sum);
         }
-      clear(sums_[i]);
+      kTokenScales ? clear(part_[i]) : clear(sums_[i]);
     }
   }
 
  private:
-  DEVICE static void clear(float (&values)[kTiles][4]) {
+  DEVICE Sum chain_sum(int i, int tile, int j) const {
+    if constexpr (kTokenScales) {
+      return part_[i][tile][j];
+    } else {
+      return sums_[i][tile][j];
+    }
+  }
+  template <class V>
+  DEVICE static void clear(V (&values)[kTiles][4]) {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
@@ -163,11 +178,25 @@ class Warp {
     const T* x = static_cast<const T*>(w_.x);
     for (int c = thread_; c < kTokens * kXChunks; c += w_.warps * kWarp) {
       const int token = c / kXChunks, chunk = c % kXChunks;
-      const int64_t k = int64_t{tile} * kDepth + 8 * chunk;
-      const bool valid = token_ + token < w_.tokens && k < weight_.depth;
+      const int64_t k = int64_t{tile} * kDepth + chunk * (16 / int{sizeof(T)});
+      const bool valid = token_ + token < w_.tokens && (kDynamic || k < weight_.depth);
       const auto offset = static_cast<int>(swizzle<kSwizzle>(token * kXRow + chunk * 16));
       copy_async16((to + w_.stage.x + offset).template as<T>(),
                    valid ? x + (token_ + token) * w_.row + k : x, valid);
+    }
+
+    if constexpr (kDynamic && !kTokenScales) {
+      const Quantized& q = w_.quantized;
+      constexpr int kChunks = kPairs * kTokens / 4;
+      for (int c = thread_; c < 2 * kChunks; c += w_.warps * kWarp) {
+        const bool sums = c >= kChunks;
+        if (sums && !weight_.zeros) break;
+        const int at = c % kChunks * 4, block = tile * kPairs + at / kTokens;
+        const float* from = sums ? reinterpret_cast<const float*>(q.offsets) : q.scales;
+        copy_async16(
+            (to + (sums ? w_.stage.x_sums : w_.stage.x_scales) + at * 4).template as<float>(),
+            from + block * q.tokens + token_ + at % kTokens);
+      }
     }
 
     const int groups = w_.groups_of_tile;
@@ -204,26 +233,54 @@ class Warp {
       const int group = w_.groups_of_tile > 1 ? pair : 0;
       if (weight_.zeros && (pair == 0 || w_.groups_of_tile > 1)) read_zeros(stage, group);
       const Shared<T> x = (stage + w_.stage.x + x_offset_[pair]).template as<T>();
+      if constexpr (kDynamic) {
+        multiply_bytes(codes, pair, x);
+      } else {
+        multiply_pair(codes, pair, x);
+      }
+      const bool end = (tile * kPairs + pair + 1) % w_.group_pairs == 0;
+      if constexpr (kTokenScales) continue;
+      if (end || kDynamic || (last && pair == kPairs - 1)) end_group(stage, group, pair);
+    }
+  }
+
+  DEVICE void multiply_pair(const Vector<uint32_t> (&codes)[kPanels], int pair, Shared<T> x) {
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        uint32_t a[2][kPanels][4];
+    for (int part = 0; part < kParts; ++part) {
+      uint32_t a[2][kPanels][4];
+#pragma unroll
+      for (int f = 0; f < 2; ++f)
+#pragma unroll
+        for (int i = 0; i < kPanels; ++i)
+          dequantize(codes[i], 2 * pair + f, part, zeros_[i], a[f][i]);
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        uint32_t b[2][2];
+        ldmatrix(b, x + t * 8 * kDepth);
 #pragma unroll
         for (int f = 0; f < 2; ++f)
 #pragma unroll
-          for (int i = 0; i < kPanels; ++i)
-            dequantize(codes[i], 2 * pair + f, part, zeros_[i], a[f][i]);
-#pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-          uint32_t b[2][2];
-          ldmatrix(b, x + t * 8 * kDepth);
-#pragma unroll
-          for (int f = 0; f < 2; ++f)
-#pragma unroll
-            for (int i = 0; i < kPanels; ++i) mma_m16n8k16<T>(part_[i][t], a[f][i], b[f]);
-        }
+          for (int i = 0; i < kPanels; ++i) mma_m16n8k16<T>(part_[i][t], a[f][i], b[f]);
       }
-      const bool end = (tile * kPairs + pair + 1) % w_.group_pairs == 0;
-      if (end || (last && pair == kPairs - 1)) end_group(stage, group);
+    }
+  }
+  DEVICE void multiply_bytes(const Vector<uint32_t> (&codes)[kPanels], int pair, Shared<T> x) {
+    uint32_t a[kPanels][4];
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) {
+      if constexpr (kTokenScales) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) a[i][r] = codes[i][r];
+      } else {
+        from_int4_dynamic({codes[i][2 * pair], codes[i][2 * pair + 1]}, a[i]);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      uint32_t b[2];
+      ldmatrix(b, x + t * 8 * kDepth);
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i) mma_m16n8k32(part_[i][t], a[i], b);
     }
   }
 
@@ -234,8 +291,17 @@ class Warp {
       const int at =
           w_.stage.zeros + ((warp_ * kPanels + i) * w_.groups_of_tile + group) * kPanel + g;
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        zeros_[i][half] = minus_zero<T>(stage.load(at + 8 * half));
+      for (int half = 0; half < 2; ++half) zeros_[i][half] = zero_of(stage.load(at + 8 * half));
+    }
+  }
+
+  /// What makes a code a number: added to it or, where x is integers, times their sum to the sum of
+  /// 16 (code - 8) x.
+  DEVICE static uint32_t zero_of(uint32_t zero) {
+    if constexpr (kDynamic) {
+      return 16 * (8 - zero);
+    } else {
+      return minus_zero<T>(zero);
     }
   }
 
@@ -250,7 +316,7 @@ class Warp {
     }
   }
 
-  DEVICE void end_group(Shared<uint8_t> stage, int group) {
+  DEVICE void end_group(Shared<uint8_t> stage, int group, [[maybe_unused]] int pair) {
     const int g = lane_index() / 4;
     const Shared<f16> scales = (stage + w_.stage.scales).template as<f16>();
 #pragma unroll
@@ -264,8 +330,18 @@ class Warp {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          sums_[i][t][j] = fma(scale[j / 2], part_[i][t][j], sums_[i][t][j]);
+        for (int j = 0; j < 4; ++j) {
+          float of_token = 1.0f;
+          auto part = part_[i][t][j];
+          if constexpr (kDynamic) {
+            const int at = pair * kTokens + 8 * t + 2 * (lane_index() % 4) + j % 2;
+            of_token = (stage + w_.stage.x_scales).template as<float>().load(at);
+            if (weight_.zeros)
+              part += static_cast<int32_t>(zeros_[i][j / 2]) *
+                      (stage + w_.stage.x_sums).template as<int32_t>().load(at);
+          }
+          sums_[i][t][j] = fma(scale[j / 2] * of_token, static_cast<float>(part), sums_[i][t][j]);
+        }
       clear(part_[i]);
     }
   }
@@ -279,19 +355,23 @@ class Warp {
   const uint8_t* panel_[kPanels];
   int x_offset_[kPairs];
   uint32_t zeros_[kPanels][2];
-  float part_[kPanels][kTiles][4], sums_[kPanels][kTiles][4];
+  Part part_[kPanels][kTiles][4];
+  float sums_[kPanels][kTiles][4];
 };
 
 DEVICE int min_of(int a, int b) { return a < b ? a : b; }
 
 /// The sums of the chains of a feature and token, in their order.
-DEVICE float sum_of(Shared<float> slots, int count, int slot, int at) {
-  float sum = count ? slots.load(at) : 0.0f;
-  for (int c = 1; c < count; ++c) sum += slots.load(c * slot + at);
+template <class Sum>
+DEVICE Sum sum_of(Shared<float> slots, int count, int slot, int at) {
+  const Shared<Sum> sums = slots.as<Sum>();
+  Sum sum = count ? sums.load(at) : Sum{0};
+  for (int c = 1; c < count; ++c) sum += sums.load(c * slot + at);
   return sum;
 }
 
 /// A thread has one column of the block's tile of out.
+template <class Sum>
 DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float> slots, int count,
                       int slot_row) {
   const LinearParams& p = w.p;
@@ -302,12 +382,15 @@ DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float>
   // Gate and up are panels of the same warp.
   const int feature = p.gated ? column / kPanel * 2 * kPanel + column % kPanel : column;
   float factor[2] = {}, bias[2] = {};
+  [[maybe_unused]] int32_t weight_sum[2] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (half >= halves) break;
     const int64_t panel = n / kPanel + half * (p.weight.panels / 2);
-    const uint8_t* data = p.weight.data + panel * p.weight.size + p.weight.factors;
-    factor[half] = load(reinterpret_cast<const float*>(data) + n % kPanel);
+    const uint8_t* data = p.weight.data + panel * p.weight.size;
+    factor[half] = load(reinterpret_cast<const float*>(data + p.weight.factors) + n % kPanel);
+    if constexpr (std::is_same_v<Sum, int32_t>)
+      weight_sum[half] = load(reinterpret_cast<const int32_t*>(data + p.weight.sums) + n % kPanel);
     if (p.bias.data)
       by_float(p.bias.dtype, [&](auto type) {
         using B = decltype(type);
@@ -324,9 +407,14 @@ DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float>
     for (int half = 0; half < 2; ++half) {
       if (half >= halves) break;
       const int at = i * w.parts * slot_row + feature + half * kPanel;
-      float sum = sum_of(slots, count, slot, at);
-      if (w.parts == 2) sum += sum_of(slots, count, slot, at + slot_row);
-      z[half] = fma(factor[half], sum, bias[half]);
+      Sum sum = sum_of<Sum>(slots, count, slot, at);
+      if (w.parts == 2) sum += sum_of<Sum>(slots, count, slot, at + slot_row);
+      float scale = factor[half];
+      if constexpr (std::is_same_v<Sum, int32_t>) {
+        sum -= load(w.quantized.offsets + token + i) * weight_sum[half];
+        scale *= load(w.quantized.scales + token + i);
+      }
+      z[half] = fma(scale, static_cast<float>(sum), bias[half]);
     }
     float y = z[0];
     lane::by_activation(p.activation, p.out.dtype != DType::f32,
@@ -376,33 +464,9 @@ linear_kernel(const GRID_CONSTANT Product w) {
   if (begin < end) warp.add_chain(own, slot_row, alone && w.tiles > w.chain);
   sync_block();
   const int chains = (w.tiles + w.chain - 1) / w.chain;
-  write_out(w, token, This::kTokens, slots, alone && chains ? 1 : chains, slot_row);
+  write_out<typename This::Sum>(w, token, This::kTokens, slots, alone && chains ? 1 : chains,
+                                slot_row);
 }
-
-// ---- x as the kernel multiplies it
-
-constexpr float kInfinity = __builtin_inff();
-constexpr int kSpreadThreads = 256;
-
-/// A row of x, padded with 0 to `row` elements; of floats two of bf16, whose sum is x to 2^-17.
-template <class T>
-KERNEL(kSpreadThreads)
-spread_kernel(Rows x, int64_t first, T* to, int64_t row, int parts) {
-  to += block_index() * parts * row;
-  by_float(x.dtype, [&](auto type) {
-    using X = decltype(type);
-    const X* from = static_cast<const X*>(x.data) + row_offset(x, first + block_index());
-    for (int64_t k = thread_index(); k < row; k += kSpreadThreads) {
-      const float value = k < x.n ? to_float(load(from + k * x.step)) : 0.0f;
-      const T high = from_float<T>(value);
-      store(to + k, high);
-      const float rest = value - to_float(high);
-      if (parts == 2) store(to + row + k, from_float<T>(abs(rest) < kInfinity ? rest : 0.0f));
-    }
-  });
-}
-
-int64_t spread_row(int64_t depth) { return (depth + 7) / 8 * 8; }
 
 /// How the block is cut, and the bytes of shared memory that it then needs.
 template <class This>
@@ -413,7 +477,10 @@ int lay_out(Product& w, int warps) {
   w.stage.x = warps * kPanels * kTileBytes;
   w.stage.scales = w.stage.x + This::kTokens * This::kXRow;
   w.stage.zeros = w.stage.scales + (grouped ? scales * 2 : 0);
-  w.stage.size = (w.stage.zeros + (zeros ? scales : 0) + 127) / 128 * 128;
+  w.stage.x_scales = w.stage.zeros + (zeros ? scales : 0);
+  const int x_scales = This::kDynamic && !This::kTokenScales ? This::kPairs * This::kTokens * 4 : 0;
+  w.stage.x_sums = w.stage.x_scales + x_scales;
+  w.stage.size = (w.stage.x_sums + (zeros ? x_scales : 0) + 127) / 128 * 128;
   const int stages = w.teams * kStages * w.stage.size;
   const int slots = w.teams * This::kTokens * (warps * kPanels * kPanel + kSlotPadding) * 4;
   return This::kTablesBytes + (w.teams == 1 ? stages + slots : stages > slots ? stages : slots);
@@ -457,10 +524,10 @@ template <class T>
 void choose_format(Product w, Stream stream) {
   const LinearParams& p = w.p;
   w.tokens = p.rows * w.parts;
-  w.row = spread_row(p.x.n);
+  w.row = input_row(p.weight.format, p.x.n);
   if (p.workspace) {
     T* to = static_cast<T*>(p.workspace);
-    LAUNCH(spread_kernel<T>, p.rows, kSpreadThreads, 0, stream, p.x, p.first, to, w.row, w.parts);
+    LAUNCH(spread_kernel<T>, p.rows, kInputThreads, 0, stream, p.x, p.first, to, w.row, w.parts);
     w.x = to;
   } else {
     if (p.x.ndim) w.row = p.x.stride[0];
@@ -478,17 +545,44 @@ void choose_format(Product w, Stream stream) {
   }
 }
 
+void multiply_integers(Product w, Stream stream) {
+  const LinearParams& p = w.p;
+  const bool by_token = p.weight.format == Format::int8_dynamic;
+  Quantized& q = w.quantized;
+  w.tokens = p.rows;
+  w.row = q.row = input_row(p.weight.format, p.x.n);
+  q.tokens = (p.rows + kTokenPadding - 1) / kTokenPadding * kTokenPadding;
+  w.x = q.values = static_cast<int8_t*>(p.workspace);
+  q.scales = reinterpret_cast<float*>(q.values + p.rows * q.row);
+  q.offsets = reinterpret_cast<int32_t*>(q.scales + q.tokens * (by_token ? 1 : q.row / kBlock));
+  if (by_token) {
+    LAUNCH(quantize_tokens_kernel, p.rows, kInputThreads, kTeamScratch, stream, p.x, p.first, q);
+    choose_tiles<Format::int8_dynamic, int8_t>(w, stream);
+  } else {
+    LAUNCH(quantize_blocks_kernel, p.rows, kInputThreads, 0, stream, p.x, p.first, q);
+    choose_tiles<Format::int4_dynamic, int8_t>(w, stream);
+  }
+}
+
 }  // namespace
 
-int64_t workspace_size(const Rows& x, Format) {
+int64_t workspace_size(const Rows& x, Format format) {
+  const int64_t row = input_row(format, x.n);
+  if (is_dynamic(format)) {
+    const int64_t tokens = (x.count + kTokenPadding - 1) / kTokenPadding * kTokenPadding;
+    const int64_t blocks = format == Format::int8_dynamic ? 1 : row / kBlock;
+    return x.count * row + blocks * tokens * 8;
+  }
   if (x.dtype != DType::f32 && is_vector(x)) return 0;
-  return x.count * spread_row(x.n) * (x.dtype == DType::f32 ? 4 : 2);
+  return x.count * row * (x.dtype == DType::f32 ? 4 : 2);
 }
 
 void linear(const LinearParams& p, Stream stream) {
   Product w{p};
   for (int i = 0; i < 16; ++i) w.table[i] = kNormalFloat[i];
-  w.parts = p.x.dtype == DType::f32 ? 2 : 1;
+  const bool dynamic = is_dynamic(p.weight.format);
+  w.parts = p.x.dtype == DType::f32 && !dynamic ? 2 : 1;
+  if (dynamic) return multiply_integers(w, stream);
   p.x.dtype == DType::f16 ? choose_format<f16>(w, stream) : choose_format<bf16>(w, stream);
 }
 

@@ -144,9 +144,7 @@ std::vector<int64_t> indices(const char* op, const Tensor& index, int64_t end) {
 }
 
 /// On CUDA products of dense weights are torch's.
-bool has_cuda_kernel(Format format) {
-  return format == Format::int4 || format == Format::int8 || format == Format::nf4;
-}
+bool has_cuda_kernel(Format format) { return format >= Format::int8; }
 
 }  // namespace
 

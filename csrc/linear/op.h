@@ -80,6 +80,10 @@ namespace warpformer {
 enum class Format : int { f32, f16, bf16, int8, int8_dynamic, int4, int4_dynamic, nf4 };
 
 static constexpr bool is_4_bit(Format f) { return f >= Format::int4; }
+/// Whether x is made into integers.
+constexpr bool is_dynamic(Format f) {
+  return f == Format::int8_dynamic || f == Format::int4_dynamic;
+}
 /// Bits of an element.
 static constexpr int64_t bits_of(Format f) {
   return is_4_bit(f) ? 4 : f >= Format::int8 ? 8 : f == Format::f32 ? 32 : 16;

@@ -44,8 +44,8 @@ class QuantizedWeight(NamedTuple):
 
 
 class PackedWeight(NamedTuple):
-    """A weight as `linear` reads it on the device that packed it: bytes in the layout of csrc/linear/op.h, and
-    what they mean. For another device it is packed anew, as layers do when they are moved.
+    """A weight as `linear` reads it on the device that packed it: bytes in the layout of csrc/linear/op.h,
+    and what they mean. For another device it is packed anew, as layers do when they are moved.
     """
 
     data: Tensor  # uint8 [panels, bytes of a panel], those of experts [E, panels, bytes of a panel]
