@@ -30,7 +30,7 @@ CPU_ONLY = (
     "causal_lm",
     "encoder",
     "engine",
-    "linear",
+    "grouped_linear",
     "mixture_of_experts",
     "patch_",
     "sample",

@@ -3,12 +3,13 @@ import torch
 from torch.nn import functional as F
 
 from warpformer import _C, ops
+from warpformer.bench import roofline
 from warpformer.bench._weights import nbytes, random_weight
 from warpformer.bench.peers import torch as aten
 from warpformer.quantization import dequantize
 
 MODELS = [(4096, 384, 1536), (4096, 1536, 384), (512, 768, 3072)]  # MiniLM's and BERT's feed-forward
-SIZE = 4096  # N and K of a layer of a large language model
+SIZE = 8192 if roofline.on_gpu() else 4096  # N and K of a layer of a large language model
 ROWS = [1, 16, 512]
 REST_SECONDS = 0.05  # a thread of onnxruntime spins for 33 ms, one of OpenMP for 10
 F32, BF16 = torch.float32, torch.bfloat16
@@ -23,8 +24,12 @@ MODES = [  # format, group size, dtype of the input
     ("int4_dynamic", 128, F32),
     ("nf4", 64, BF16),
 ]
+if roofline.on_gpu():
+    MODES = [("int4", 128, BF16), ("int4", 128, torch.float16), ("int8", SIZE, BF16), ("nf4", 64, BF16)]
+dense = pytest.mark.skipif(roofline.on_gpu(), reason="products of dense weights on a GPU are torch's")
 
 
+@dense
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize(("rows", "depth", "width"), MODELS)
 def bench_linear(compare, rows, depth, width, dtype):
@@ -51,6 +56,7 @@ def bench_linear(compare, rows, depth, width, dtype):
     )
 
 
+@dense
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("rows", ROWS)
 def bench_large(compare, peer, rows, dtype):
@@ -79,12 +85,14 @@ def bench_quantized(compare, peer, rows, format, group_size, dtype):
 
     case = f"{format} g{group_size} " if group_size < SIZE else f"{format} "
     weight_bytes = nbytes(random_weight(format, SIZE, SIZE, group_size))
-    compute = "int8" if format.endswith("dynamic") else None
+    compute = "int8" if format.endswith("dynamic") else "bf16" if roofline.on_gpu() else None
     compare_bound(compare, case, rows, dtype, inputs, ["torch", *makers], weight_bytes, compute)
 
 
 def quantized_peers(peer, format):
     """Name -> dtype of the input, and what binds it and a weight of this format to a product."""
+    if roofline.on_gpu():
+        return {"int4": {"torch int4pack": (BF16, aten.int4_cuda)}}.get(format, {})
     makers = {
         "int8": {"torch int8pack": (BF16, aten.int8)},
         "int8_dynamic": {"torch int_mm": (F32, aten.int8_dynamic)},

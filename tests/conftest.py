@@ -71,7 +71,10 @@ def _device_of(item):
 
 
 def _has_kernel(item):
-    """Whether the op of a test has CUDA kernels: that of its `sample` or else of its module, by name or `OP`."""
+    """Whether the op of a test has CUDA kernels: that of its `sample` or else of its module, by name or `OP`.
+    Where only some calls of an op have, its module says so by `has_cuda_kernel`."""
+    if says := getattr(item.module, "has_cuda_kernel", None):
+        return bool(_emulated) and says(item.callspec.params)
     sample = item.callspec.params.get("sample")
     name = sample.__name__ if sample else item.module.__name__.rpartition(".test_")[2]
     return hasattr(_emulated, getattr(sample or item.module, "OP", name))

@@ -252,5 +252,8 @@ SAMPLES = (
     cached_attention,
     packed_cached_attention,
 )
+quantized_linear.OP = "linear"
+# Products of dense weights are torch's on CUDA.
+linear.OP = pack_linear.OP = grouped_linear.OP = "none"
 FORWARD_ONLY = (cached_attention, packed_cached_attention, penalize, top_k)
 WITH_GRADIENT = tuple(s for s in SAMPLES if s not in (*FORWARD_ONLY, pack_linear, sample))

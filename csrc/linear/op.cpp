@@ -31,7 +31,9 @@ Weight weight_layout(Format format, int64_t depth, int64_t panels, int64_t group
   };
   const bool has_groups = format >= Format::int8 && group < depth;
   if (has_groups) w.groups = (depth + group - 1) / group;
-  take(padded_depth(format, depth) * kPanel * bits_of(format) / 8);
+  const int64_t tile = format >= Format::int8 ? tile_depth(format) : 1;
+  const int64_t length = (padded_depth(format, depth) + tile - 1) / tile * tile;
+  take(length * kPanel * bits_of(format) / 8);
   if (has_groups) w.scales = take(w.groups * kPanel * 2);
   if (zeros) w.zeros = take((has_groups ? w.groups : 1) * kPanel);
   if (format == Format::int8_dynamic) w.sums = take(kPanel * 4);
@@ -141,7 +143,40 @@ std::vector<int64_t> indices(const char* op, const Tensor& index, int64_t end) {
   return values;
 }
 
+/// On CUDA products of dense weights are torch's.
+bool has_cuda_kernel(Format format) { return format >= Format::int8; }
+
 }  // namespace
+
+int64_t linear_workspace([[maybe_unused]] const Tensor& x, const std::string& format, int64_t) {
+  Format f;
+  CHECK(is_format(format, f), format);
+  if (runs_on_cpu(x) || !x.floating() || x.ndim == 0 || !has_cuda_kernel(f)) return 0;
+#if defined(WARPFORMER_CUDA) || defined(WARPFORMER_EMULATED)
+  return cuda::workspace_size(rows(x), f);
+#else
+  return 0;
+#endif
+}
+
+void set_workspace(const char* op, LinearParams& p, const Tensor& x,
+                   const std::optional<Tensor>& workspace, const std::string& format,
+                   int64_t executor) {
+  const int64_t size = linear_workspace(x, format, executor);
+  CHECK_FOR(op, (workspace ? workspace->numel() * workspace->item_size() : 0) >= size, workspace,
+            x);
+  p.workspace = size ? workspace->data : nullptr;
+}
+
+/// RUN_KERNEL where the format has one on CUDA.
+#define RUN_FOR_FORMAT(name, p, x, executor)  \
+  do {                                        \
+    if (has_cuda_kernel((p).weight.format)) { \
+      RUN_KERNEL(name, p, x, executor);       \
+    } else {                                  \
+      RUN_CPU_KERNEL(name, p, x, executor);   \
+    }                                         \
+  } while (0)
 
 int64_t packed_size(const std::string& format, int64_t in_features, int64_t group_size,
                     bool zero_points) {
@@ -159,7 +194,7 @@ void pack_linear(const Tensor& weight, const std::optional<Tensor>& scales,
   CHECK_TENSORS(weight, scales, zeros, packed);
   const PackLinearParams p = pack_params(__func__, weight, scales, zeros, packed, format,
                                          weight.dim(0), in_features, group_size, gated);
-  if (packed.numel()) RUN_CPU_KERNEL(pack_linear, p, weight, executor);
+  if (packed.numel()) RUN_FOR_FORMAT(pack_linear, p, weight, executor);
 }
 
 void unpack_linear(const Tensor& packed, const Tensor& weight, const std::optional<Tensor>& scales,
@@ -172,21 +207,26 @@ void unpack_linear(const Tensor& packed, const Tensor& weight, const std::option
   CHECK(weight.dim(0) == (index ? index->dim(0) : out_features), weight, index, out_features);
   if (packed.numel() == 0 || weight.dim(0) == 0) return;
   if (!index) {
-    RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
+    RUN_FOR_FORMAT(unpack_linear, p, packed, executor);
     return;
   }
-  CHECK_CPU(packed);
   CHECK(!gated, gated);
-  const std::vector<int64_t> rows = indices(__func__, *index, out_features);
-  p.index = rows.data();
-  RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
+  if (runs_on_cpu(packed)) {
+    const std::vector<int64_t> rows = indices(__func__, *index, out_features);
+    p.index = rows.data();
+    RUN_CPU_KERNEL(unpack_linear, p, packed, executor);
+  } else {
+    CHECK(index->dtype == DType::i64 && index->ndim == 1 && index->contiguous(), index);
+    p.index = index->ptr<int64_t>();
+    RUN_FOR_FORMAT(unpack_linear, p, packed, executor);
+  }
 }
 
 void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
             const std::optional<Tensor>& residual, const Tensor& out, const std::string& format,
             int64_t group_size, bool zero_points, bool gated, const std::string& activation,
-            int64_t executor) {
-  CHECK_TENSORS(x, weight, bias, residual, out);
+            const std::optional<Tensor>& workspace, int64_t executor) {
+  CHECK_TENSORS(x, weight, bias, residual, out, workspace);
   CHECK(x.floating() && x.ndim > 0, x);
   CHECK(out.floating() && out.ndim == x.ndim, out, x);
   for (int i = 0; i + 1 < x.ndim; ++i) CHECK(out.dim(i) == x.dim(i), out, x);
@@ -204,7 +244,8 @@ void linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   p.out = rows(out);
   p.gated = gated;
   p.rows = p.x.count;
-  RUN_CPU_KERNEL(linear, p, x, executor);
+  set_workspace(__func__, p, x, workspace, format, executor);
+  RUN_FOR_FORMAT(linear, p, x, executor);
 }
 
 void linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& dx,
@@ -219,7 +260,7 @@ void linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& dx,
       weight_of(__func__, weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points, false);
   if (dx.numel() == 0) return;
   p.rows = p.dy.count;
-  RUN_CPU_KERNEL(linear_backward, p, grad, executor);
+  RUN_FOR_FORMAT(linear_backward, p, grad, executor);
 }
 
 namespace {
@@ -305,7 +346,9 @@ void bind_linear(py::module_& m) {
         py::arg("executor"), nogil());
   m.def("linear", op(&linear), py::arg("x"), py::arg("weight"), py::arg("bias"),
         py::arg("residual"), py::arg("out"), py::arg("format"), py::arg("group_size"),
-        py::arg("zero_points"), py::arg("gated"), py::arg("activation"), py::arg("executor"),
+        py::arg("zero_points"), py::arg("gated"), py::arg("activation"), py::arg("workspace"),
+        py::arg("executor"), nogil());
+  m.def("linear_workspace", &linear_workspace, py::arg("x"), py::arg("format"), py::arg("executor"),
         nogil());
   m.def("grouped_linear", op(&grouped_linear), py::arg("x"), py::arg("weight"), py::arg("offsets"),
         py::arg("bias"), py::arg("out"), py::arg("format"), py::arg("group_size"),

@@ -27,6 +27,27 @@
 //   factors  f32 [16]          w = factor scale (code - zero); 2^n where there are scales, so that
 //                              scales of 8 to 11 significant bits are kept exactly
 //
+// On CUDA the values of quantized weights lie otherwise, in tiles of 512 bytes, 16 rows by 64 of K
+// (by 32 of 8 bits), of which each lane of a warp has 16 bytes: its part of A of mma, where lane
+// 4 g + t has the rows g and g + 8.
+//
+//   panel     | tile 0                     | tile 1 ..           four panels are A of a wgmma, one
+//             | lane 0 | 1 | .. | lane 31  |                     for each of its warps
+//
+//   word      | 0 | 1 | 2 | 3 |       m16n8k16: register 0 has row g, k = 2 t, 2 t + 1; 1 row g +
+//   8;
+//                                     2 and 3 the same rows at k + 8
+//   int4      word i is fragment i: bits 4 r .. of each 16-bit half are register r
+//   nf4       word i is fragment i: byte r is register r, the even k in its low bits
+//   int8      words 2 i, 2 i + 1 are fragment i: bytes 0, 2 of word h are register 2 h, bytes 1, 3
+//             register 2 h + 1
+//
+//                                     m16n8k32: register 0 has row g, k = 4 t .. 4 t + 3, 1 row
+//                                     g + 8, 2 and 3 the same at k + 16
+//   int4_dynamic   words 2 i, 2 i + 1 are fragment i: low bits of the bytes of word h are register
+//                  2 h, high bits register 2 h + 1, as numbers with a sign: code - 8
+//   int8_dynamic   word r is register r, as bytes with a sign
+//
 // How products are summed belongs to the format, at every number of rows:
 //
 //   f32 f16         x and W as floats
@@ -59,6 +80,10 @@ namespace warpformer {
 enum class Format : int { f32, f16, bf16, int8, int8_dynamic, int4, int4_dynamic, nf4 };
 
 static constexpr bool is_4_bit(Format f) { return f >= Format::int4; }
+/// Whether x is made into integers.
+constexpr bool is_dynamic(Format f) {
+  return f == Format::int8_dynamic || f == Format::int4_dynamic;
+}
 /// Bits of an element.
 static constexpr int64_t bits_of(Format f) {
   return is_4_bit(f) ? 4 : f >= Format::int8 ? 8 : f == Format::f32 ? 32 : 16;
@@ -66,6 +91,9 @@ static constexpr int64_t bits_of(Format f) {
 
 constexpr int64_t kBlock = 32;  // neighbours along K that int4_dynamic quantizes together
 constexpr int64_t kMaxInt8Depth = 1 << 16;  // of int8_dynamic: beyond it, 255 * 127 * K overflows
+
+/// Elements along K of a tile on CUDA.
+constexpr int64_t tile_depth(Format f) { return is_4_bit(f) ? 64 : 32; }
 
 /// The depth up to whole fetches of packed values, of 8 codes or of 1, 2 or 4 elements, or up to
 /// whole blocks.
@@ -90,8 +118,8 @@ struct PackLinearParams {
   Rows values, scales, zeros;  // data is null where there are none
   Weight weight;
   int64_t half;  // rows of the gate, which end in a panel of their own; 0 without
-  const int64_t* index =
-      nullptr;  // unpack_linear: row i of `values` is row index[i] of W, if given
+  // unpack_linear: row i of `values` is row index[i] of W, if given
+  const int64_t* index = nullptr;
 };
 
 struct LinearParams {
@@ -100,8 +128,14 @@ struct LinearParams {
   bool gated;
   Activation activation;
   int64_t bias_row;
-  int64_t first, rows;  // of x and out
+  int64_t first, rows;        // of x and out
+  void* workspace = nullptr;  // of CUDA, of workspace_size() bytes
 };
+
+namespace cuda {
+/// Bytes that linear needs beside: x as it multiplies it, where it does not lie so already.
+int64_t workspace_size(const Rows& x, Format format);
+}  // namespace cuda
 
 /// dx [.., K] = dy [.., N] W
 struct LinearBackwardParams {
@@ -110,9 +144,9 @@ struct LinearBackwardParams {
   int64_t first, rows;
 };
 
-DECLARE_CPU_KERNEL(linear, LinearParams)
-DECLARE_CPU_KERNEL(linear_backward, LinearBackwardParams)
-DECLARE_CPU_KERNEL(pack_linear, PackLinearParams)
-DECLARE_CPU_KERNEL(unpack_linear, PackLinearParams)
+DECLARE_KERNEL(linear, LinearParams)
+DECLARE_KERNEL(linear_backward, LinearBackwardParams)
+DECLARE_KERNEL(pack_linear, PackLinearParams)
+DECLARE_KERNEL(unpack_linear, PackLinearParams)
 
 }  // namespace warpformer

@@ -34,6 +34,7 @@ __all__: list[str] = [
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "linear_workspace",
     "log_softmax",
     "log_softmax_backward",
     "pack_linear",
@@ -246,6 +247,7 @@ def linear(
     zero_points: bool,
     gated: bool,
     activation: str,
+    workspace: torch.Tensor | numpy.ndarray | None,
     executor: int,
 ) -> None: ...
 def linear_backward(
@@ -257,6 +259,7 @@ def linear_backward(
     zero_points: bool,
     executor: int,
 ) -> None: ...
+def linear_workspace(x: torch.Tensor | numpy.ndarray, format: str, executor: int) -> int: ...
 def log_softmax(
     x: torch.Tensor | numpy.ndarray,
     mask: torch.Tensor | numpy.ndarray | None,

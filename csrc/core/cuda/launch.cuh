@@ -28,6 +28,7 @@ struct Grid {
 
 inline int multiprocessors(int) { return emulator::resident_blocks(); }
 inline int compute_capability(int) { return emulator::compute_capability(); }
+inline int shared_limit(int) { return 227 << 10; }
 
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Grid grid, int threads,
@@ -89,6 +90,10 @@ inline int multiprocessors(int device) {
 inline int compute_capability(int device) {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, device) +
          device_attribute(cudaDevAttrComputeCapabilityMinor, device);
+}
+/// Bytes of shared memory that a block can have.
+inline int shared_limit(int device) {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
 /// What the error alone does not say: which architectures and driver versions are at odds.

@@ -176,6 +176,26 @@ DEVICE void unpack2(uint32_t both, float& low, float& high) {
   high = to_float(T{static_cast<uint16_t>(both >> 16)});
 }
 
+/// Sums of the two numbers of each register.
+template <class T>
+DEVICE uint32_t add2(uint32_t a, uint32_t b, WHERE) {
+  static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, f16>);
+#ifdef WARPFORMER_EMULATED
+  float a_low, a_high, b_low, b_high;
+  unpack2<T>(a, a_low, a_high);
+  unpack2<T>(b, b_low, b_high);
+  return pack2<T>(a_low + b_low, a_high + b_high, where);
+#else
+  uint32_t sum;
+  if constexpr (std::is_same_v<T, bf16>) {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80), "r"(b));
+  } else {
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  }
+  return sum;
+#endif
+}
+
 /// The nearest tf32, ties away from zero.
 DEVICE uint32_t to_tf32(float x) {
 #ifdef WARPFORMER_EMULATED

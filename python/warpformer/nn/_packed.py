@@ -34,6 +34,23 @@ class PackedModule(StateInParts):
         self.packed = packed.data
         self._layout = packed._replace(data=None)
 
+    def _apply(self, fn, recurse=True):
+        before = self.packed_weight
+        super()._apply(fn, recurse)
+        kinds = before.data.device.type, self.packed.device.type
+        if kinds in (("cpu", "cuda"), ("cuda", "cpu")):  # which do not pack alike
+            weight = ops.unpack_linear(before)
+            if isinstance(weight, Tensor):
+                weight = weight.to(self.packed.device)
+            else:
+                tensors = [t if t is None else t.to(self.packed.device) for t in weight[:3]]
+                weight = ops.QuantizedWeight(*tensors, *weight[3:])
+            dtype = getattr(self, "scales_dtype", None)
+            self.pack(weight)
+            if dtype is not None:
+                self.scales_dtype = dtype
+        return self
+
     @property
     def held(self):
         return self.packed

@@ -137,7 +137,7 @@ def _dense_grouped_linear(input, weight, offsets, bias, activation, gated, dtype
         if rows.start < rows.stop:
             _C.pack_linear(weight[e].to(dtype), None, None, data, *layout, executor(input))
             of_expert = None if bias is None else bias[e]
-            _C.linear(input[rows], data, of_expert, None, out[rows], *epilogue, executor(input))
+            _C.linear(input[rows], data, of_expert, None, out[rows], *epilogue, None, executor(input))
     return out
 
 
@@ -188,7 +188,7 @@ def _grouped_outer_product(a, b, offsets, dtype):
     for rows, of_expert in zip(_runs(offsets, experts, len(a)), out, strict=True):
         columns = b[rows].mT
         data = _pack_linear(columns, None, None, format, columns.shape[1], 0, False)
-        _C.linear(a[rows].mT, data, None, None, of_expert, format, 0, False, False, "none", executor(a))
+        _C.linear(a[rows].mT, data, None, None, of_expert, format, 0, False, False, "none", None, executor(a))
     return out
 
 

@@ -44,7 +44,9 @@ class QuantizedWeight(NamedTuple):
 
 
 class PackedWeight(NamedTuple):
-    """A weight as `linear` reads it: bytes in the layout of csrc/linear/op.h, and what they mean."""
+    """A weight as `linear` reads it on the device that packed it: bytes in the layout of csrc/linear/op.h,
+    and what they mean. For another device it is packed anew, as layers do when they are moved.
+    """
 
     data: Tensor  # uint8 [panels, bytes of a panel], those of experts [E, panels, bytes of a panel]
     out_features: int  # with `gated` rows of the gate and of `up`; of each expert
@@ -107,6 +109,8 @@ def unpack_linear(packed: PackedWeight, *, rows: Tensor | None = None) -> Tensor
         raise TypeError(f"unpack_linear: packed must be a PackedWeight, not {type(packed).__name__}")
     data, out_features, depth, format, group_size, zero_points, gated = packed
     is_direct(data, optional=(rows,))
+    if rows is not None and data.is_cuda:
+        rows = rows.long().contiguous()
     is_dense = format in DTYPES
     groups = max(1, -(-depth // max(1, group_size)))
     bits_4 = not is_dense and not format.startswith("int8")
@@ -237,10 +241,15 @@ def _linear(input, data, bias, residual, out_features, format, group_size, zero_
     if out_features < 0:
         raise _C.InputError(f"linear: out_features = {out_features} is negative")
     out = _empty_product(input, out_features // (2 if gated else 1))
-    _C.linear(
-        input, data, bias, residual, out, format, group_size, zero_points, gated, activation, executor(input)
-    )
+    layout = (format, group_size, zero_points, gated, activation)
+    _C.linear(input, data, bias, residual, out, *layout, _workspace(input, format), executor(input))
     return out
+
+
+def _workspace(input, format):
+    """What a CUDA kernel needs beside."""
+    size = _C.linear_workspace(input, format, executor(input))
+    return empty((size,), input, torch.uint8) if size else None
 
 
 def _empty_product(input, out_features):
@@ -300,6 +309,8 @@ def _linear_backward(grad, data, in_features, format, group_size, zero_points):
 
 
 def _dense_linear(input, weight, bias, residual, activation, begin, end, dtype, keep):
+    if input.is_cuda:
+        return _product_by_torch(input, weight[begin:end].to(dtype), bias, activation, residual)
     format = DENSE.get(dtype, "f32")
 
     def pack():
@@ -308,6 +319,15 @@ def _dense_linear(input, weight, bias, residual, activation, begin, end, dtype, 
 
     data = kept(weight, (begin, end, dtype), pack) if keep else pack()
     return _linear(input, data, bias, residual, end - begin, format, 0, False, False, activation)
+
+
+def _product_by_torch(input, weight, bias, activation, residual):
+    """On a GPU products of dense weights are cuBLAS's."""
+    dtype = torch.promote_types(input.dtype, weight.dtype)
+    out = F.linear(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    if activation != "none":
+        out = dispatch("activation", out, None, None, activation, False)
+    return (out if residual is None else out + residual).to(input.dtype)
 
 
 def _dense_context(ctx, inputs, output):
