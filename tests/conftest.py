@@ -70,7 +70,7 @@ def _device_of(item):
 
 
 def _has_kernel(item):
-    """Whether the op of a test has CUDA kernels: that of its `sample` or else of its module, by name or `OP`."""
+    """Whether the op of a test, that of its `sample` or else of its module, by `OP` or name, has kernels."""
     sample = item.callspec.params.get("sample")
     name = sample.__name__ if sample else item.module.__name__.rpartition(".test_")[2]
     return hasattr(_emulated, getattr(sample or item.module, "OP", name))
