@@ -34,7 +34,6 @@ CPU_ONLY = (
     "mixture_of_experts",
     "patch_",
     "sample",
-    "scaled_dot_product_attention",
     "sentence_encoder",
     "speculative_decoding",
     "top_k",

@@ -1,19 +1,57 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from warpformer import ops
+from warpformer.bench import roofline
 from warpformer.bench._compare import Graph
 
 BOTH = (torch.float32, torch.bfloat16)
 MINILM, BERT, LONG = (32, 12, 12, 128, 32), (8, 12, 12, 512, 64), (1, 16, 16, 1024, 64)
 SHARED = (1, 32, 8, 4096, 128)  # key/value heads of 4 query heads each
+WIDE, NARROW = (1, 16, 16, 8192, 128), (1, 16, 16, 8192, 64)  # of GPUs
+BACKENDS = {
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 CASES = [
     *((shape, kind, dtype) for shape, kind in [(MINILM, "padding"), (BERT, "full")] for dtype in BOTH),
     *((LONG, kind, dtype) for kind in ("full", "causal") for dtype in BOTH),
     (LONG, "causal", torch.float16),
     (SHARED, "causal", torch.bfloat16),
 ]
+GPU_CASES = [(shape, kind) for shape in (WIDE, NARROW) for kind in ("full", "causal")]
+
+
+@pytest.fixture
+def gpu():
+    if not roofline.on_gpu():
+        pytest.skip("sizes of a GPU")
+
+
+def pinned(backend):
+    """torch's op by one of its kernels."""
+
+    def function(*args, **kwargs):
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(*args, **kwargs)
+
+    return function
+
+
+def backends(dtype):
+    """Those of torch that this GPU has."""
+    found = {}
+    small = torch.randn(3, 1, 2, 64, 64, dtype=dtype)
+    for name, backend in BACKENDS.items():
+        try:
+            pinned(backend)(*small)
+        except RuntimeError:
+            continue
+        found[name] = pinned(backend)
+    return found
 
 
 def tensors(shape, dtype):
@@ -56,6 +94,51 @@ def bench_attention(compare, shape, kind, dtype):
         peers={"torch": run(F.scaled_dot_product_attention)},
         moved=moved,
         flops=flops,
+    )
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("shape", "kind"), GPU_CASES, ids=str)
+def bench_attention_on_a_gpu(compare, shape, kind):
+    """Beside each kernel of torch."""
+
+    def run(function):
+        return lambda q, k, v: function(q, k, v, is_causal=kind == "causal")
+
+    dtype = torch.bfloat16
+    moved, flops = work(shape, kind, dtype)
+    compare(
+        name_of(shape, kind),
+        dtype=dtype,
+        inputs=lambda: tuple(tensors(shape, dtype)),
+        ours=run(ops.scaled_dot_product_attention),
+        peers={name: run(function) for name, function in backends(dtype).items()},
+        moved=moved,
+        flops=flops,
+    )
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("shape", "kind"), GPU_CASES, ids=str)
+def bench_backward_on_a_gpu(compare, shape, kind):
+    """Five products beside two of the forward, which is not timed: it is made once for all rounds."""
+    dtype = torch.bfloat16
+    batch, heads, _, length, width = shape
+    leaves = [torch.randn(batch, heads, length, width, dtype=dtype) for _ in range(4)]
+
+    def run(function):
+        graph = Graph(lambda q, k, v: function(q, k, v, is_causal=kind == "causal"), *leaves)
+        return lambda: graph.gradients()
+
+    moved, flops = work(shape, kind, dtype)
+    compare(
+        name_of(shape, f"{kind}, backward"),
+        dtype=dtype,
+        inputs=tuple,
+        ours=run(ops.scaled_dot_product_attention),
+        peers={name: run(function) for name, function in backends(dtype).items()},
+        moved=2 * moved,
+        flops=5 * flops // 2,
     )
 
 

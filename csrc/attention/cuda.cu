@@ -32,7 +32,7 @@ struct Shape {
   static constexpr bool half = sizeof(T) == 2;
   static constexpr int blocks = half && kWidth <= 128 && !kSpecial ? 2 : 1;
   static constexpr int rows = 16 * blocks * kWarps;
-  static constexpr int keys = half ? (kWidth == 256 ? 32 : 64) : kWidth == 64 ? 32 : 16;
+  static constexpr int keys = !half ? 16 : kWidth == 256 ? 32 : 64;
   using Queries = Tile<T, rows, kWidth>;
   using Keys = Tile<T, keys, kWidth>;
   static constexpr int bytes = Queries::kBytes + 2 * Keys::kBytes;

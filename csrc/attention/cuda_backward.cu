@@ -51,6 +51,12 @@ DEVICE Range seeing(const AttentionParams& p, const Sequence& s, int key, int co
   return {from, to > from ? to : from};
 }
 
+/// exp x, as exact as T asks for.
+template <class T>
+DEVICE float weight_of(float x) {
+  return sizeof(T) == 4 ? exp(x) : exp2_approx(kLog2E * x);
+}
+
 /// Zeros in place of what is not finite.
 template <class T, class Tile>
 DEVICE void clear_non_finite(const Tile& tile) {
@@ -262,7 +268,7 @@ attention_backward_kernel(AttentionBackwardParams p, Order order) {
       for (int n = 0; n < kCount; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          s[0][n][e] = exp2_approx(kLog2E * fma(s[0][n][e], scores.scale, shift[of(n, e)]));
+          s[0][n][e] = weight_of<T>(fma(s[0][n][e], scores.scale, shift[of(n, e)]));
       float dropped[1][kByKeys && kSpecial ? kCount : 1][4];
       if constexpr (kSpecial && kByKeys) {
 #pragma unroll
@@ -301,6 +307,7 @@ attention_backward_kernel(AttentionBackwardParams p, Order order) {
         }
       }
       if (pass == 1) {
+        sync_block();
         clear_non_finite<T>(y);
         if constexpr (kByKeys) clear_non_finite<T>(w);
         sync_block();

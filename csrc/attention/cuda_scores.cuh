@@ -84,8 +84,9 @@ inline Order order_of(const AttentionParams& p, bool by_keys, int rows) {
 struct Range {
   int begin, end;
 };
-/// The keys that a query of the sequence sees, mask aside.
+/// The keys that a query of the sequence sees, mask aside; none where a tile is longer than it.
 DEVICE Range visible(const AttentionParams& p, const Sequence& s, int query) {
+  if (query >= s.queries) return {0, 0};
   const int64_t own = query + (p.bottom_right ? s.keys - s.queries : 0);
   const int64_t begin = own - p.left, end = own + p.right + 1;
   const int from = begin < 0 ? 0 : begin > s.keys ? s.keys : static_cast<int>(begin);

@@ -184,8 +184,8 @@ DEVICE void add(float (&d)[4], const float (&x)[4]) {
 #pragma unroll
   for (int e = 0; e < 4; ++e) d[e] += x[e];
 }
-/// d += a b. Terms of tf32, the small ones first, have the error of float: b is exact, as a single
-/// key's value is returned as it is. They are a sum of their own, so that d is rounded once.
+/// d += a b. Terms of tf32, the small ones first, have the error of float; they are a sum of their
+/// own, so that d is rounded once.
 template <class T>
 DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (sizeof(T) == 2) {
@@ -195,6 +195,7 @@ DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     split(a, a_high, a_low, a_left);
     split(b, b_high, b_low, b_left);
     float sum[4] = {};
+    mma_m16n8k8(sum, a_left, b_high);
     mma_m16n8k8(sum, a_high, b_left);
     mma_m16n8k8(sum, a_low, b_high);
     mma_m16n8k8(sum, a_high, b_low);

@@ -70,21 +70,24 @@ def with_matrix(options, mask=None):
 )
 @pytest.mark.parametrize("alignment", ["top-left", "bottom-right"])
 def test_buckets(device, bidirectional, buckets, max_distance, alignment):
-    """Of every distance: each query of a batch sees one key, so that lse is its bias."""
-    keys = 600
+    """Of every distance: query i sees the key that is i before the last one, so that lse is its bias. As many
+    keys as queries show every second distance, one more key the others."""
     table = torch.arange(buckets, dtype=torch.float32)[:, None]
-    _, lse = attention(
-        *(torch.zeros(keys, 1, t, 1) for t in (1, keys, keys)),
-        torch.eye(keys, dtype=torch.bool)[:, None, None],
-        position_bias=table,
-        position_bidirectional=bidirectional,
-        position_max_distance=max_distance,
-        alignment=alignment,
-        return_lse=True,
-    )
-    distance = torch.arange(keys) - (keys - 1 if alignment == "bottom-right" else 0)
-    expected = buckets_of(distance, buckets, bidirectional, max_distance)
-    assert torch.equal(lse.flatten(), expected.float())
+    queries = 600
+    for keys in (queries, queries + 1):
+        _, lse = attention(
+            *(torch.zeros(1, 1, t, 1) for t in (queries, keys, keys)),
+            torch.eye(keys, dtype=torch.bool).flip(-1)[:queries],
+            position_bias=table,
+            position_bidirectional=bidirectional,
+            position_max_distance=max_distance,
+            alignment=alignment,
+            return_lse=True,
+        )
+        shift = keys - queries if alignment == "bottom-right" else 0
+        distance = keys - 1 - 2 * torch.arange(queries) - shift
+        expected = buckets_of(distance, buckets, bidirectional, max_distance)
+        assert torch.equal(lse.flatten(), expected.float())
 
 
 @pytest.mark.parametrize(("shape", "name"), CASES, ids=str)
