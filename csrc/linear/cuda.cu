@@ -35,8 +35,7 @@ constexpr int kFew = 2, kMany = 8;   // tiles of 8 tokens: at most of few, of ma
 constexpr int kFewTokens = 32;       // that one block, or two, take 16 at a time
 constexpr int kManyWarps = 4;        // of the team of many tokens
 constexpr int64_t kWideBlocks = 96;  // of blocks of two warps a team, to be worth having
-constexpr int kSmallestGroup = 32;
-constexpr int kSlotPadding = 4;  // floats a token: lanes of a fragment fall into all banks
+constexpr int kSlotPadding = 4;      // floats a token: lanes of a fragment fall into all banks
 
 /// Where what a team has in shared memory lies, in bytes of a stage: first come the tiles of W.
 struct Stage {
@@ -51,7 +50,7 @@ struct Product {
   int parts;            // tokens of a row of out, added up: 2 where x is float
   int tiles, chain;     // of K; of a chain
   int teams, warps;     // of a block; of a team
-  int group_pairs;      // pairs of fragments of a group
+  int group_shift;      // pairs of fragments of a group, as a power of two; 31: a group a row
   int groups_of_tile;   // scales of a tile and row
   Quantized quantized;  // x of the dynamic formats
   float table[16];      // of nf4
@@ -107,13 +106,14 @@ class Warp {
       if (begin + s < end) fetch(begin + s, s);
       copy_async_commit();
     }
-    int stage = 0;
+    int stage = 0, chain_end = begin + w_.chain;
     for (int tile = begin; tile < end; ++tile) {
       copy_async_wait<kStages - 2>();
       barrier_sync(1 + team_, w_.warps * kWarp);
       if (tile + kStages - 1 < end) fetch(tile + kStages - 1, (stage + kStages - 1) % kStages);
       copy_async_commit();
-      const bool last = (tile + 1) % w_.chain == 0 || tile + 1 == w_.tiles;
+      const bool last = tile + 1 == chain_end || tile + 1 == end;
+      if (last) chain_end += w_.chain;
       multiply(tile, stages_ + stage * w_.stage.size, last);
       // Chains of other teams are written when all have left their stages.
       if (last && tile + 1 < end) add_chain(slot, slot_row, tile >= w_.chain);
@@ -200,17 +200,17 @@ class Warp {
     }
 
     const int groups = w_.groups_of_tile;
-    const int64_t first = weight_.groups ? int64_t{tile} * kDepth / weight_.group : 0;
+    const int first = tile * kPairs >> w_.group_shift;
     if (weight_.groups && lane < kPanels * groups * 2) {
-      const int at = lane / 2, i = at / groups;
-      copy_async16(
-          to + w_.stage.scales + ((warp_ * kPanels * groups + at) * 2 + lane % 2) * 16,
-          dynamic_panel(i) + weight_.scales + group_at(first + at % groups) * 32 + lane % 2 * 16);
+      const int at = lane / 2, i = groups == 1 ? at : at / 2;
+      copy_async16(to + w_.stage.scales + ((warp_ * kPanels * groups + at) * 2 + lane % 2) * 16,
+                   dynamic_panel(i) + weight_.scales + group_at(first + (at & (groups - 1))) * 32 +
+                       lane % 2 * 16);
     }
     if (weight_.zeros && lane < kPanels * groups) {
-      const int i = lane / groups;
+      const int i = groups == 1 ? lane : lane / 2;
       copy_async16(to + w_.stage.zeros + (warp_ * kPanels * groups + lane) * 16,
-                   dynamic_panel(i) + weight_.zeros + group_at(first + lane % groups) * 16);
+                   dynamic_panel(i) + weight_.zeros + group_at(first + (lane & (groups - 1))) * 16);
     }
   }
   /// By comparison: an index that is not constant would keep this struct out of registers.
@@ -238,7 +238,7 @@ class Warp {
       } else {
         multiply_pair(codes, pair, x);
       }
-      const bool end = (tile * kPairs + pair + 1) % w_.group_pairs == 0;
+      const bool end = ((tile * kPairs + pair + 1) & ((1u << w_.group_shift) - 1)) == 0;
       if constexpr (kTokenScales) continue;
       if (end || kDynamic || (last && pair == kPairs - 1)) end_group(stage, group, pair);
     }
@@ -497,7 +497,7 @@ void launch_product(Product w, Stream stream) {
   w.chain = even ? (even + whole - 1) / whole * whole : whole;
   const bool small = weight.groups && weight.group < depth;
   w.groups_of_tile = small ? static_cast<int>(depth / weight.group) : 1;
-  w.group_pairs = weight.groups ? static_cast<int>(weight.group / kSmallestGroup) : INT32_MAX;
+  w.group_shift = !weight.groups ? 31 : weight.group == 32 ? 0 : weight.group == 64 ? 1 : 2;
 
   const int64_t panels = weight.panels / (p.gated ? 2 : 1), of_warp = p.gated ? 1 : kPanels;
   w.teams = kTiles == kMany ? 1 : kChains;

@@ -29,21 +29,20 @@
 //
 // On CUDA the values of quantized weights lie otherwise, in tiles of 512 bytes, 16 rows by 64 of K
 // (by 32 of 8 bits), of which each lane of a warp has 16 bytes: its part of A of mma, where lane
-// 4 g + t has the rows g and g + 8.
+// 4 g + t has the rows g and g + 8. The last tile is whole, on the CPU too: sizes are the same.
 //
 //   panel     | tile 0                     | tile 1 ..           four panels are A of a wgmma, one
 //             | lane 0 | 1 | .. | lane 31  |                     for each of its warps
 //
-//   word      | 0 | 1 | 2 | 3 |       m16n8k16: register 0 has row g, k = 2 t, 2 t + 1; 1 row g +
-//   8;
-//                                     2 and 3 the same rows at k + 8
+//   word      | 0 | 1 | 2 | 3 |       m16n8k16: register 0 has row g, k = 2 t, 2 t + 1, register 1
+//                                     row g + 8; 2 and 3 the same rows at k + 8
 //   int4      word i is fragment i: bits 4 r .. of each 16-bit half are register r
 //   nf4       word i is fragment i: byte r is register r, the even k in its low bits
 //   int8      words 2 i, 2 i + 1 are fragment i: bytes 0, 2 of word h are register 2 h, bytes 1, 3
 //             register 2 h + 1
 //
-//                                     m16n8k32: register 0 has row g, k = 4 t .. 4 t + 3, 1 row
-//                                     g + 8, 2 and 3 the same at k + 16
+//                                     m16n8k32: register 0 has row g, k = 4 t .. 4 t + 3, register
+//                                     1 row g + 8; 2 and 3 the same rows at k + 16
 //   int4_dynamic   words 2 i, 2 i + 1 are fragment i: low bits of the bytes of word h are register
 //                  2 h, high bits register 2 h + 1, as numbers with a sign: code - 8
 //   int8_dynamic   word r is register r, as bytes with a sign

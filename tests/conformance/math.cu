@@ -67,6 +67,14 @@ struct Unpack {
     return low + 2 * high;
   }
 };
+template <class T>
+struct Add {
+  DEVICE uint32_t operator()(const uint32_t* in, int64_t i) const {
+    return add2<T>(load(in + 2 * i), load(in + 2 * i + 1));
+  }
+};
+CASE(add_bf16) { run_map<uint32_t, uint32_t>(call, Add<bf16>{}); }
+CASE(add_f16) { run_map<uint32_t, uint32_t>(call, Add<f16>{}); }
 CASE(unpack_bf16) { run_map<uint32_t, float>(call, Unpack<bf16>{}); }
 CASE(unpack_f16) { run_map<uint32_t, float>(call, Unpack<f16>{}); }
 

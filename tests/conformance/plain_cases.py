@@ -249,3 +249,8 @@ def _conversions() -> Iterator[Case]:
         with np.errstate(over="ignore"):
             total = low + 2 * high
         yield Case(f"unpack_{name}", f"unpack_{name}", 0 * total, total, [words])
+        terms = encode(g.normal(0, 3, (128, 2, 2)).astype(np.float32))
+        a, b = decode(terms).swapaxes(0, 1)
+        sums = encode(a + b).view(np.uint32).reshape(-1)
+        operands = terms.view(np.uint32).reshape(-1, 2)
+        yield Case(f"add_{name}", f"add_{name}", 0 * sums, sums, [operands])

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map
 
 from tests.check import same_bits
 from tests.samples import SAMPLES, WITH_GRADIENT
-from warpformer import InputError
+from warpformer import InputError, nn, quantization
 
 pytestmark = pytest.mark.parametrize("device", ["cuda"], indirect=True)
 every_op = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.__name__)
@@ -71,3 +71,17 @@ def test_an_operand_on_the_cpu_is_refused(device, sample):
     mixed = replace(call, args=(tree_map(torch.Tensor.cpu, first), *others))
     with pytest.raises(InputError, match="cpu"):
         mixed()
+
+
+@pytest.mark.parametrize("format", ["int8", "int8_dynamic", "int4", "int4_dynamic", "nf4"])
+def test_layers_pack_anew_when_they_move(device, format):
+    weight = quantization.quantize(torch.randn(40, 70, device="cpu"), format)
+    layer = nn.Int8Linear if format.startswith("int8") else nn.Int4Linear
+    layer = layer.from_quantized(weight)
+    x, before = torch.randn(5, 70, device="cpu"), layer.state_dict()
+    expected = layer(x)
+    layer.to(device)
+    torch.testing.assert_close(layer(x.to(device)).cpu(), expected, rtol=1e-4, atol=1e-4)
+    for there in (layer.state_dict(), layer.to("cpu").state_dict()):
+        assert all(torch.equal(there[name].cpu(), t) for name, t in before.items())
+    assert same_bits(layer(x), expected)
