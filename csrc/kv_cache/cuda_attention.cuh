@@ -286,8 +286,8 @@ class Attention {
 
   /// The slots from `slot` on.
   DEVICE void attend(int slot, int stage, const TileScales& k_scales, const TileScales& v_scales) {
-    // The same for all warps that share the rows.
-    if (slot + kTile <= any_begin_ || slot >= any_end_) return;
+    const bool is_seen = any_begin_ < slot + kTile && slot < any_end_;
+    if (!is_seen && p_.cut.slices == 1) return;  // slices meet, and add zeros
     Scores s = {};
     const int column = slice_ * kColumns;
     products_.score({keys(stage) + column, layout_.key_pitch, columns_}, s);
@@ -325,7 +325,7 @@ class Attention {
     for (int n = 0; n < kScores; ++n)
       area.store16(slice_ * kExchange + (n * kWarp + lane_index()) * 4,
                    {s[n][0], s[n][1], s[n][2], s[n][3]});
-    barrier_sync(1 + tile_, slices * kWarp);
+    sync_block();
 #pragma unroll
     for (int n = 0; n < kScores; ++n) {
       Vector<float> sum = area.load16((n * kWarp + lane_index()) * 4);
