@@ -14,12 +14,13 @@ constexpr int kExchange = kScores * 4 * kWarp;     // floats, of a warp
 constexpr float kLog2e = 1.44269504088896340736f;
 
 /// How operands lie in shared memory: for each stage a tile of keys and one of values, then what
-/// warps exchange, their weights and their queries.
+/// slices exchange, weights, sums of splits and queries, each where it is needed.
 struct Layout {
   int stages, stage_bytes;
   int key_pitch, value_pitch;  // elements; value_pitch 0: values are the first columns of keys
   int key_lanes, value_lanes;  // of a warp, that copy a row
-  int exchange, weights, sums, queries, query_pitch;  // where these begin; floats
+  int exchange, weights, sums, queries;  // where these begin
+  int query_pitch;                       // floats
   int bytes;
   bool vectors;  // all copies are of 16 bytes
 };
@@ -37,7 +38,7 @@ class Attention {
         tile_(warp_index() / static_cast<int>(p.cut.slices)),
         row_(unit.first + tile_ * kRows),
         broken_(!unit.sequence.known),
-        products_(make_products(p, layout, tile_, slice_)) {
+        products_(make_products(layout, tile_, slice_)) {
     const Range block = unit.seen_by_any(p, unit.first, Unit::block_rows(p.cut));
     begin_ = static_cast<int>(block.begin), end_ = static_cast<int>(block.end);
     const Range any = unit.seen_by_any(p, row_, kRows), all = unit.seen_by_all(p, row_, kRows);
@@ -120,8 +121,7 @@ class Attention {
  private:
   static constexpr bool kQuantized = sizeof(E) == 1, kIsFloat = sizeof(T) == 4;
 
-  DEVICE static Products<T, E> make_products(const CachedAttentionParams&, const Layout& layout,
-                                             int tile, int slice) {
+  DEVICE static Products<T, E> make_products(const Layout& layout, int tile, int slice) {
     if constexpr (kIsFloat) {
       return {shared_memory<float>(layout.queries) +
                   (tile * kRows * layout.query_pitch + slice * kColumns),
@@ -286,8 +286,8 @@ class Attention {
 
   /// The slots from `slot` on.
   DEVICE void attend(int slot, int stage, const TileScales& k_scales, const TileScales& v_scales) {
-    // The same for all warps that share the rows.
-    if (slot + kTile <= any_begin_ || slot >= any_end_) return;
+    const bool is_seen = any_begin_ < slot + kTile && slot < any_end_;
+    if (!is_seen && p_.cut.slices == 1) return;  // slices meet, and add zeros
     Scores s = {};
     const int column = slice_ * kColumns;
     products_.score({keys(stage) + column, layout_.key_pitch, columns_}, s);
@@ -325,7 +325,7 @@ class Attention {
     for (int n = 0; n < kScores; ++n)
       area.store16(slice_ * kExchange + (n * kWarp + lane_index()) * 4,
                    {s[n][0], s[n][1], s[n][2], s[n][3]});
-    barrier_sync(1 + tile_, slices * kWarp);
+    sync_block();
 #pragma unroll
     for (int n = 0; n < kScores; ++n) {
       Vector<float> sum = area.load16((n * kWarp + lane_index()) * 4);

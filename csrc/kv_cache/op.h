@@ -35,8 +35,9 @@
 // A query that sees no slot gives 0, and lse -inf. What it does not see never reaches it, be it
 // NaN. Slots are split every 256 whatever B, T and the threads are: a sequence gives the same bits
 // alone and in any batch. Weights of a cache in bf16 are rounded to bf16 where the ISA multiplies
-// it. Source: Dao et al., "Flash-Decoding for long-context inference" (the splits and their merge);
-// Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention".
+// it, and on a GPU those of queries in bf16 or f16 to their type. Source: Dao et al.,
+// "Flash-Decoding for long-context inference" (the splits and their merge); Kwon et al., "Efficient
+// Memory Management for Large Language Model Serving with PagedAttention".
 #pragma once
 
 #include "core/heads.h"

@@ -83,7 +83,7 @@ def is_emulated(request):
     return request.node.callspec.params["device"] == "emulated"
 
 
-SHAPES = [(1, 128), (1, 33), (3, 64), (3, 80), (16, 33), (17, 80)]  # queries, width
+SHAPES = [(1, 128), (1, 33), (3, 64), (3, 80), (16, 33), (17, 80), (9, 144)]  # queries, width
 
 
 @pytest.mark.parametrize(("queries", "width"), SHAPES)
