@@ -272,9 +272,11 @@ void launch_width(const AttentionParams& p, Stream stream) {
 template <class T, bool kSpecial>
 void launch_special(const AttentionParams& p, Stream stream) {
   const int64_t width = p.width > p.value_width ? p.width : p.value_width;
-  if (width <= 64) return launch_width<T, 64, kSpecial>(p, stream);
-  if (width <= 128 || sizeof(T) == 4) return launch_width<T, 128, kSpecial>(p, stream);
-  if constexpr (sizeof(T) == 2) launch_width<T, 256, kSpecial>(p, stream);
+  if constexpr (sizeof(T) == 2) {
+    if (width > 128) return launch_width<T, 256, kSpecial>(p, stream);
+    if (width > 64) return launch_width<T, 128, kSpecial>(p, stream);
+  }
+  launch_width<T, 64, kSpecial>(p, stream);
 }
 template <class T>
 void launch_type(const AttentionParams& p, Stream stream) {

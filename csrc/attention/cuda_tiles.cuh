@@ -185,8 +185,8 @@ DEVICE void add(float (&d)[4], const float (&x)[4]) {
   for (int e = 0; e < 4; ++e) d[e] += x[e];
 }
 /// d += a b. Terms of tf32, the small ones first, have the error of float; they are a sum of their
-/// own, so that d is rounded once.
-template <class T>
+/// own, so that d is rounded once. Of weights 22 bits count, which leaves registers.
+template <class T, bool kWeights = false>
 DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (sizeof(T) == 2) {
     mma_m16n8k16<T>(d, a, b);
@@ -195,7 +195,7 @@ DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     split(a, a_high, a_low, a_left);
     split(b, b_high, b_low, b_left);
     float sum[4] = {};
-    mma_m16n8k8(sum, a_left, b_high);
+    if constexpr (!kWeights) mma_m16n8k8(sum, a_left, b_high);
     mma_m16n8k8(sum, a_high, b_left);
     mma_m16n8k8(sum, a_low, b_high);
     mma_m16n8k8(sum, a_high, b_low);
@@ -259,7 +259,7 @@ DEVICE void multiply_weights(float (&o)[kBlocks][kColumns][4], const Weights<T, 
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m)
 #pragma unroll
-          for (int i = 0; i < 2; ++i) multiply<T>(sum[m][i], a[m], b[i]);
+          for (int i = 0; i < 2; ++i) multiply<T, true>(sum[m][i], a[m], b[i]);
       }
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m)

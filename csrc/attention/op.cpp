@@ -79,7 +79,7 @@ AttentionParams scaled_dot_product_attention(
   if (position_bias) p.position_bias = {rows(*position_bias), bidirectional, max_distance};
   if (position_bias && !runs_on_cpu(query)) CHECK(biases, biases, position_bias);
   if (biases) {
-    CHECK(biases->dtype == DType::f32 && biases->ndim == 2 && biases->dim(0) == query.dim(1) &&
+    CHECK(biases->dtype == DType::i32 && biases->ndim == 2 && biases->dim(0) == query.dim(1) &&
               biases->dim(1) % 2 == 1 && biases->contiguous(),
           biases, query);
     p.biases = biases->ptr<float>();

@@ -212,7 +212,7 @@ def _biases_by_distance(position_bias, q, k, max_distance):
     if position_bias is None or q.ndim != 4 or k.ndim != 4 or not isinstance(max_distance, int):
         return None
     reach = max(0, min(max_distance, q.shape[2] + k.shape[2]))
-    return empty((q.shape[1], 2 * reach + 1), q, torch.float32)
+    return empty((q.shape[1], 2 * reach + 1), q, torch.int32)  # words of floats
 
 
 def _heads(t, packed):
