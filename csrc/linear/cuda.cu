@@ -31,7 +31,7 @@ namespace {
 
 constexpr int kChains = 8, kStages = 4;
 constexpr int kPanels = 2;           // of a warp
-constexpr int kFew = 2, kMany = 8;   // tiles of 8 tokens: at most of few, of many
+constexpr int kFew = 2, kMany = 8;   // tiles of 8 tokens, at most, of few and of many
 constexpr int kFewTokens = 32;       // that one block, or two, take 16 at a time
 constexpr int kManyWarps = 4;        // of the team of many tokens
 constexpr int64_t kWideBlocks = 96;  // of blocks of two warps a team, to be worth having
@@ -435,7 +435,7 @@ DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float>
 }
 
 template <int kTiles>
-constexpr int kMaxThreads = kTiles == kMany ? kManyWarps * kWarp : kChains * 2 * kWarp;
+constexpr int kMaxThreads = (kTiles > kFew) ? kManyWarps * kWarp : kChains * 2 * kWarp;
 
 template <Format kFormat, class T, int kTiles>
 KERNEL(kMaxThreads<kTiles>, 1)
@@ -500,10 +500,10 @@ void launch_product(Product w, Stream stream) {
   w.group_shift = !weight.groups ? 31 : weight.group == 32 ? 0 : weight.group == 64 ? 1 : 2;
 
   const int64_t panels = weight.panels / (p.gated ? 2 : 1), of_warp = p.gated ? 1 : kPanels;
-  w.teams = kTiles == kMany ? 1 : kChains;
+  w.teams = (kTiles > kFew) ? 1 : kChains;
   const bool wide = panels / (2 * of_warp) >= kWideBlocks;
-  int shared = lay_out<This>(w, kTiles == kMany ? kManyWarps : wide ? 2 : 1);
-  if (kTiles < kMany && shared > shared_limit(stream.device)) shared = lay_out<This>(w, 1);
+  int shared = lay_out<This>(w, (kTiles > kFew) ? kManyWarps : wide ? 2 : 1);
+  if (kTiles <= kFew && shared > shared_limit(stream.device)) shared = lay_out<This>(w, 1);
   const int64_t of_block = w.warps * of_warp;
   const Grid grid((panels + of_block - 1) / of_block,
                   (w.tokens + This::kTokens - 1) / This::kTokens);
@@ -517,7 +517,9 @@ void choose_tiles(const Product& w, Stream stream) {
   // Two parts of W beside 64 tokens would not fit into registers.
   if (std::is_same_v<X, float> || w.tokens <= kFewTokens)
     return launch_product<kFormat, X, kFew>(w, stream);
-  if constexpr (!std::is_same_v<X, float>) launch_product<kFormat, X, kMany>(w, stream);
+  // Nor would 64 tokens beside integer sums that become floats every 32 of K.
+  constexpr int many = kFormat == Format::int4_dynamic ? kMany / 2 : kMany;
+  if constexpr (!std::is_same_v<X, float>) launch_product<kFormat, X, many>(w, stream);
 }
 
 template <class T>
