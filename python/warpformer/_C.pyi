@@ -341,6 +341,7 @@ def scaled_dot_product_attention(
     alibi_slopes: torch.Tensor | numpy.ndarray | None,
     sinks: torch.Tensor | numpy.ndarray | None,
     position_bias: torch.Tensor | numpy.ndarray | None,
+    biases: torch.Tensor | numpy.ndarray | None,
     seed: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     lse: torch.Tensor | numpy.ndarray | None,
@@ -364,6 +365,7 @@ def scaled_dot_product_attention_backward(
     alibi_slopes: torch.Tensor | numpy.ndarray | None,
     sinks: torch.Tensor | numpy.ndarray | None,
     position_bias: torch.Tensor | numpy.ndarray | None,
+    biases: torch.Tensor | numpy.ndarray | None,
     seed: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     lse: torch.Tensor | numpy.ndarray,
@@ -383,6 +385,7 @@ def scaled_dot_product_attention_backward(
     dmask: torch.Tensor | numpy.ndarray | None,
     delta: torch.Tensor | numpy.ndarray,
     dposition_bias: torch.Tensor | numpy.ndarray | None,
+    parts: torch.Tensor | numpy.ndarray | None,
     executor: int,
 ) -> None: ...
 def set_isa(name: str) -> None: ...
