@@ -250,7 +250,7 @@ struct Scores {
     };
     const auto add = [](float& v, auto bias) {
       const float b = to_float(bias);
-      v = b < -__FLT_MAX__ ? b : v + b;
+      v = b < -3.40282347e38f ? b : v + b;
     };
     if (mask.dtype == DType::boolean)
       each(bool{}, [](float& v, bool keep) { v = keep ? v : -kInfinity; });

@@ -354,6 +354,7 @@ def scaled_dot_product_attention(
     alibi_slopes: torch.Tensor | numpy.ndarray | None,
     sinks: torch.Tensor | numpy.ndarray | None,
     position_bias: torch.Tensor | numpy.ndarray | None,
+    biases: torch.Tensor | numpy.ndarray | None,
     seed: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     lse: torch.Tensor | numpy.ndarray | None,
@@ -377,6 +378,7 @@ def scaled_dot_product_attention_backward(
     alibi_slopes: torch.Tensor | numpy.ndarray | None,
     sinks: torch.Tensor | numpy.ndarray | None,
     position_bias: torch.Tensor | numpy.ndarray | None,
+    biases: torch.Tensor | numpy.ndarray | None,
     seed: torch.Tensor | numpy.ndarray | None,
     out: torch.Tensor | numpy.ndarray,
     lse: torch.Tensor | numpy.ndarray,
@@ -396,6 +398,7 @@ def scaled_dot_product_attention_backward(
     dmask: torch.Tensor | numpy.ndarray | None,
     delta: torch.Tensor | numpy.ndarray,
     dposition_bias: torch.Tensor | numpy.ndarray | None,
+    parts: torch.Tensor | numpy.ndarray | None,
     executor: int,
 ) -> None: ...
 def set_isa(name: str) -> None: ...
