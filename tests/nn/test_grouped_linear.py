@@ -22,6 +22,12 @@ FORMATS = [
     ("int4_dynamic", {"group_size": -1}),
     ("nf4", {"group_size": 32}),
 ]
+
+
+def has_cuda_kernel(params):
+    return False
+
+
 PARTS = [None, {"w1": N // 2, "w3": N // 2}, {"w2": N}]
 
 
