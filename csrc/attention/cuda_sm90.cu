@@ -1,7 +1,7 @@
 // Forward of attention on Hopper: tensor copies fetch tiles, wgmma multiplies them, softmax runs in
 // registers. A block takes tiles of 128 queries of a head, one after the other; its 3 warpgroups:
 //
-//   producer (1 thread)   per tile     wait q_empty, copy Q           -> q_full
+//   producer (1 warp)     per tile     wait q_empty, copy Q           -> q_full
 //                         per 128 keys wait k_empty[s], copy K        -> k_full[s]    s = 0, 1
 //                                      wait v_empty[s], copy V        -> v_full[s]
 //   consumers 0 and 1     64 queries each, keys from the last tile to the first:
@@ -38,7 +38,8 @@
 namespace warpformer::cuda {
 namespace {
 
-using namespace attend;
+using attend::kInfinity, attend::kLog2E, attend::Order, attend::order_of, attend::Place,
+    attend::place, attend::Range, attend::Sequence;
 
 constexpr int kRows = 128, kKeys = 128;  // of a tile
 constexpr int kStages = 2;
@@ -92,6 +93,8 @@ struct Slot {
 struct Problem {
   AttentionParams p;
   Order order;
+  bool q_boxed, k_boxed, v_boxed;  // whether the copy engine can fetch it
+  bool out_paired;                 // whether pairs of columns lie at multiples of 4 bytes
 };
 
 /// A tile of 128 queries of a head, from `row` of the sequence on.
@@ -183,7 +186,8 @@ DEVICE void attend_row(const Queries& queries, int row, int first) {
       float score = 0.0f;
 #pragma unroll 1
       for (int64_t i = 0; i < p.width; ++i)
-        score = fma(to_float(load(q + i)), to_float(load(k + i)), score);
+        score = fma(to_float(load(q + i * p.q.stride[3])), to_float(load(k + i * p.k.stride[3])),
+                    score);
       score *= p.scale;
       if (pass == 0) {
         top = max(top, score);
@@ -194,13 +198,14 @@ DEVICE void attend_row(const Queries& queries, int row, int first) {
       const T* v = row_of<T>(p.v, s.batch, queries.kv_head(), s.first_key + key);
 #pragma unroll 1
       for (int i = 0; i < count && first + i / 2 * 8 + i % 2 < p.value_width; ++i)
-        sums[i] = fma(weight, to_float(load(v + (first + i / 2 * 8 + i % 2))), sums[i]);
+        sums[i] =
+            fma(weight, to_float(load(v + (first + i / 2 * 8 + i % 2) * p.v.stride[3])), sums[i]);
     }
   }
 #pragma unroll 1
   for (int i = 0; i < count && first + i / 2 * 8 + i % 2 < p.value_width; ++i)
     if (!is_finite(sums[i]))
-      store(out + (first + i / 2 * 8 + i % 2), from_float<T>(sums[i] / total));
+      store(out + (first + i / 2 * 8 + i % 2) * p.out.stride[3], from_float<T>(sums[i] / total));
 }
 
 /// Calls f(queries) for the tiles of this block.
@@ -215,20 +220,53 @@ DEVICE void for_each_tile(const Problem& a, const F& f) {
   }
 }
 
-/// A tile of `width` columns from a row of a head on: box after box.
+/// An operand, how it is fetched, and how far it goes.
+struct Source {
+  const Heads& x;
+  const TensorMap& map;
+  bool boxed;
+  int64_t rows, columns;
+};
+
+/// A tile of `width` columns from a row of a head on, by a warp: box after box or, with strides
+/// that the copy engine does not take, chunk by chunk.
 template <int width, class T>
-DEVICE void copy_tile(Shared<T> to, const TensorMap& map, int row, int64_t head, int64_t sequence,
+DEVICE void copy_tile(Shared<T> to, const Source& from, int row, int64_t head, int64_t batch,
                       Barrier full) {
-  full.arrive_expect(Layout<width>::kTileBytes);
+  if (from.boxed) {
+    if (!elect()) return;
+    full.arrive_expect(Layout<width>::kTileBytes);
 #pragma unroll
-  for (int box = 0; box < width / kBox; ++box)
-    tensor_load(to + box * kBoxBytes / 2, map,
-                {box * kBox, row, static_cast<int>(head), static_cast<int>(sequence)}, full);
+    for (int box = 0; box < width / kBox; ++box)
+      tensor_load(to + box * kBoxBytes / 2, from.map,
+                  {box * kBox, row, static_cast<int>(head), static_cast<int>(batch)}, full);
+    return;
+  }
+  constexpr int kChunk = Vector<T>::size, kChunks = width / kChunk;
+#pragma unroll 1
+  for (int i = lane_index(); i < kKeys * kChunks; i += kWarp) {
+    const int r = i / kChunks, c = i % kChunks;
+    const T* at = row_of<T>(from.x, batch, head, row + r) + c * kChunk * from.x.stride[3];
+    Vector<T> values;
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j)
+      values[j] =
+          row + r < from.rows && c * kChunk < from.columns ? load(at + j * from.x.stride[3]) : T{};
+    const auto offset = swizzle<Swizzle::bytes128>(r * 128 + c % 8 * 16);
+    to.store16((c / 8 * kBoxBytes + static_cast<int>(offset)) / 2, values);
+  }
+  fence_proxy_async();
+  sync_warp();
+  if (lane_index() == 0) full.arrive();
 }
 
 template <class T, int width>
-DEVICE void produce(const TensorMap& q, const TensorMap& k, const TensorMap& v, const Problem& a) {
+DEVICE void produce(const TensorMap& q_map, const TensorMap& k_map, const TensorMap& v_map,
+                    const Problem& a) {
   using At = Layout<width>;
+  const Source q{a.p.q, q_map, a.q_boxed, a.p.queries, a.p.width};
+  const Source k{a.p.k, k_map, a.k_boxed, a.p.keys, a.p.width};
+  const Source v{a.p.v, v_map, a.v_boxed, a.p.keys, a.p.value_width};
   Slot slot;
   int q_phase = 0;
   for_each_tile(a, [&](const Queries& tile) {
@@ -474,11 +512,19 @@ struct Consumer {
   }
 
   DEVICE void write(int half, float share, T* to) const {
+    const int64_t step = a.p.out.stride[3];
 #pragma unroll
-    for (int j = 0; j < width / 8; ++j)
-      if (8 * j + column() < a.p.value_width)
-        store(reinterpret_cast<uint32_t*>(to + 8 * j + column()),
-              pack2<T>(o[4 * j + 2 * half] * share, o[4 * j + 2 * half + 1] * share));
+    for (int j = 0; j < width / 8; ++j) {
+      const int c = 8 * j + column();
+      if (c >= a.p.value_width) continue;
+      const uint32_t pair = pack2<T>(o[4 * j + 2 * half] * share, o[4 * j + 2 * half + 1] * share);
+      if (a.out_paired) {
+        store(reinterpret_cast<uint32_t*>(to + c), pair);
+      } else {
+        store(to + c * step, T{static_cast<uint16_t>(pair)});
+        store(to + (c + 1) * step, T{static_cast<uint16_t>(pair >> 16)});
+      }
+    }
   }
 };
 
@@ -499,10 +545,10 @@ attend_tiles(const GRID_CONSTANT TensorMap q, const GRID_CONSTANT TensorMap k,
   }
   sync_block();
   if (warp_index() < kWarpgroup / kWarp) {
-    decrease_registers<24>();
-    if (warp_index() == 0 && elect()) produce<T, width>(q, k, v, a);
+    decrease_registers<40>();
+    if (warp_index() == 0) produce<T, width>(q, k, v, a);
   } else {
-    increase_registers<240>();
+    increase_registers<232>();
     Consumer<T, width> consumer(a);
     if (consumer.turn.consumer == 1) consumer.turn.pass();
     for_each_tile(a, [&](const Queries& tile) {
@@ -513,9 +559,19 @@ attend_tiles(const GRID_CONSTANT TensorMap q, const GRID_CONSTANT TensorMap k,
   }
 }
 
+/// Whether the copy engine takes an operand's strides.
+bool is_boxed(const Heads& x, const int64_t (&sizes)[3]) {
+  bool result = x.stride[3] == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+  for (int i = 0; i < 3; ++i)
+    result &= sizes[i] == 1 ||
+              (x.stride[i] > 0 && x.stride[i] % 8 == 0 && x.stride[i] < int64_t{1} << 38);
+  return result;
+}
+
 template <class T>
-TensorMap tiles_of(const Heads& x, int64_t width, int64_t rows, int64_t heads, int64_t sequences) {
-  const int64_t sizes[] = {width, rows, heads, sequences};
+TensorMap boxes_of(const Heads& x, bool boxed, int64_t width, const int64_t (&outer)[3]) {
+  if (!boxed) return {};
+  const int64_t sizes[] = {width, outer[2], outer[1], outer[0]};
   int64_t strides[] = {1, x.stride[2], x.stride[1], x.stride[0]};
   for (int i = 1; i < 4; ++i)
     if (sizes[i] == 1) strides[i] = 8;  // of no consequence, but the driver looks at it
@@ -526,13 +582,21 @@ TensorMap tiles_of(const Heads& x, int64_t width, int64_t rows, int64_t heads, i
 template <class T, int width>
 void attention(const AttentionParams& p, Stream stream) {
   const int64_t batches = p.cu_seqlens_q ? 1 : p.sequences;
-  const Problem a{p, order_of(p, false, kRows)};
+  const int64_t queries[] = {batches, p.heads, p.queries}, keys[] = {batches, p.kv_heads, p.keys};
+  const Heads& out = p.out;
+  const Problem a{p,
+                  order_of(p, false, kRows),
+                  is_boxed(p.q, queries),
+                  is_boxed(p.k, keys),
+                  is_boxed(p.v, keys),
+                  out.stride[3] == 1 && out.stride[0] % 2 == 0 && out.stride[1] % 2 == 0 &&
+                      out.stride[2] % 2 == 0 && reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
   const int64_t blocks =
       std::min<int64_t>(multiprocessors(stream.device), a.order.tiles * a.order.heads);
   LAUNCH((attend_tiles<T, width>), blocks, (1 + kConsumers) * kWarpgroup, Layout<width>::kBytes,
-         stream, tiles_of<T>(p.q, p.width, p.queries, p.heads, batches),
-         tiles_of<T>(p.k, p.width, p.keys, p.kv_heads, batches),
-         tiles_of<T>(p.v, p.value_width, p.keys, p.kv_heads, batches), a);
+         stream, boxes_of<T>(p.q, a.q_boxed, p.width, queries),
+         boxes_of<T>(p.k, a.k_boxed, p.width, keys),
+         boxes_of<T>(p.v, a.v_boxed, p.value_width, keys), a);
 }
 
 /// None, or a boolean mask of keys that all heads and queries share.
@@ -540,25 +604,14 @@ bool is_padding(const Heads& mask) {
   return !mask.data || (mask.dtype == DType::boolean && !mask.stride[1] && !mask.stride[2]);
 }
 
-bool copyable(const Heads& x, const int64_t (&sizes)[3]) {
-  bool result = x.stride[3] == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
-  for (int i = 0; i < 3; ++i)
-    result &= sizes[i] == 1 ||
-              (x.stride[i] > 0 && x.stride[i] % 8 == 0 && x.stride[i] < int64_t{1} << 38);
-  return result;
-}
-
 }  // namespace
 
+// By shapes and options, not by strides: these do not decide about bits.
 bool fits_sm90(const AttentionParams& p) {
-  const int64_t batches = p.cu_seqlens_q ? 1 : p.sequences;
-  return p.q.dtype != DType::f32 && p.width <= 128 && p.value_width <= 128 && p.width % 2 == 0 &&
-         p.value_width % 2 == 0 && p.keys > 0 && p.scale > 0.0f && p.softcap == 0.0f && !p.slopes &&
+  return p.q.dtype != DType::f32 && p.width <= 128 && p.value_width <= 128 && p.width % 8 == 0 &&
+         p.value_width % 8 == 0 && p.keys > 0 && p.scale > 0.0f && p.softcap == 0.0f && !p.slopes &&
          !p.position_bias.table.data && !p.dropout.seed && is_padding(p.mask) &&
-         p.queries + p.keys < int64_t{1} << 30 && copyable(p.q, {batches, p.heads, p.queries}) &&
-         copyable(p.k, {batches, p.kv_heads, p.keys}) &&
-         copyable(p.v, {batches, p.kv_heads, p.keys}) && p.out.stride[3] == 1 &&
-         p.out.stride[0] % 2 == 0 && p.out.stride[1] % 2 == 0 && p.out.stride[2] % 2 == 0;
+         p.queries + p.keys < int64_t{1} << 30;
 }
 
 void attention_sm90(const AttentionParams& p, Stream stream) {

@@ -5,9 +5,9 @@
 
 namespace warpformer::cuda {
 
-/// Whether the Hopper kernel takes the call: bf16 or f16, heads of up to 128 columns whose rows
-/// begin at multiples of 16 bytes; windows, causal ones too, packed sequences, key padding, grouped
-/// heads, sinks, lse. A sequence takes the same kernel alone, padded and packed: the same bits.
+/// Whether the Hopper kernel takes the call: bf16 or f16, heads of up to 128 columns, a multiple of
+/// 8; windows, causal ones too, packed sequences, key padding, grouped heads, sinks, lse. A
+/// sequence takes the same kernel alone, padded and packed: the same bits.
 bool fits_sm90(const AttentionParams& p);
 void attention_sm90(const AttentionParams& p, Stream stream);
 
