@@ -33,6 +33,7 @@ if(BUILD_CUDA)
   list(FILTER CUDA_SOURCES EXCLUDE REGEX "_sm90\\.cu$")
   add_library(cuda_sm90 OBJECT ${HOPPER_SOURCES})
   set_target_properties(cuda_sm90 PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_ARCHITECTURES 90a-real)
+  target_compile_definitions(cuda_sm90 PRIVATE $<TARGET_PROPERTY:_C,COMPILE_DEFINITIONS>)
   target_sources(_C PRIVATE ${CUDA_SOURCES} $<TARGET_OBJECTS:cuda_sm90>)
   target_compile_definitions(_C PRIVATE WARPFORMER_CUDA)
   # The static runtime: the module imports on a machine with no CUDA library and no driver.

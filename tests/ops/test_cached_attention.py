@@ -176,8 +176,6 @@ def test_buckets(request, device, buckets, bidirectional, max_distance):
 @pytest.mark.parametrize("queries", [1, 5, 130])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_position_bias_as_in_scaled_dot_product_attention(device, queries, is_causal):
-    if not host_reads(_C.cached_attention):
-        pytest.skip("scaled_dot_product_attention has no kernel there")
     q, k, v, lengths = operands([300], 300, queries)
     options = {
         "is_causal": is_causal,
