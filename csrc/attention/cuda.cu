@@ -248,17 +248,11 @@ attention_kernel(AttentionParams p, Order order) {
 }
 
 /// biases[H, 2 reach + 1]: those of each distance, from -reach on.
-KERNEL(256) position_bias_kernel(AttentionParams p) {
+KERNEL(256) position_bias_kernel(AttentionParams p, float octaves) {
   const int64_t i = block_index() * block_threads() + thread_index(), count = 2 * p.reach + 1;
   if (i >= count) return;
-  const Rows& table = p.position_bias.table;
-  const int64_t row = row_offset(table, bucket_of(p.position_bias, i - p.reach));
-  by_float(table.dtype, [&](auto type) {
-    using T = decltype(type);
-    for (int64_t h = 0; h < p.heads; ++h)
-      store(p.biases + h * count + i,
-            to_float(load(static_cast<const T*>(table.data) + row + h * table.step)));
-  });
+  for (int64_t h = 0; h < p.heads; ++h)
+    store(p.biases + h * count + i, position_bias(p.position_bias, octaves, i - p.reach, h));
 }
 
 template <class T, int kWidth, bool kSpecial>
@@ -287,7 +281,8 @@ void launch_type(const AttentionParams& p, Stream stream) {
 
 void position_biases(const AttentionParams& p, Stream stream) {
   if (p.position_bias.table.data)
-    LAUNCH(position_bias_kernel, (2 * p.reach + 256) / 256, 256, 0, stream, p);
+    LAUNCH(position_bias_kernel, (2 * p.reach + 256) / 256, 256, 0, stream, p,
+           octaves_of(p.position_bias));
 }
 
 void attention(const AttentionParams& p, Stream stream) {

@@ -99,7 +99,8 @@ DEVICE bool is_finite(const float (&g)[1][kColumns][4]) {
 /// Adds dS of a tile of queries x keys to the sums by bucket, which lie behind the diagonals' ones.
 template <int kCount>
 DEVICE void add_diagonals(const AttentionBackwardParams& p, const float (&ds)[1][kCount][4],
-                          const Sequence& s, int query, int key, Shared<float> memory) {
+                          const Sequence& s, int query, int key, float octaves,
+                          Shared<float> memory) {
   constexpr int kStride = 8 * kCount + 1;
   const AttentionParams& f = p.forward;
   const Shared<float> diagonals = memory + kRows * kStride, sums = diagonals + kDiagonals;
@@ -123,14 +124,14 @@ DEVICE void add_diagonals(const AttentionBackwardParams& p, const float (&ds)[1]
   for (int b = thread_index(); b < buckets; b += kThreads) {
     float total = sums.load(b);
     for (int d = 0; d < count; ++d)
-      if (bucket_of(f.position_bias, first + d) == b) total += diagonals.load(d);
+      if (bucket_of(f.position_bias, octaves, first + d) == b) total += diagonals.load(d);
     sums.store(b, total);
   }
 }
 
 template <class T, int kWidth, bool kSpecial, bool kByKeys>
 KERNEL(kThreads, 2)
-attention_backward_kernel(AttentionBackwardParams p, Order order) {
+attention_backward_kernel(AttentionBackwardParams p, Order order, float octaves) {
   using Shape = Shape<T, kWidth>;
   constexpr int kOthers = Shape::others, kCount = kOthers / 8, kColumns = kWidth / 8;
   const AttentionParams& f = p.forward;
@@ -296,7 +297,7 @@ attention_backward_kernel(AttentionBackwardParams p, Order order) {
               store(to + i * p.dmask.stride[2] + j * p.dmask.stride[3], v);
           });
         }
-        if (sums) add_diagonals(p, dp, seq, query, key, position);
+        if (sums) add_diagonals(p, dp, seq, query, key, octaves, position);
       }
       if constexpr (kSpecial) {
         if (f.softcap != 0.0f) {
@@ -421,7 +422,8 @@ void launch_side(const AttentionBackwardParams& p, Stream stream) {
       Shape::bytes +
       (sums ? kPositionBytes<Shape::others> + f.position_bias.table.count * sizeof(float) : 0);
   LAUNCH((attention_backward_kernel<T, kWidth, kSpecial, kByKeys>),
-         Grid(order.tiles * order.heads, columns), kThreads, bytes, stream, p, order);
+         Grid(order.tiles * order.heads, columns), kThreads, bytes, stream, p, order,
+         octaves_of(f.position_bias));
   if (sums) LAUNCH(sum_parts_kernel, f.heads, kThreads, 0, stream, p, order.tiles);
 }
 template <class T, int kWidth>

@@ -6,6 +6,7 @@
 #include "attention/op.h"
 #include "core/cuda/activation.cuh"
 #include "core/cuda/philox.cuh"
+#include "core/cuda/position_bias.cuh"
 
 namespace warpformer::cuda::attend {
 
@@ -154,7 +155,7 @@ struct Scores {
   template <int kBlocks, int kCount>
   DEVICE void drop(float (&x)[kBlocks][kCount][4], int query, int key) const {
     const auto seed = static_cast<uint64_t>(load(p.dropout.seed));
-    const uint64_t high = static_cast<uint64_t>(s.number) << 32 | static_cast<uint64_t>(head);
+    const uint64_t high = upper_counter();
     const int odd = lane_index() % 2;
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m)
@@ -178,7 +179,7 @@ struct Scores {
   DEVICE void drop_by_keys(float (&x)[kBlocks][kCount][4], float (&y)[kBlocks][kCount][4],
                            int query, int key) const {
     const auto seed = static_cast<uint64_t>(load(p.dropout.seed));
-    const uint64_t high = static_cast<uint64_t>(s.number) << 32 | static_cast<uint64_t>(head);
+    const uint64_t high = upper_counter();
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m)
 #pragma unroll
@@ -197,6 +198,10 @@ struct Scores {
   }
 
  private:
+  /// Of the dropout's Philox: the sequence and the head.
+  DEVICE uint64_t upper_counter() const {
+    return static_cast<uint64_t>(s.number) << 32 | static_cast<uint64_t>(head);
+  }
   DEVICE float kept(uint32_t word, float x) const {
     return word >= p.dropout.threshold ? x * p.dropout.scale : 0.0f;
   }
@@ -264,26 +269,6 @@ struct Scores {
 inline bool is_special(const AttentionParams& p) {
   return p.mask.data || p.slopes || p.position_bias.table.data || p.softcap != 0.0f ||
          p.dropout.seed || p.scale <= 0.0f;
-}
-
-/// T5's bucket (core/position_bias.h), in the float arithmetic of the models that were trained with
-/// it.
-DEVICE int64_t bucket_of(const PositionBias& p, int64_t distance) {
-  int64_t buckets = p.table.count, first = 0;
-  if (p.bidirectional) {
-    buckets /= 2;
-    first = distance > 0 ? buckets : 0;
-    distance = distance < 0 ? -distance : distance;
-  } else {
-    distance = distance < 0 ? -distance : 0;
-  }
-  const int64_t exact = buckets / 2;
-  if (distance < exact) return first + distance;
-  const float octaves =
-      log(static_cast<float>(distance) / static_cast<float>(exact)) /
-      static_cast<float>(::log(static_cast<double>(p.max_distance) / static_cast<double>(exact)));
-  const int64_t wide = exact + static_cast<int64_t>(octaves * static_cast<float>(buckets - exact));
-  return first + (wide < buckets ? wide : buckets - 1);
 }
 
 }  // namespace warpformer::cuda::attend
