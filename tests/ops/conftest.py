@@ -1,6 +1,10 @@
+import os
+
 import pytest
 import torch
 
+# Without it deterministic algorithms refuse torch's products on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]
 
 
