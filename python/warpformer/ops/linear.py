@@ -247,7 +247,9 @@ def _linear(input, data, bias, residual, out_features, format, group_size, zero_
 
 
 def _workspace(input, format):
-    """What a CUDA kernel needs beside."""
+    """What a CUDA kernel needs beside; products of dense weights have none."""
+    if format in DTYPES:
+        return None
     size = _C.linear_workspace(input, format, executor(input))
     return empty((size,), input, torch.uint8) if size else None
 
