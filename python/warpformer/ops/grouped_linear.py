@@ -103,7 +103,7 @@ def _backward(ctx, grad):
     def product(bias, features):
         return dispatch("grouped_linear", input, data, offsets, bias, features, *layout, False, "none")
 
-    dz = _gradient_of_product(grad, bias, ctx.layout, product)
+    dz = _gradient_of_product(grad, data, bias, ctx.layout, product)
     dx = db = None
     if input.requires_grad:
         dx = dispatch("grouped_linear_backward", dz, data, offsets, input.shape[-1], *layout)
