@@ -1,11 +1,11 @@
-// The rows of each expert of grouped_linear, which are known on the device alone: a grid has as many
-// tiles of rows as there can be, and each block finds its own.
+// The rows of each expert of grouped_linear, which are known on the device alone: a grid has as
+// many tiles of rows as there can be, and each block finds its own.
 //
 //   ends    | 3  | 3  | 40           | 41 | rows   tiles of 16 rows: 0 | - | 1 2 3 | 4 | 5 ..
 //   expert    0    1    2              3    none
 #pragma once
 
-#include "core/cuda/memory.cuh"
+#include "core/cuda/rows.cuh"
 #include "linear/op.h"
 
 namespace warpformer::cuda {
@@ -18,11 +18,16 @@ struct Expert {
 };
 
 /// Tiles of `height` rows that any offsets come to at most, rows of no expert among them.
-inline int64_t tiles_of(const Experts& experts, int64_t rows, int64_t height) {
+inline int64_t most_tiles(const Experts& experts, int64_t rows, int64_t height) {
   if (!experts.ends) return (rows + height - 1) / height;
   // Each run of rows has one tile, and one more for every further `height` rows.
   const int64_t runs = rows < experts.count + 1 ? rows : experts.count + 1;
   return runs + (rows - runs) / height;
+}
+
+/// Rows of an expert on average, which decide about the height of tiles.
+inline int64_t mean_rows(const Experts& experts, int64_t rows) {
+  return experts.count > 1 ? (rows + experts.count - 1) / experts.count : rows;
 }
 
 /// A value of `ends`, held within 0 to `rows`.
@@ -70,6 +75,19 @@ DEVICE bool find_expert(const Experts& experts, const Weight& w, int64_t rows, i
     last = shuffle(end, kWarp - 1);
   }
   return false;
+}
+
+/// `height` rows by `width` columns from `column` on of a tile whose rows are those of no expert.
+DEVICE void write_zeros(const Rows& out, const Expert& expert, int height, int64_t column,
+                        int width) {
+  by_float(out.dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int i = thread_index(); i < height * width; i += block_threads()) {
+      const int64_t row = expert.first + i / width, n = column + i % width;
+      if (row < expert.end && n < out.n)
+        store(static_cast<T*>(out.data) + row_offset(out, row) + n * out.step, from_float<T>(0.0f));
+    }
+  });
 }
 
 }  // namespace warpformer::cuda
