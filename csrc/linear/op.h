@@ -121,14 +121,24 @@ struct PackLinearParams {
   const int64_t* index = nullptr;
 };
 
+/// grouped_linear on CUDA: where the rows of each expert end. Without there is one weight, of all
+/// rows.
+struct Experts {
+  const void* ends = nullptr;  // i32 or i64 [count], on the device
+  bool wide = false;           // i64
+  int count = 0;
+};
+
 struct LinearParams {
   Rows x, bias, residual, out;  // data is null where bias or residual is not given
   Weight weight;
   bool gated;
   Activation activation;
   int64_t bias_row;
-  int64_t first, rows;        // of x and out
-  void* workspace = nullptr;  // of CUDA, of workspace_size() bytes
+  int64_t first, rows;  // of x and out
+  // of CUDA, where `first` is 0:
+  Experts experts;
+  void* workspace = nullptr;  // of workspace_size() bytes
 };
 
 namespace cuda {
@@ -141,6 +151,7 @@ struct LinearBackwardParams {
   Rows dy, dx;
   Weight weight;
   int64_t first, rows;
+  Experts experts;  // of CUDA, where `first` is 0
 };
 
 DECLARE_KERNEL(linear, LinearParams)

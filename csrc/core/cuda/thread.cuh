@@ -184,6 +184,14 @@ DEVICE bool all(bool predicate, WHERE) {
   return __all_sync(kFullMask, predicate);
 #endif
 }
+/// The first lane of a ballot that is not empty.
+DEVICE int first_lane(uint32_t ballot) {
+#ifdef WARPFORMER_EMULATED
+  return __builtin_ctz(ballot);
+#else
+  return __ffs(static_cast<int>(ballot)) - 1;
+#endif
+}
 /// True in one lane of the warp, the same one at every call.
 DEVICE bool elect(WHERE) {
 #ifdef WARPFORMER_EMULATED
