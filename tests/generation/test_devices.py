@@ -1,6 +1,7 @@
 """Every architecture on a GPU that is not there: fake tensors of torch have a device and no values.
 What mixes devices, or needs a value on the host, fails."""
 
+import sys
 from copy import deepcopy
 
 import pytest
@@ -12,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from tests.models.checkpoints import DECODERS, SEQ2SEQ
 from warpformer.nn._packed import PackedModule
 from warpformer.ops.linear import DTYPES
+
+from .models import prompts
 
 GPU = torch.device("cuda", 0)
 
@@ -97,3 +100,27 @@ def test_every_architecture(models, name):
         for _ in range(3):
             logits = model(ids[:, :1], cache=cache, logits_to_keep=1)
             assert logits.device == GPU
+
+
+@pytest.mark.parametrize("name", DECODERS | SEQ2SEQ)
+def test_plain_weights(models, name, monkeypatch):
+    """Which models have on a GPU, give the same logits: here on the CPU."""
+    monkeypatch.setattr(sys.modules["warpformer.ops.linear"], "multiplies_by_torch", lambda t: True)
+    monkeypatch.setattr(sys.modules["warpformer.ops.grouped_linear"], "multiplies_by_torch", lambda t: True)
+    packed = models(name)[0]
+    plain = deepcopy(packed)
+    for module in plain.modules():
+        if isinstance(module, PackedModule):
+            module.pack(module.weight)
+            assert module.packed.is_floating_point()
+    ids, mask = prompts(name)
+    first, step = dict(input_ids=ids, attention_mask=mask), dict(input_ids=ids[:, :1])
+    if name in SEQ2SEQ:
+        first, step = first | dict(decoder_input_ids=ids[:, :4]), dict(decoder_input_ids=ids[:, :1])
+    with torch.no_grad():
+        caches = [model.make_cache() for model in (packed, plain)]
+        for given in (first, step):
+            expected, found = (
+                model(**given, cache=cache) for model, cache in zip((packed, plain), caches, strict=True)
+            )
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
