@@ -16,6 +16,8 @@ except ImportError:  # not built; tests/emulator fails then
     _emulated = None
 
 pytest.register_assert_rewrite("tests.check")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
+    torch.set_num_threads(2)
 
 ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")  # worst to best
 BEST = _C.isa()
