@@ -188,7 +188,7 @@ def test_shapes():
 
 @pytest.mark.parametrize("ids", [[-1, 0], [0, EXPERTS]])
 def test_no_such_expert(ids):
-    with pytest.raises(wf.InputError, match=r"grouped_linear.*offsets"):
+    with pytest.raises(wf.InputError, match=r"sort_by_expert.*expert_ids"):
         Experts(EXPERTS, C, HIDDEN)(torch.randn(1, C), torch.tensor([ids]), torch.ones(1, 2))
 
 

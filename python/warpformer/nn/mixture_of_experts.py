@@ -1,12 +1,10 @@
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer.nn.grouped_linear import GroupedLinear
 from warpformer.nn.router import Router, Routing, load_balancing_loss, router_z_loss
-from warpformer.ops._mixture import spread_rows, sum_rows
 
 
 class Experts(nn.Module):
@@ -69,17 +67,13 @@ class Experts(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        experts = self.gate_up.num_experts
-        ids = expert_ids.where(expert_ids >= 0, experts)  # the end of the last expert then is not that of all
-        ids, order = ids.flatten().sort(stable=True)
-        offsets = torch.searchsorted(ids, torch.arange(experts, device=ids.device), right=True)
-        places = order.argsort().view(expert_ids.shape)
-        rows = spread_rows(x, order, places)
+        order, places, offsets = ops.sort_by_expert(expert_ids, self.gate_up.num_experts)
+        rows = ops.spread_rows(x, order, places)
         if isinstance(self.activation, str):
             hidden = self.gate_up(rows, offsets, self.activation)
         else:
             hidden = self.activation(self.gate_up(rows, offsets))
-        return sum_rows(self.down(hidden, offsets), weights, order, places)
+        return ops.sum_rows(self.down(hidden, offsets), weights, order, places)
 
 
 class ClampedSwiGLU(nn.Module):
