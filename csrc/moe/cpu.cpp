@@ -58,12 +58,12 @@ void add_product(const Rows& rows, int64_t r, int64_t first, int64_t n, float we
   });
 }
 
-float weight_of(const Rows& weights, int64_t place) {
+float weight_of(const SumRowsParams& p, int64_t n, int64_t j) {
   float weight = 1.0f;
-  if (!weights.data) return weight;
-  by_float(weights.dtype, [&](auto type) {
-    using T = decltype(type);
-    weight = to_float(static_cast<const T*>(weights.data)[row_offset(weights, place)]);
+  if (!p.weights) return weight;
+  by_float(p.dtype, [&](auto type) {
+    const auto* weights = static_cast<const decltype(type)*>(p.weights);
+    weight = to_float(weights[n * p.weight_stride[0] + j * p.weight_stride[1]]);
   });
   return weight;
 }
@@ -103,8 +103,8 @@ void spread_rows(const SpreadRowsParams& p, int threads) {
 void sum_rows(const SumRowsParams& p, int threads) {
   const auto sum = [&](int, int64_t token, int64_t first, int64_t n) {
     float total[kSpan] = {};
-    for (int64_t place = token * p.k; place < (token + 1) * p.k; ++place)
-      add_product(p.rows, p.places[place], first, n, weight_of(p.weights, place), total);
+    for (int64_t j = 0; j < p.k; ++j)
+      add_product(p.rows, p.places[token * p.k + j], first, n, weight_of(p, token, j), total);
     write_span(total, p.out, token, first, n);
   };
   for_spans(p.out.count, p.k + 1, p.out.n, threads, sum);

@@ -174,16 +174,14 @@ Rows in_units(Rows rows, int elements) {
 
 // ---- sum_rows
 
-/// NaN for a row that is not there.
-DEVICE float weight_of(const Rows& weights, int64_t place, bool there) {
+DEVICE float weight_of(const SumRowsParams& p, int64_t n, int64_t j) {
   float weight = 1.0f;
-  if (weights.data) {
-    by_float(weights.dtype, [&](auto type) {
-      using T = decltype(type);
-      weight = to_float(load(static_cast<const T*>(weights.data) + row_offset(weights, place)));
-    });
-  }
-  return there ? weight : __builtin_nanf("");
+  if (!p.weights) return weight;
+  const int64_t offset = n * p.weight_stride[0] + j * p.weight_stride[1];
+  by_float(p.dtype, [&](auto type) {
+    weight = to_float(load(static_cast<const decltype(type)*>(p.weights) + offset));
+  });
+  return weight;
 }
 
 template <class Row, int kAhead>
@@ -191,19 +189,20 @@ KERNEL(kThreads)
 sum_rows_kernel(SumRowsParams p, int size) {
   const Team team(size);
   if (team.row >= p.out.count) return;
-  const int64_t first = block_index_y() * size * kChunk, end = (team.row + 1) * p.k;
+  const int64_t first = block_index_y() * size * kChunk;
+  const int64_t* places = p.places + team.row * p.k;
   Chunks<1> total, row;
   fill(total, 0.0f);
-  for (int64_t place = team.row * p.k; place < end; place += kAhead) {
+  for (int64_t j0 = 0; j0 < p.k; j0 += kAhead) {
     decltype(Row::fetch(p.rows, 0, first, team)) fetched[kAhead];
     float weight[kAhead];
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      const bool one_more = place + a < end;
-      const int64_t r = one_more ? load(p.places + place + a) : p.rows.count;
+      const bool one_more = j0 + a < p.k;
+      const int64_t r = one_more ? load(places + j0 + a) : 0;
       const bool there = r >= 0 && r < p.rows.count;
-      fetched[a] = Row::fetch(p.rows, there ? r : p.rows.count, first, team);
-      weight[a] = one_more ? weight_of(p.weights, place + a, there) : 0.0f;
+      fetched[a] = Row::fetch(p.rows, one_more && there ? r : p.rows.count, first, team);
+      weight[a] = !there ? __builtin_nanf("") : one_more ? weight_of(p, team.row, j0 + a) : 0.0f;
     }
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {

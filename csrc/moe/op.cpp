@@ -85,7 +85,12 @@ void sum_rows(const Tensor& rows, const std::optional<Tensor>& weights, const Te
   }
 
   SumRowsParams p{warpformer::rows(rows), warpformer::rows(out)};
-  if (weights) p.weights = elements(*weights);
+  if (weights) {
+    p.weights = weights->data;
+    p.dtype = weights->dtype;
+    p.weight_stride[0] = weights->stride[0];
+    p.weight_stride[1] = weights->stride[1];
+  }
   p.places = places.ptr<int64_t>();
   p.k = places.dim(1);
   RUN_KERNEL(sum_rows, p, rows, executor);

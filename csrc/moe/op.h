@@ -54,7 +54,9 @@ DECLARE_KERNEL(spread_rows, SpreadRowsParams)
 
 struct SumRowsParams {
   Rows rows, out;
-  Rows weights;  // rows of one element; data is null: 1
+  const void* weights;  // null: 1
+  DType dtype;          // of weights
+  int64_t weight_stride[2];
   const int64_t* places;
   int64_t k;
 };

@@ -17,7 +17,7 @@ class Experts(nn.Module):
     sum is float32 and ascends in j: a row gives the same bits alone and in any batch.
 
     Args:
-        num_experts, hidden_size, intermediate_size: E, C and F.
+        num_experts, hidden_size, intermediate_size: E (up to 1024), C and F.
         activation: the name of a function of `ops.activation`; or what is called with the [M, 2F] of
             `gate_up` instead and returns [M, F], a function or a module such as ClampedSwiGLU.
         bias: of both layers.
