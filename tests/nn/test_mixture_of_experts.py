@@ -22,6 +22,7 @@ from warpformer.nn import (
     load_balancing_loss,
     router_z_loss,
 )
+from warpformer.ops._recording import Recording
 
 EXPERTS, C, HIDDEN, ROWS = 5, 72, 40, 64
 
@@ -209,6 +210,18 @@ def test_compiles():
         torch.testing.assert_close(ours, other)
 
 
+@pytest.mark.parametrize("selection", [SoftmaxTopK(2, False), TopKSoftmax(2)])
+def test_a_recorded_step_is_kernels_alone(selection):
+    moe = MixtureOfExperts(Router(C, EXPERTS, selection), Experts(EXPERTS, C, HIDDEN)).eval()
+    x = torch.randn(3, C)
+    with torch.no_grad():
+        recording = Recording(lambda: moe(x), torch.device("cpu"))
+        assert recording.is_whole
+        assert len(recording._parts) == 1
+        x.normal_()
+        assert same_bits(recording(), moe(x))
+
+
 def test_autocast():
     moe = MixtureOfExperts(Router(C, EXPERTS, SoftmaxTopK(2)), Experts(EXPERTS, C, HIDDEN))
     x = torch.randn(9, C)
@@ -326,6 +339,23 @@ def test_of_equal_experts_the_first(selection, ids):
     assert torch.equal(chosen, torch.tensor(ids).expand(70, -1))
     assert same_bits(weights, weights[:1].expand(70, -1))
     torch.testing.assert_close(probabilities, logits.softmax(-1))
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("other", [0.0, -0.0, -torch.inf, torch.nan])
+def test_the_largest_are_those_of_a_stable_sort(k, other):
+    """With a gradient and without."""
+    logits = torch.randint(-3, 3, (50, 20)).float()
+    logits[::2, ::3] = other
+    logits[0] = other
+    for values, selection in ((logits, TopKSoftmax(k)), (wf.ops.softmax(logits), SoftmaxTopK(k, False))):
+        ids = values.sort(-1, descending=True, stable=True).indices[:, :k]
+        largest = values.gather(-1, ids)
+        expected = largest if values is not logits else wf.ops.softmax(largest)
+        for x in (logits, logits.clone().requires_grad_()):
+            found, weights, _ = selection(x)
+            assert torch.equal(found, ids)
+            assert same_bits(weights.detach(), expected)
 
 
 def test_experts_outside_of_the_chosen_groups_are_never_chosen():
