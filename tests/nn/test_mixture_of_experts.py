@@ -349,7 +349,7 @@ def test_the_largest_are_those_of_a_stable_sort(k, other):
     logits[::2, ::3] = other
     logits[0] = other
     for values, selection in ((logits, TopKSoftmax(k)), (wf.ops.softmax(logits), SoftmaxTopK(k, False))):
-        ids = values.sort(-1, descending=True, stable=True).indices[:, :k]
+        ids = values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
         largest = values.gather(-1, ids)
         expected = largest if values is not logits else wf.ops.softmax(largest)
         for x in (logits, logits.clone().requires_grad_()):
