@@ -27,7 +27,6 @@ PEERS_AT = {
 }
 TOOLS = ("roofline", "linear_sweep", "model_memory", "decode_step")
 CPU_ONLY = (
-    "causal_lm",
     "encoder",
     "engine",
     "grouped_linear",
