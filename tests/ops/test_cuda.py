@@ -85,3 +85,15 @@ def test_layers_pack_anew_when_they_move(device, format):
     for there in (layer.state_dict(), layer.to("cpu").state_dict()):
         assert all(torch.equal(there[name].cpu(), t) for name, t in before.items())
     assert same_bits(layer(x), expected)
+
+
+@pytest.mark.parametrize("format", ["int8", "int8_dynamic", "int4", "int4_dynamic", "nf4"])
+def test_layers_of_experts_pack_anew_when_they_move(device, format):
+    weight = quantization.quantize(torch.randn(3, 40, 70, device="cpu"), format)
+    layer = nn.QuantizedGroupedLinear.from_quantized(weight, gated=True)
+    x, offsets = torch.randn(9, 70, device="cpu"), torch.tensor([2, 2, 9], device="cpu")
+    expected = layer(x, offsets, "silu")
+    layer.to(device)
+    out = layer(x.to(device), offsets.to(device), "silu").cpu()
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert same_bits(layer.to("cpu")(x, offsets, "silu"), expected)
