@@ -78,6 +78,8 @@ def _has_kernel(item):
     CPU's alone."""
     if item.originalname.endswith("any_number_of_threads"):
         return False
+    if item.originalname == "test_numpy" and _device_of(item) == "cuda":  # arrays lie on the host
+        return False
     if says := getattr(item.module, "has_cuda_kernel", None):
         return bool(_emulated) and says(item.callspec.params)
     sample = item.callspec.params.get("sample")

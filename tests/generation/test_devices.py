@@ -105,22 +105,24 @@ def test_every_architecture(models, name):
 @pytest.mark.parametrize("name", DECODERS | SEQ2SEQ)
 def test_plain_weights(models, name, monkeypatch):
     """Which models have on a GPU, give the same logits: here on the CPU."""
-    monkeypatch.setattr(sys.modules["warpformer.ops.linear"], "multiplies_by_torch", lambda t: True)
-    monkeypatch.setattr(sys.modules["warpformer.ops.grouped_linear"], "multiplies_by_torch", lambda t: True)
     packed = models(name)[0]
     plain = deepcopy(packed)
+    expected = decoded(packed, name)
+    for op in ("linear", "grouped_linear"):
+        monkeypatch.setattr(sys.modules[f"warpformer.ops.{op}"], "multiplies_by_torch", lambda t: True)
     for module in plain.modules():
         if isinstance(module, PackedModule):
             module.pack(module.weight)
             assert module.packed.is_floating_point()
+    torch.testing.assert_close(decoded(plain, name), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def decoded(model, name):
+    """Logits of prompts, and of a token behind them."""
     ids, mask = prompts(name)
     first, step = dict(input_ids=ids, attention_mask=mask), dict(input_ids=ids[:, :1])
     if name in SEQ2SEQ:
         first, step = first | dict(decoder_input_ids=ids[:, :4]), dict(decoder_input_ids=ids[:, :1])
-    with torch.no_grad():
-        caches = [model.make_cache() for model in (packed, plain)]
-        for given in (first, step):
-            expected, found = (
-                model(**given, cache=cache) for model, cache in zip((packed, plain), caches, strict=True)
-            )
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    cache = model.make_cache()
+    return model(**first, cache=cache), model(**step, cache=cache)

@@ -37,7 +37,8 @@ class Experts(nn.Module):
         has gradients.
 
     Raises:
-        InputError: a shape or dtype does not fit, or an expert is none of 0 to E - 1.
+        InputError: a shape or dtype does not fit, or an expert is none of 0 to E - 1. A GPU does not look at
+            the ids: there, what such an expert gives is 0.
 
     Source: Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer"
     (2017); Jiang et al., "Mixtral of Experts" (2024).

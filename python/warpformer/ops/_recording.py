@@ -26,10 +26,10 @@ class Recording(TorchDispatchMode):
     Kernels of `_C` follow each other without Python. What torch computes between them is called again, too,
     views are not: all tensors, those in between included, stay where they are as long as the recording lives.
     What Python itself does, with numbers that it has of its own, is not done again. On a GPU all this is one
-    CUDA graph, on the stream that is current when it is done again.
+    CUDA graph, on the stream that is current when it is done again; the function is called once more for it.
 
     Args:
-        function: of no arguments; returns a tensor.
+        function: of no arguments; returns a tensor. What it writes to others is the same at every call.
         device: what its tensors are on.
 
     Attributes:
@@ -50,17 +50,18 @@ class Recording(TorchDispatchMode):
         finally:
             self._calls.stop()
         if self.is_whole and device.type == "cuda":
-            self._capture(device)
+            self._capture(function, device)
 
-    def _capture(self, device):
+    def _capture(self, function, device):
         graph = torch.cuda.CUDAGraph()
         with beside(device):
             graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on
             try:
-                self()
+                self.result = function()  # has values when the graph has run
             finally:
                 graph.capture_end()
-        self._captured, self._parts = self._parts, [graph.replay]  # the tensors live on
+        self._parts = [graph.replay]
+        self()
 
     def __call__(self) -> Tensor:
         for part in self._parts:
