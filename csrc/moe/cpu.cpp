@@ -1,5 +1,5 @@
 // sort_by_expert, a counting sort, in `offsets` alone, by one thread: a place costs it a few
-// nanoseconds, and its way through the experts some 10^5 times as much.
+// nanoseconds, and experts thousands of times as much.
 //   ids --count--> offsets --sum of those before--> where rows begin --++, place by place--> end
 //
 // spread_rows: a thread copies rows. sum_rows: it adds a span of columns of a token, in floats
