@@ -8,10 +8,9 @@
 //               row = begin + before + lanes before this one; then before += all of these lanes
 //
 // Counts are whole numbers, added by atomics in any order; everything else has one order. What
-// bounds it is latency, not bytes: of the launch and three barriers in a step of decoding, where
-// all places are in one warp; of the chain load -> votes -> row, once for every 32 places of a
-// warp, in a long prompt, which a single multiprocessor serves (65536 places: 64 turns of each of
-// 32 warps).
+// bounds it is latency, not bytes: in a step of decoding, of a warp or two, that of the launch, of
+// two reads and of three barriers; in a long prompt that of load, votes and row, one after the
+// other for every 32 places of a warp, on a single multiprocessor (65536 places: 64 times).
 //
 // spread_rows: a team of threads copies a row, 16 bytes a thread at a time.
 //
@@ -30,7 +29,7 @@ namespace {
 
 // ---- sort_by_expert
 
-constexpr int kMaxWarps = 32;
+constexpr int kMaxWarps = 32, kMaxThreads = kMaxWarps * kWarp;
 constexpr int kCounts = 12 << 10;  // in shared memory: the 48 KiB that every GPU has
 
 /// The expert of a place; one more than the last where there is no such one.
@@ -75,7 +74,7 @@ DEVICE void sum_before(Shared<int32_t> numbers, int n, F f) {
   }
 }
 
-KERNEL(kMaxWarps* kWarp) sort_by_expert_kernel(SortByExpertParams p, int bits) {
+KERNEL(kMaxThreads) sort_by_expert_kernel(SortByExpertParams p, int bits) {
   const int bins = p.experts + 1, warps = block_threads() / kWarp, lane = lane_index();
   const Shared<int32_t> counts = shared_memory<int32_t>(), begin = counts + warps * bins;
   const Shared<int32_t> before = counts + warp_index() * bins;
