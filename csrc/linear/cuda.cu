@@ -24,6 +24,7 @@
 #include "core/cuda/swizzle.cuh"
 #include "core/cuda/tensor_map.cuh"
 #include "linear/codes.cuh"
+#include "linear/cuda_sm90.h"
 #include "linear/inputs.cuh"
 
 namespace warpformer::cuda {
@@ -522,6 +523,10 @@ void choose_tiles(const Product& w, Stream stream) {
   if constexpr (!std::is_same_v<X, float>) launch_product<kFormat, X, many>(w, stream);
 }
 
+bool runs_sm90(const LinearParams& p, Stream stream) {
+  return compute_capability(stream.device) == 90 && fits_sm90(p);
+}
+
 template <class T>
 void choose_format(Product w, Stream stream) {
   const LinearParams& p = w.p;
@@ -535,6 +540,7 @@ void choose_format(Product w, Stream stream) {
     if (p.x.ndim) w.row = p.x.stride[0];
     w.x = static_cast<const T*>(p.x.data) + p.first * w.row;
   }
+  if (runs_sm90(p, stream)) return linear_sm90(p, {w.x, w.row, w.parts, {}}, stream);
   switch (p.weight.format) {
     case Format::int4:
       return choose_tiles<Format::int4, T>(w, stream);
@@ -559,6 +565,7 @@ void multiply_integers(Product w, Stream stream) {
   q.offsets = reinterpret_cast<int32_t*>(q.scales + q.tokens * (by_token ? 1 : q.row / kBlock));
   if (by_token) {
     LAUNCH(quantize_tokens_kernel, p.rows, kInputThreads, kTeamScratch, stream, p.x, p.first, q);
+    if (runs_sm90(p, stream)) return linear_sm90(p, {w.x, w.row, 1, q}, stream);
     choose_tiles<Format::int8_dynamic, int8_t>(w, stream);
   } else {
     LAUNCH(quantize_blocks_kernel, p.rows, kInputThreads, 0, stream, p.x, p.first, q);
@@ -575,7 +582,7 @@ int64_t workspace_size(const Rows& x, Format format) {
     const int64_t blocks = format == Format::int8_dynamic ? 1 : row / kBlock;
     return x.count * row + blocks * tokens * 8;
   }
-  if (x.dtype != DType::f32 && is_vector(x)) return 0;
+  if (x.dtype != DType::f32 && is_vector(x) && (x.ndim == 0 || x.stride[0] > 0)) return 0;
   return x.count * row * (x.dtype == DType::f32 ? 4 : 2);
 }
 

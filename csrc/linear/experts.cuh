@@ -5,7 +5,7 @@
 //   expert    0    1    2              3    none
 #pragma once
 
-#include "core/cuda/memory.cuh"
+#include "core/cuda/rows.cuh"
 #include "linear/op.h"
 
 namespace warpformer::cuda {
@@ -18,7 +18,7 @@ struct Expert {
 };
 
 /// Tiles of `height` rows that any offsets come to at most, rows of no expert among them.
-inline int64_t tiles_of(const Experts& experts, int64_t rows, int64_t height) {
+inline int64_t most_tiles(const Experts& experts, int64_t rows, int64_t height) {
   if (!experts.ends) return (rows + height - 1) / height;
   // Each run of rows has one tile, and one more for every further `height` rows.
   const int64_t runs = rows < experts.count + 1 ? rows : experts.count + 1;
@@ -70,6 +70,20 @@ DEVICE bool find_expert(const Experts& experts, const Weight& w, int64_t rows, i
     last = shuffle(end, kWarp - 1);
   }
   return false;
+}
+
+/// `height` rows by `width` columns from `column` on of a tile whose rows are those of no expert.
+DEVICE void write_zeros(const Rows& out, const Expert& expert, int height, int64_t column,
+                        int width) {
+  by_float(out.dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int i = thread_index(); i < height * width; i += block_threads()) {
+      const int64_t row = expert.first + i / width, n = column + i % width;
+      if (row < expert.end && n < out.n)
+        store(static_cast<T*>(out.data) + row_offset(out, row) + n * out.step,
+              from_float<T>(0.0f));
+    }
+  });
 }
 
 }  // namespace warpformer::cuda

@@ -1,0 +1,188 @@
+// What the blocks of cuda_sm90.cu share: how they are cut, where things lie in shared memory, and
+// the producer that fills it.
+#pragma once
+
+#include "core/cuda/bulk.cuh"
+#include "linear/codes.cuh"
+#include "linear/output.cuh"
+
+namespace warpformer::cuda::sm90 {
+
+constexpr int kChains = 4;        // that K is cut into, at most
+constexpr int kStageDepth = 128;  // of K: whole groups
+constexpr int kFew = 16;          // tokens, at most, where each chain has a team of its own
+constexpr int kWarpgroup = 128, kSpan = 128;
+constexpr int kSlotPadding = 4;     // floats a token: lanes of a fragment fall into all banks
+
+struct Product {
+  LinearParams p;
+  Input x;
+  int stages, chain;                   // of K; of a chain
+  int ring;                            // stages of a team in shared memory
+  int groups;                          // of a stage; 0: a group is a row
+  int scales, zeros, stage_bytes;      // where they lie in a stage; its size
+  int64_t feature_tiles, token_tiles;  // of the grid
+  float table[16];                     // of nf4
+};
+
+/// How a block is cut. X is float only where W, too, has to be the sum of two parts.
+template <Format kFormat, class X, int kTokens>
+struct Shape {
+  using T = std::conditional_t<std::is_same_v<X, float>, bf16, X>;
+  static constexpr bool kInteger = std::is_same_v<X, int8_t>;
+  static constexpr int kParts = std::is_same_v<X, float> ? 2 : 1;
+  static constexpr int kTeams = (kTokens > kFew) ? 1 : kChains;
+  static constexpr int kWide = (kTokens > kFew) ? 2 : 1;  // warpgroups of a team, 64 features each
+  static constexpr int kConsumers = kTeams * kWide;
+  static constexpr int kPanels = 4 * kWide, kFeatures = kPanels * kPanel;
+  // A producer that gives registers back has to be a whole warpgroup.
+  static constexpr int kThreads = kConsumers * kWarpgroup + ((kTokens > kFew) ? kWarpgroup : kWarp);
+
+  // Of a stage: boxes of x, each 128 bytes of a token, then panels of W.
+  static constexpr int kTileDepth = tile_depth(kFormat), kTiles = kStageDepth / kTileDepth;
+  static constexpr int kPanelBytes = kTiles * kTileBytes;
+  static constexpr int kBoxes = kStageDepth * int{sizeof(T)} / kSpan;
+  static constexpr int kBoxBytes = kTokens * kSpan, kXBytes = kBoxes * kBoxBytes;
+  // A unit is two fragments, 64 bytes of a token.
+  static constexpr int kUnits = 2 * kBoxes, kSteps = kUnits * kParts;
+
+  static constexpr int kTableBytes = kFormat == Format::nf4 ? kParts * cuda::kTableBytes : 0;
+  static constexpr int kSlotRow = kFeatures + kSlotPadding;
+  static constexpr int kSlotBytes = kTeams * kTokens * kSlotRow * 4;
+  // Where there is one chain a team, sums are written when all stages are done with.
+  static constexpr bool kSlotsOverStages = kTeams > 1 || kInteger;
+
+  DEVICE static uint32_t start() { return (shared_memory<char>().address() + 1023) / 1024 * 1024; }
+  DEVICE static Barrier full(int slot) {
+    return Barrier(Shared<uint64_t>(start() + slot * 2 * Barrier::bytes));
+  }
+  DEVICE static Barrier empty(int slot) {
+    return Barrier(Shared<uint64_t>(start() + (slot * 2 + 1) * Barrier::bytes));
+  }
+  /// Stages begin at multiples of 1024, where the swizzle's pattern does.
+  DEVICE static Shared<uint8_t> stage(const Product& w, int slot) {
+    return Shared<uint8_t>(start() + 1024 + kTableBytes + slot * w.stage_bytes);
+  }
+  DEVICE static Shared<uint32_t> table() { return Shared<uint32_t>(start() + 1024); }
+  DEVICE static Shared<float> slots(const Product& w) {
+    return stage(w, kSlotsOverStages ? 0 : kTeams * w.ring).template as<float>();
+  }
+};
+
+/// A stage of a team's ring, and in which parity its barriers complete.
+struct Slot {
+  int index = 0, phase = 0;
+  DEVICE Slot next(int ring) const {
+    return index + 1 == ring ? Slot{0, phase ^ 1} : Slot{index + 1, phase};
+  }
+};
+
+DEVICE int min_of(int a, int b) { return a < b ? a : b; }
+
+/// The stages of K of a team: those of its chain or, where there is one team, of all of them.
+template <int kTeams>
+DEVICE int first_stage(const Product& w, int team) {
+  return kTeams == 1 ? 0 : min_of(team * w.chain, w.stages);
+}
+template <int kTeams>
+DEVICE int stages_of(const Product& w, int team) {
+  const int first = first_stage<kTeams>(w, team);
+  return kTeams == 1 ? w.stages : min_of(first + w.chain, w.stages) - first;
+}
+
+/// Tiles of 8 tokens' tiles are next to each other, which read the same panels; then come features.
+struct TilePlace {
+  int64_t features, tokens;
+};
+DEVICE TilePlace tile_place(const Product& w, int64_t block) {
+  constexpr int64_t kBand = 8;
+  const int64_t band = block / (kBand * w.feature_tiles), rest = block % (kBand * w.feature_tiles);
+  const int64_t left = w.token_tiles - band * kBand, height = left < kBand ? left : kBand;
+  return {rest / height, band * kBand + rest % height};
+}
+
+/// Panel `i` of a block of `count`, of a gated one first those of the gate; the last one again past
+/// the end.
+DEVICE int64_t panel_of(const Product& w, int64_t tile, int i, int count) {
+  const Weight& weight = w.p.weight;
+  const int64_t parts = w.p.gated ? 2 : 1, end = weight.panels / parts, of_part = count / parts;
+  const int64_t panel = tile * of_part + i % of_part;
+  return (panel < end ? panel : end - 1) + i / of_part * end;
+}
+
+/// Fills the teams' rings: a warp, in which each lane has one of the copies of a stage.
+template <class S>
+class Producer {
+ public:
+  DEVICE Producer(const TensorMap& x, const Product& w, const Expert& expert, int64_t tile)
+      : x_(x), w_(w), token_(static_cast<int>(expert.first) * w.x.parts), lane_(lane_index()) {
+    panel_ = expert.weight +
+             panel_of(w, tile, lane_ % S::kPanels, S::kPanels) * w.p.weight.size;
+  }
+
+  DEVICE void run() {
+    Slot slot;
+    const int longest = S::kTeams == 1 ? w_.stages : min_of(w_.chain, w_.stages);
+    for (int i = 0; i < longest; ++i, slot = slot.next(w_.ring))
+#pragma unroll 1
+      for (int team = 0; team < S::kTeams; ++team) {
+        if (i >= stages_of<S::kTeams>(w_, team)) break;
+        const int index = slot.index * S::kTeams + team;
+        S::empty(index).wait(slot.phase ^ 1);
+        fetch(first_stage<S::kTeams>(w_, team) + i, S::stage(w_, index), S::full(index));
+      }
+  }
+
+ private:
+  DEVICE void fetch(int stage, Shared<uint8_t> to, Barrier full) {
+    const Weight& weight = w_.p.weight;
+    constexpr int kDepth = S::kTileDepth;
+    const int all = static_cast<int>((weight.depth + kDepth - 1) / kDepth);
+    const int tiles = min_of(S::kTiles, all - stage * S::kTiles);
+    // Of a row as a group there are zeros, perhaps, and no scales.
+    const int first = stage * w_.groups;
+    const int groups = min_of(w_.groups, static_cast<int>(weight.groups) - first);
+    const int zeros = !weight.zeros ? 0 : w_.groups ? groups : 1;
+    if (tiles < S::kTiles) clear(to, tiles, groups, zeros);
+    if (lane_ == 0)
+      full.arrive_expect(S::kXBytes +
+                         S::kPanels * (tiles * kTileBytes + groups * 32 + zeros * kPanel));
+    sync_warp();
+    const int panel = lane_ % S::kPanels, role = lane_ / S::kPanels;
+    const Shared<uint8_t> scales = to + w_.scales + panel * w_.groups * 32;
+    const Shared<uint8_t> codes = to + w_.zeros + panel * zeros_of_stage() * kPanel;
+    if (role == 0)
+      bulk_load(to + S::kXBytes + panel * S::kPanelBytes, panel_ + int64_t{stage} * S::kPanelBytes,
+                tiles * kTileBytes, full);
+    if (role == 1 && groups > 0)
+      bulk_load(scales, panel_ + weight.scales + first * 32, groups * 32, full);
+    if (role == 2 && zeros > 0)
+      bulk_load(codes, panel_ + weight.zeros + first * kPanel, zeros * kPanel, full);
+    if (role == 3 && panel < S::kBoxes)
+      tensor_load((to + panel * S::kBoxBytes).template as<typename S::T>(), x_,
+                  {stage * kStageDepth + panel * (kSpan / int{sizeof(typename S::T)}), token_},
+                  full);
+  }
+  DEVICE int zeros_of_stage() const { return w_.groups ? w_.groups : 1; }
+
+  /// Makes zeros of what a stage has no copy for, at the end of K.
+  DEVICE void clear(Shared<uint8_t> to, int tiles, int groups, int zeros) {
+    const auto clear_from = [&](int at, int begin, int end) {
+      for (int i = begin + lane_ * 16; i < end; i += kWarp * 16) to.store16(at + i, {});
+    };
+    for (int i = 0; i < S::kPanels; ++i) {
+      clear_from(S::kXBytes + i * S::kPanelBytes, tiles * kTileBytes, S::kPanelBytes);
+      clear_from(w_.scales + i * w_.groups * 32, groups * 32, w_.groups * 32);
+      if (zeros > 0)
+        clear_from(w_.zeros + i * zeros_of_stage() * kPanel, zeros * kPanel,
+                   zeros_of_stage() * kPanel);
+    }
+  }
+
+  const TensorMap& x_;
+  const Product& w_;
+  const int token_, lane_;
+  const uint8_t* panel_;
+};
+
+}  // namespace warpformer::cuda::sm90
