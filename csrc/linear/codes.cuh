@@ -64,7 +64,7 @@ template <class T>
 DEVICE void from_int4(uint32_t word, const uint32_t (&zeros)[2], uint32_t (&a)[4]) {
 #pragma unroll
   for (int r = 0; r < 4; ++r)
-    a[r] = add2<T>((word >> 4 * r & 0x000f000f) | kMagic<T>, zeros[r % 2]);
+    a[r] = add2<T>(mask_and_set<0x000f000f, kMagic<T>>(word >> 4 * r), zeros[r % 2]);
 }
 
 /// The same of the 8 bits of int8.
@@ -77,7 +77,8 @@ DEVICE void from_int8(const uint32_t (&words)[2], uint32_t (&a)[4]) {
       a[r] = add2<T>((bits & 0x00ff00ff) ^ (kMagic<T> | 0x00800080), 0xe480e480);  // -(2^10 + 2^7)
     } else {
       // 7 bits in the significand of 2^7; the sign makes -2^7 of what is added to them -2^8.
-      a[r] = add2<T>((bits & 0x007f007f) | kMagic<T>, (bits & 0x00800080) | kMagic<T> | kSigns);
+      a[r] = add2<T>(mask_and_set<0x007f007f, kMagic<T>>(bits),
+                     mask_and_set<0x00800080, kMagic<T> | kSigns>(bits));
     }
   }
 }

@@ -43,7 +43,7 @@ class Consumer {
 
   DEVICE explicit Consumer(const Product& w)
       : w_(w),
-        team_(warp_index() / 4 / S::kWide),
+        team_(S::kTeams == 1 ? 0 : warp_index() / 4),
         panel_(warp_index() % (4 * S::kWide)),
         lane_(lane_index()) {
     zeros_[0] = zeros_[1] = S::kInteger ? 0 : minus_zero<zero_type>(8);
@@ -105,6 +105,7 @@ class Consumer {
   DEVICE Barrier full(const Slot& slot) const { return S::full(slot.index * S::kTeams + team_); }
   /// Tells the producer, once a warp, that this warp is done with a stage.
   DEVICE void release(const Slot& slot) const {
+    sync_warp();
     if (lane_ == 0) S::empty(slot.index * S::kTeams + team_).arrive();
   }
   DEVICE Shared<uint8_t> stage(const Slot& slot) const {
@@ -202,10 +203,10 @@ class Consumer {
   DEVICE void end_group(const Slot& slot, int unit) {
     float scale[2] = {1.0f, 1.0f};
     if (w_.groups) {
-      const Shared<f16> scales = (stage(slot) + w_.scales).template as<f16>();
+      const Shared<uint16_t> scales = (stage(slot) + w_.scales).template as<uint16_t>();
       const int at = (panel_ * w_.groups + group_of(unit)) * kPanel + lane_ / 4;
-      scale[0] = to_float(scales.load(at));
-      scale[1] = to_float(scales.load(at + 8));
+      scale[0] = to_float(f16{scales.load(at)});
+      scale[1] = to_float(f16{scales.load(at + 8)});
     }
     wgmma_wait<0>(part_);
 #pragma unroll

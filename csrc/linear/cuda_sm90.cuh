@@ -143,7 +143,10 @@ class Producer {
     const int first = stage * w_.groups;
     const int groups = min_of(w_.groups, static_cast<int>(weight.groups) - first);
     const int zeros = !weight.zeros ? 0 : w_.groups ? groups : 1;
-    if (tiles < S::kTiles) clear(to, tiles, groups, zeros);
+    if (tiles < S::kTiles || groups < w_.groups) {
+      clear(to, tiles, groups, zeros);
+      sync_warp();
+    }
     if (lane_ == 0)
       full.arrive_expect(S::kXBytes +
                          S::kPanels * (tiles * kTileBytes + groups * 32 + zeros * kPanel));
