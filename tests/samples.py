@@ -167,6 +167,14 @@ def grouped_linear(dtype):
     return Sample(ops.grouped_linear, args, {"activation": "silu"}, fixed=(packed.data, offsets))
 
 
+def quantized_grouped_linear(dtype):
+    values, scales = torch.randint(-127, 128, (3, 80, 131)).to(torch.int8), torch.rand(3, 80, 5).bfloat16()
+    packed = ops.pack_linear(ops.QuantizedWeight(values, scales, None, "int8", 131, 32), gated=True)
+    args = (torch.randn(60, 131, dtype=dtype), packed, torch.tensor([7, 7, 60]))
+    args = (*args, torch.randn(3, 80, dtype=dtype))
+    return Sample(ops.grouped_linear, args, {"activation": "silu"}, fixed=(packed.data, args[2]))
+
+
 def attention(dtype):
     query = torch.randn(2, 4, 37, 24, dtype=dtype)
     key, value = torch.randn(2, 2, 2, 270, 24, dtype=dtype)
@@ -247,12 +255,13 @@ SAMPLES = (
     linear,
     quantized_linear,
     grouped_linear,
+    quantized_grouped_linear,
     attention,
     packed_attention,
     cached_attention,
     packed_cached_attention,
 )
-quantized_linear.OP = "linear"
+quantized_linear.OP, quantized_grouped_linear.OP = "linear", "grouped_linear"
 # Products of dense weights are torch's on CUDA.
 linear.OP = pack_linear.OP = grouped_linear.OP = "none"
 FORWARD_ONLY = (cached_attention, packed_cached_attention, penalize, top_k)

@@ -14,6 +14,7 @@
 //   many tokens    one team of 4 warps        32 features a warp, 64 tokens         waits for mma
 //
 // Both add the same numbers in the same order, so that a row gives the same bits in any batch.
+// grouped_linear is the same kernel, whose blocks find their rows and weight (experts.cuh).
 //
 // A team's stages are a ring. Each step waits until its stage has landed, meets at the team's own
 // barrier, and refills the stage that all warps of the team have left behind.
@@ -25,6 +26,7 @@
 #include "core/cuda/tensor_map.cuh"
 #include "linear/codes.cuh"
 #include "linear/cuda_sm90.h"
+#include "linear/experts.cuh"
 #include "linear/inputs.cuh"
 
 namespace warpformer::cuda {
@@ -47,7 +49,7 @@ struct Product {
   LinearParams p;
   Stage stage;
   const void* x;        // [tokens, row], T, 16-byte rows
-  int64_t row, tokens;  // elements from a token to the next
+  int64_t row;          // elements from a token to the next
   int parts;            // tokens of a row of out, added up: 2 where x is float
   int tiles, chain;     // of K; of a chain
   int teams, warps;     // of a block; of a team
@@ -56,6 +58,8 @@ struct Product {
   Quantized quantized;  // x of the dynamic formats
   float table[16];      // of nf4
 };
+
+DEVICE int min_of(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
 
 /// X is float only where W, too, has to be the sum of two parts.
 template <Format kFormat, class X, int kTiles>
@@ -75,11 +79,12 @@ class Warp {
   static constexpr Swizzle kSwizzle = static_cast<Swizzle>(kXRow);
 
   /// `stages` is the team's part of shared memory.
-  DEVICE Warp(const Product& product, int64_t token, int team, Shared<uint8_t> stages,
+  DEVICE Warp(const Product& product, const Expert& expert, int team, Shared<uint8_t> stages,
               Shared<uint32_t> table)
       : w_(product),
         weight_(product.p.weight),
-        token_(token),
+        token_(expert.first * product.parts),
+        tokens_(min_of(kTokens, (expert.end - expert.first) * product.parts)),
         team_(team),
         thread_(thread_index() % (product.warps * kWarp)),
         warp_(thread_ / kWarp),
@@ -87,7 +92,7 @@ class Warp {
         table_(table) {
 #pragma unroll
     for (int i = 0; i < kPanels; ++i) {
-      panel_[i] = weight_.data + panel_of(i) * weight_.size;
+      panel_[i] = expert.weight + panel_of(i) * weight_.size;
       zeros_[i][0] = zeros_[i][1] = kDynamic ? 0 : minus_zero<T>(8);
       clear(part_[i]);
       clear(sums_[i]);
@@ -180,7 +185,7 @@ class Warp {
     for (int c = thread_; c < kTokens * kXChunks; c += w_.warps * kWarp) {
       const int token = c / kXChunks, chunk = c % kXChunks;
       const int64_t k = int64_t{tile} * kDepth + chunk * (16 / int{sizeof(T)});
-      const bool valid = token_ + token < w_.tokens && (kDynamic || k < weight_.depth);
+      const bool valid = token < tokens_ && (kDynamic || k < weight_.depth);
       const auto offset = static_cast<int>(swizzle<kSwizzle>(token * kXRow + chunk * 16));
       copy_async16((to + w_.stage.x + offset).template as<T>(),
                    valid ? x + (token_ + token) * w_.row + k : x, valid);
@@ -188,15 +193,17 @@ class Warp {
 
     if constexpr (kDynamic && !kTokenScales) {
       const Quantized& q = w_.quantized;
-      constexpr int kChunks = kPairs * kTokens / 4;
-      for (int c = thread_; c < 2 * kChunks; c += w_.warps * kWarp) {
-        const bool sums = c >= kChunks;
+      constexpr int kScales = kPairs * kTokens;
+      for (int c = thread_; c < 2 * kScales; c += w_.warps * kWarp) {
+        const bool sums = c >= kScales;
         if (sums && !weight_.zeros) break;
-        const int at = c % kChunks * 4, block = tile * kPairs + at / kTokens;
+        const int at = c % kScales, token = at % kTokens, block = tile * kPairs + at / kTokens;
+        const bool valid = token < tokens_;
         const float* from = sums ? reinterpret_cast<const float*>(q.offsets) : q.scales;
-        copy_async16(
+        // The first token of an expert may be any: no 16 bytes.
+        copy_async4(
             (to + (sums ? w_.stage.x_sums : w_.stage.x_scales) + at * 4).template as<float>(),
-            from + block * q.tokens + token_ + at % kTokens);
+            valid ? from + block * q.tokens + token_ + token : from, valid);
       }
     }
 
@@ -350,7 +357,7 @@ class Warp {
   const Product& w_;
   const Weight& weight_;
   const int64_t token_;
-  const int team_, thread_, warp_;
+  const int tokens_, team_, thread_, warp_;
   const Shared<uint8_t> stages_;
   const Shared<uint32_t> table_;
   const uint8_t* panel_[kPanels];
@@ -359,8 +366,6 @@ class Warp {
   Part part_[kPanels][kTiles][4];
   float sums_[kPanels][kTiles][4];
 };
-
-DEVICE int min_of(int a, int b) { return a < b ? a : b; }
 
 /// The sums of the chains of a feature and token, in their order.
 template <class Sum>
@@ -373,8 +378,8 @@ DEVICE Sum sum_of(Shared<float> slots, int count, int slot, int at) {
 
 /// A thread has one column of the block's tile of out.
 template <class Sum>
-DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float> slots, int count,
-                      int slot_row) {
+DEVICE void write_out(const Product& w, const Expert& expert, int tokens, Shared<float> slots,
+                      int count, int slot_row) {
   const LinearParams& p = w.p;
   const int halves = p.gated ? 2 : 1;
   const int columns = w.warps * kPanels * kPanel / halves, column = thread_index() % columns;
@@ -388,21 +393,21 @@ DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float>
   for (int half = 0; half < 2; ++half) {
     if (half >= halves) break;
     const int64_t panel = n / kPanel + half * (p.weight.panels / 2);
-    const uint8_t* data = p.weight.data + panel * p.weight.size;
+    const uint8_t* data = expert.weight + panel * p.weight.size;
     factor[half] = load(reinterpret_cast<const float*>(data + p.weight.factors) + n % kPanel);
     if constexpr (std::is_same_v<Sum, int32_t>)
       weight_sum[half] = load(reinterpret_cast<const int32_t*>(data + p.weight.sums) + n % kPanel);
     if (p.bias.data)
       by_float(p.bias.dtype, [&](auto type) {
         using B = decltype(type);
-        const B* row = static_cast<const B*>(p.bias.data) + row_offset(p.bias, p.bias_row);
+        const B* row = static_cast<const B*>(p.bias.data) + row_offset(p.bias, expert.index);
         bias[half] = to_float(load(row + (half * p.out.n + n) * p.bias.step));
       });
   }
   const int slot = tokens * slot_row;
   for (int i = thread_index() / columns; i < tokens / w.parts; i += block_threads() / columns) {
-    const int64_t row = p.first + token / w.parts + i;
-    if (row >= p.first + p.rows) break;
+    const int64_t row = expert.first + i;
+    if (row >= expert.end) break;
     float z[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -412,8 +417,8 @@ DEVICE void write_out(const Product& w, int64_t token, int tokens, Shared<float>
       if (w.parts == 2) sum += sum_of<Sum>(slots, count, slot, at + slot_row);
       float scale = factor[half];
       if constexpr (std::is_same_v<Sum, int32_t>) {
-        sum -= load(w.quantized.offsets + token + i) * weight_sum[half];
-        scale *= load(w.quantized.scales + token + i);
+        sum -= load(w.quantized.offsets + row) * weight_sum[half];
+        scale *= load(w.quantized.scales + row);
       }
       z[half] = fma(scale, static_cast<float>(sum), bias[half]);
     }
@@ -443,21 +448,26 @@ KERNEL(kMaxThreads<kTiles>, 1)
 linear_kernel(const GRID_CONSTANT Product w) {
   using This = Warp<kFormat, T, kTiles>;
   constexpr int table_bytes = This::kTablesBytes;
+  const LinearParams& p = w.p;
+  const int height = This::kTokens / w.parts, columns = w.warps * kPanels * kPanel;
+  const int of_out = columns / (p.gated ? 2 : 1);
+  Expert expert;
+  if (!find_expert(p.experts, p.weight, p.rows, height, block_index_y(), expert)) return;
+  if (!expert.weight) return write_zeros(p.out, expert, height, block_index() * of_out, of_out);
   const Shared<uint32_t> table = shared_memory<uint32_t>();
   if constexpr (table_bytes > 0) {
     for (int part = 0; part < This::kParts; ++part)
       fill_table<typename This::T>(w.table, part, table + part * (kTableBytes / 4));
     sync_block();
   }
-  const int64_t token = block_index_y() * This::kTokens;
   const int team = warp_index() / w.warps, team_bytes = kStages * w.stage.size;
-  const int slot_row = w.warps * kPanels * kPanel + kSlotPadding;
+  const int slot_row = columns + kSlotPadding;
   // Slots of many teams lie where their stages were.
   const bool alone = w.teams == 1;
   const Shared<float> slots = shared_memory<float>(table_bytes + (alone ? team_bytes : 0));
   const Shared<float> own = slots + team * This::kTokens * slot_row;
 
-  This warp(w, token, team, shared_memory<uint8_t>(table_bytes + team * team_bytes), table);
+  This warp(w, expert, team, shared_memory<uint8_t>(table_bytes + team * team_bytes), table);
   const int begin = alone ? 0 : min_of(team * w.chain, w.tiles);
   const int end = alone ? w.tiles : min_of(begin + w.chain, w.tiles);
   warp.run(begin, end, own, slot_row);
@@ -465,7 +475,7 @@ linear_kernel(const GRID_CONSTANT Product w) {
   if (begin < end) warp.add_chain(own, slot_row, alone && w.tiles > w.chain);
   sync_block();
   const int chains = (w.tiles + w.chain - 1) / w.chain;
-  write_out<typename This::Sum>(w, token, This::kTokens, slots, alone && chains ? 1 : chains,
+  write_out<typename This::Sum>(w, expert, This::kTokens, slots, alone && chains ? 1 : chains,
                                 slot_row);
 }
 
@@ -507,16 +517,17 @@ void launch_product(Product w, Stream stream) {
   if (kTiles <= kFew && shared > shared_limit(stream.device)) shared = lay_out<This>(w, 1);
   const int64_t of_block = w.warps * of_warp;
   const Grid grid((panels + of_block - 1) / of_block,
-                  (w.tokens + This::kTokens - 1) / This::kTokens);
+                  most_tiles(p.experts, p.rows, This::kTokens / w.parts));
   const int threads = w.teams * w.warps * kWarp;
   LAUNCH((linear_kernel<kFormat, X, kTiles>), grid, threads, shared, stream, w);
 }
 
 template <Format kFormat, class X>
 void choose_tiles(const Product& w, Stream stream) {
-  if (w.tokens <= 8) return launch_product<kFormat, X, 1>(w, stream);
+  const int64_t tokens = mean_rows(w.p.experts, w.p.rows) * w.parts;
+  if (tokens <= 8) return launch_product<kFormat, X, 1>(w, stream);
   // Two parts of W beside 64 tokens would not fit into registers.
-  if (std::is_same_v<X, float> || w.tokens <= kFewTokens)
+  if (std::is_same_v<X, float> || tokens <= kFewTokens)
     return launch_product<kFormat, X, kFew>(w, stream);
   // Nor would 64 tokens beside integer sums that become floats every 32 of K.
   constexpr int many = kFormat == Format::int4_dynamic ? kMany / 2 : kMany;
@@ -530,7 +541,6 @@ bool runs_sm90(const LinearParams& p, Stream stream) {
 template <class T>
 void choose_format(Product w, Stream stream) {
   const LinearParams& p = w.p;
-  w.tokens = p.rows * w.parts;
   w.row = input_row(p.weight.format, p.x.n);
   if (p.workspace) {
     T* to = static_cast<T*>(p.workspace);
@@ -557,7 +567,6 @@ void multiply_integers(Product w, Stream stream) {
   const LinearParams& p = w.p;
   const bool by_token = p.weight.format == Format::int8_dynamic;
   Quantized& q = w.quantized;
-  w.tokens = p.rows;
   w.row = q.row = input_row(p.weight.format, p.x.n);
   q.tokens = (p.rows + kTokenPadding - 1) / kTokenPadding * kTokenPadding;
   w.x = q.values = static_cast<int8_t*>(p.workspace);

@@ -1,5 +1,5 @@
-// The rows of each expert of grouped_linear, which are known on the device alone: a grid has as many
-// tiles of rows as there can be, and each block finds its own.
+// The rows of each expert of grouped_linear, which are known on the device alone: a grid has as
+// many tiles of rows as there can be, and each block finds its own.
 //
 //   ends    | 3  | 3  | 40           | 41 | rows   tiles of 16 rows: 0 | - | 1 2 3 | 4 | 5 ..
 //   expert    0    1    2              3    none
@@ -23,6 +23,11 @@ inline int64_t most_tiles(const Experts& experts, int64_t rows, int64_t height) 
   // Each run of rows has one tile, and one more for every further `height` rows.
   const int64_t runs = rows < experts.count + 1 ? rows : experts.count + 1;
   return runs + (rows - runs) / height;
+}
+
+/// Rows of an expert on average, which decide about the height of tiles.
+inline int64_t mean_rows(const Experts& experts, int64_t rows) {
+  return experts.count > 1 ? (rows + experts.count - 1) / experts.count : rows;
 }
 
 /// A value of `ends`, held within 0 to `rows`.
@@ -80,8 +85,7 @@ DEVICE void write_zeros(const Rows& out, const Expert& expert, int height, int64
     for (int i = thread_index(); i < height * width; i += block_threads()) {
       const int64_t row = expert.first + i / width, n = column + i % width;
       if (row < expert.end && n < out.n)
-        store(static_cast<T*>(out.data) + row_offset(out, row) + n * out.step,
-              from_float<T>(0.0f));
+        store(static_cast<T*>(out.data) + row_offset(out, row) + n * out.step, from_float<T>(0.0f));
     }
   });
 }

@@ -265,12 +265,14 @@ void linear_backward(const Tensor& grad, const Tensor& weight, const Tensor& dx,
 
 namespace {
 
-/// Where the rows of each expert end: 0, ..., `count`, in ascending order.
-std::vector<int64_t> ends_of(const char* op, const Tensor& offsets, const Tensor& weight,
-                             int64_t count) {
+void check_offsets(const char* op, const Tensor& offsets, const Tensor& weight) {
   CHECK_FOR(op, offsets.dtype == DType::i32 || offsets.dtype == DType::i64, offsets);
   CHECK_FOR(op, offsets.ndim == 1 && offsets.contiguous(), offsets);
   CHECK_FOR(op, weight.ndim == 3 && weight.dim(0) == offsets.dim(0), weight, offsets);
+}
+
+/// Where the rows of each expert end: 0, ..., `count`, in ascending order.
+std::vector<int64_t> ends_of(const char* op, const Tensor& offsets, int64_t count) {
   std::vector<int64_t> ends(offsets.dim(0));
   int64_t last = 0;
   for (int64_t e = 0; e < offsets.dim(0); ++e) {
@@ -282,18 +284,22 @@ std::vector<int64_t> ends_of(const char* op, const Tensor& offsets, const Tensor
   return ends;
 }
 
+/// For the device, which alone knows the values.
+Experts experts_of(const Tensor& offsets) {
+  return {offsets.data, offsets.dtype == DType::i64, static_cast<int>(offsets.dim(0))};
+}
+
 }  // namespace
 
 void grouped_linear(const Tensor& x, const Tensor& weight, const Tensor& offsets,
                     const std::optional<Tensor>& bias, const Tensor& out, const std::string& format,
                     int64_t group_size, bool zero_points, bool gated, const std::string& activation,
-                    int64_t executor) {
-  CHECK_TENSORS(x, weight, offsets, bias, out);
-  CHECK_CPU(offsets);
+                    const std::optional<Tensor>& workspace, int64_t executor) {
+  CHECK_TENSORS(x, weight, offsets, bias, out, workspace);
   CHECK(x.floating() && x.ndim == 2, x);
   CHECK(out.floating() && out.ndim == 2 && out.dim(0) == x.dim(0), out, x);
   const int64_t features = out.dim(-1) * (gated ? 2 : 1);
-  const std::vector<int64_t> ends = ends_of(__func__, offsets, weight, x.dim(0));
+  check_offsets(__func__, offsets, weight);
   if (bias)
     CHECK(bias->floating() && bias->ndim == 2 && bias->dim(0) == weight.dim(0) &&
               bias->dim(1) == features,
@@ -302,11 +308,19 @@ void grouped_linear(const Tensor& x, const Tensor& weight, const Tensor& offsets
   p.weight = weight_of(__func__, weight, format, features, x.dim(-1), group_size, zero_points,
                        gated, true);
   CHECK(is_activation(activation.c_str(), p.activation), activation);
-  if (out.numel() == 0) return;
-
   if (bias) p.bias = rows(*bias);
   p.out = rows(out);
   p.gated = gated;
+  if (!runs_on_cpu(x)) {
+    if (out.numel() == 0) return;
+    p.rows = p.x.count;
+    p.experts = experts_of(offsets);
+    set_workspace(__func__, p, x, workspace, format, executor);
+    RUN_FOR_FORMAT(linear, p, x, executor);
+    return;
+  }
+  const std::vector<int64_t> ends = ends_of(__func__, offsets, x.dim(0));
+  if (out.numel() == 0) return;
   for (int64_t e = 0; e < offsets.dim(0); ++e, p.weight.data += p.weight.panels * p.weight.size) {
     p.bias_row = e;
     p.first = e ? ends[e - 1] : 0;
@@ -319,13 +333,20 @@ void grouped_linear_backward(const Tensor& grad, const Tensor& weight, const Ten
                              const Tensor& dx, const std::string& format, int64_t group_size,
                              bool zero_points, int64_t executor) {
   CHECK_TENSORS(grad, weight, offsets, dx);
-  CHECK_CPU(offsets);
   CHECK(grad.floating() && grad.ndim == 2, grad);
   CHECK(dx.floating() && dx.ndim == 2 && dx.dim(0) == grad.dim(0), dx, grad);
-  const std::vector<int64_t> ends = ends_of(__func__, offsets, weight, grad.dim(0));
+  check_offsets(__func__, offsets, weight);
   LinearBackwardParams p{rows(grad), rows(dx)};
   p.weight = weight_of(__func__, weight, format, grad.dim(-1), dx.dim(-1), group_size, zero_points,
                        false, true);
+  if (!runs_on_cpu(grad)) {
+    if (dx.numel() == 0) return;
+    p.rows = p.dy.count;
+    p.experts = experts_of(offsets);
+    RUN_FOR_FORMAT(linear_backward, p, grad, executor);
+    return;
+  }
+  const std::vector<int64_t> ends = ends_of(__func__, offsets, grad.dim(0));
   if (dx.numel() == 0) return;
   for (int64_t e = 0; e < offsets.dim(0); ++e, p.weight.data += p.weight.panels * p.weight.size) {
     p.first = e ? ends[e - 1] : 0;
@@ -352,8 +373,8 @@ void bind_linear(py::module_& m) {
         nogil());
   m.def("grouped_linear", op(&grouped_linear), py::arg("x"), py::arg("weight"), py::arg("offsets"),
         py::arg("bias"), py::arg("out"), py::arg("format"), py::arg("group_size"),
-        py::arg("zero_points"), py::arg("gated"), py::arg("activation"), py::arg("executor"),
-        nogil());
+        py::arg("zero_points"), py::arg("gated"), py::arg("activation"), py::arg("workspace"),
+        py::arg("executor"), nogil());
   m.def("grouped_linear_backward", op(&grouped_linear_backward), py::arg("grad"), py::arg("weight"),
         py::arg("offsets"), py::arg("dx"), py::arg("format"), py::arg("group_size"),
         py::arg("zero_points"), py::arg("executor"), nogil());

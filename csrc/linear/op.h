@@ -135,7 +135,7 @@ struct LinearParams {
   bool gated;
   Activation activation;
   int64_t bias_row;
-  int64_t first, rows;        // of x and out
+  int64_t first, rows;  // of x and out
   // of CUDA, where `first` is 0:
   Experts experts;
   void* workspace = nullptr;  // of workspace_size() bytes

@@ -198,6 +198,7 @@ def grouped_linear(
     zero_points: bool,
     gated: bool,
     activation: str,
+    workspace: torch.Tensor | numpy.ndarray | None,
     executor: int,
 ) -> None: ...
 def grouped_linear_backward(

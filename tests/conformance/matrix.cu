@@ -101,6 +101,16 @@ CASE(stmatrix_transposed_1) { run_store<1, true>(call); }
 CASE(stmatrix_transposed_2) { run_store<2, true>(call); }
 CASE(stmatrix_transposed_4) { run_store<4, true>(call); }
 
+// The transposes of matrices in[0], [matrix][lane].
+KERNEL(32) transposed_matrices(const uint32_t* in, uint32_t* out) {
+  const int64_t i = block_index() * 32 + lane_index();
+  store(out + i, movmatrix_transposed(load(in + i)));
+}
+CASE(movmatrix_transposed) {
+  LAUNCH(transposed_matrices, call.result_bytes / 128, 32, 0, call.stream, call.input<uint32_t>(0),
+         call.output<uint32_t>());
+}
+
 // A block a product: a [block][lane][4], b [block][lane][2], and in the output d [block][lane][4].
 enum class Mma { bf16, f16, tf32, s8 };
 template <Mma kind, class D>

@@ -95,6 +95,7 @@ def registers(matrix: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.n
 
 def cases() -> Iterator[Case]:
     yield from _fragments()
+    yield from _transposed()
     for operand in OPERANDS:
         yield from _products(operand)
 
@@ -137,6 +138,22 @@ def _fragments() -> Iterator[Case]:
             yield Case(
                 f"ldmatrix{kind}_pair_{order}", f"ldmatrix{kind}_pair", np.zeros_like(words), words, inputs
             )
+
+
+def _transposed() -> Iterator[Case]:
+    matrices = np.arange(3 * 64, dtype=np.uint16).reshape(3, 8, 8)  # every element says where it is
+
+    def words(m):
+        return np.ascontiguousarray(m).reshape(3, 32, 2).view(np.uint32)[..., 0]
+
+    expected = words(matrices.transpose(0, 2, 1))
+    yield Case(
+        "movmatrix_transposed",
+        "movmatrix_transposed",
+        np.zeros_like(expected),
+        expected,
+        [words(matrices)],
+    )
 
 
 def _products(t: Operand) -> Iterator[Case]:

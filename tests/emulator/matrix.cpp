@@ -1,4 +1,4 @@
-// ldmatrix, stmatrix and mma: the last of the 32 lanes to come does the work of all.
+// ldmatrix, stmatrix, movmatrix and mma: the last of the 32 lanes to come does the work of all.
 #include "emulator/matrix.h"
 
 #include <cstring>
@@ -46,6 +46,28 @@ void move_matrices(MatrixLane* const* lanes) {
     }
     if (store)
       for (int r = 0; r < 8; ++r) std::memcpy(rows[r], matrix[r], kRowBytes);
+  }
+}
+
+struct TransposedLane {
+  uint32_t given, received;
+};
+
+void transpose(TransposedLane* const* lanes) {
+  uint16_t matrix[8][8], halves[2];
+  for (int lane = 0; lane < 32; ++lane) {
+    std::memcpy(halves, &lanes[lane]->given, 4);
+    for (int half = 0; half < 2; ++half) {
+      const Element e = matrix_element(lane, half, false);
+      matrix[e.row][e.column] = halves[half];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int half = 0; half < 2; ++half) {
+      const Element e = matrix_element(lane, half, true);
+      halves[half] = matrix[e.row][e.column];
+    }
+    std::memcpy(&lanes[lane]->received, halves, 4);
   }
 }
 
@@ -147,6 +169,12 @@ void stmatrix(uint32_t row, const uint32_t* registers, int count, bool transpose
     warp_collective(op, where, lane, [](auto lanes) { move_matrices<true, true>(lanes); });
   else
     warp_collective(op, where, lane, [](auto lanes) { move_matrices<true, false>(lanes); });
+}
+
+uint32_t movmatrix_transposed(uint32_t matrix, Where where) {
+  TransposedLane lane{matrix, 0};
+  warp_collective("movmatrix_transposed", where, lane, [](auto lanes) { transpose(lanes); });
+  return lane.received;
 }
 
 void mma(MatrixType type, void* d, const uint32_t* a, const uint32_t* b, Where where) {

@@ -28,6 +28,7 @@ constexpr MatrixType matrix_type() {
 
 void ldmatrix(uint32_t* registers, int count, bool transposed, uint32_t row, Where where);
 void stmatrix(uint32_t row, const uint32_t* registers, int count, bool transposed, Where where);
+uint32_t movmatrix_transposed(uint32_t matrix, Where where);
 /// d is float[4], of s8 int32_t[4].
 void mma(MatrixType type, void* d, const uint32_t* a, const uint32_t* b, Where where);
 

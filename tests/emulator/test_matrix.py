@@ -1,4 +1,4 @@
-"""ldmatrix, stmatrix and mma against their definition, and the bugs they are used with."""
+"""ldmatrix, stmatrix, movmatrix and mma against their definition, and the bugs they are used with."""
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ def test_case(case):
 
 def test_every_kernel_has_a_case():
     kernels = {case.kernel for case in CASES}
-    fragments = {name for name in emulated().cases if name.startswith(("ldmatrix", "stmatrix", "mma"))}
+    kinds = ("ldmatrix", "stmatrix", "movmatrix", "mma")
+    fragments = {name for name in emulated().cases if name.startswith(kinds)}
     assert fragments <= kernels
 
 

@@ -10,7 +10,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.mixtral import modeling_mixtral as mixtral
 
 import warpformer as wf
-from tests.check import check, check_gradients, same_bits, threads
+from tests.check import check, check_gradients, host_reads, same_bits, threads
 from warpformer.nn import (
     ClampedSwiGLU,
     Experts,
@@ -65,6 +65,10 @@ def call(experts, ids):
     return function
 
 
+def has_cuda_kernel(params):
+    return params.get("format") is not None
+
+
 CASES = {
     "two of five": (2, range(EXPERTS)),
     "one": (1, range(EXPERTS)),
@@ -110,6 +114,39 @@ def test_a_row_is_the_same_in_every_batch(device, dtype, mode, activation):
             assert same_bits(parts.detach(), together.detach())
         with threads(3):
             assert same_bits(moe(x).detach(), together.detach())
+
+
+@pytest.mark.parametrize("format", ["int8", "int4_dynamic", "nf4"])
+@pytest.mark.parametrize("activation", ["silu", ClampedSwiGLU()], ids=["fused", "module"])
+def test_a_row_is_the_same_in_every_batch_of_quantized_experts(device, dtype, format, activation):
+    """With gradients, whatever the router."""
+    experts = Experts(EXPERTS, C, HIDDEN, activation, bias=True, dtype=dtype)
+    wf.quantize_(experts, format, 32)
+    ids, weights = routing(2)
+    x = torch.randn(ROWS, C, dtype=dtype, requires_grad=True)
+    together = experts(x, ids, weights)
+    grad = torch.randn_like(together)
+    gradient = torch.autograd.grad(together, x, grad)[0]
+    for n in (1, 23):
+        inputs = (t[-n:].split(7) for t in (x, ids, weights))
+        parts = torch.cat([experts(*part) for part in zip(*inputs, strict=True)])
+        assert same_bits(parts.detach(), together[-n:].detach())
+        assert same_bits(torch.autograd.grad(parts, x, grad[-n:])[0][-n:], gradient[-n:])
+
+
+@pytest.mark.parametrize("format", ["int4"])
+@torch.no_grad()
+def test_what_no_expert_is_chosen_for_is_0(device, format):
+    """Where ids are not looked at."""
+    if host_reads(wf._C.grouped_linear):
+        pytest.skip("a CPU reads them")
+    experts, x = Experts(EXPERTS, C, HIDDEN), torch.randn(3, C)
+    wf.quantize_(experts, format, 32)
+    ids, weights = torch.tensor([[0, 1], [-1, EXPERTS], [2, 2**40]]), torch.ones(3, 2)
+    out = experts(x, ids, weights)
+    assert not out[1].any()
+    assert same_bits(out[2], experts(x, ids.clamp(max=EXPERTS), weights)[2])
+    assert same_bits(out[0], experts(x[:1], ids[:1], weights[:1])[0])
 
 
 def packed(experts):

@@ -2,14 +2,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.check import check_gradients, same_bits
+from tests.check import check_gradients, host_reads, relative_error, same_bits
 from tests.ops.test_quantized_linear import FORMATS, random_weight
-from warpformer import InputError, ops
-from warpformer.ops import _kept
+from warpformer import _C, InputError, ops
+from warpformer.ops import _kept, _runs
 
 
 def has_cuda_kernel(params):
-    return False
+    """Products of dense weights are torch's on CUDA."""
+    return "format" in params
 
 
 ROWS, EXPERTS = 41, 4
@@ -55,6 +56,74 @@ def test_quantized(device, format, group_size, gated):
     unpacked = ops.unpack_linear(packed)
     assert torch.equal(unpacked.values, weight.values)
     assert torch.equal(unpacked.scales, weight.scales.float())
+
+
+@pytest.mark.parametrize(("format", "group_size"), FORMATS)
+@pytest.mark.parametrize("ends", [[1, 1, 1, 1], [3, 20, 21, 33], [0, 63, 64, 150]], ids=str)
+def test_tiles_of_every_size(device, dtype, format, group_size, ends):
+    """Of 8, 16 and 64 tokens, whose first rows may be any."""
+    x, bias = torch.randn(ends[-1], 70, dtype=dtype), torch.randn(EXPERTS, 40, dtype=dtype)
+    packed = ops.pack_linear(quantized_experts(40, 70, format, group_size))
+    offsets = torch.tensor(ends, dtype=torch.int32)
+    out = ops.grouped_linear(x, packed, offsets, bias, activation="silu")
+    weights = [expert(packed, e) for e in range(EXPERTS)]
+    expected = by_expert(lambda *args: ops.linear(*args, activation="silu"), ends, x, weights, bias)
+    assert same_bits(out, expected)
+
+
+@pytest.mark.parametrize("format", ["int8"])
+@pytest.mark.parametrize("rows", [0, 1, 90])
+def test_many_experts(device, format, rows):
+    """Those of a warp and more, most without rows."""
+    weights = [random_weight(16, 40, format) for _ in range(70)]
+    values, scales = (torch.stack(t) for t in list(zip(*weights, strict=True))[:2])
+    packed = ops.pack_linear(weights[0]._replace(values=values, scales=scales))
+    ends = [0] * 20 + [rows // 3] * 12 + [rows // 2] * 37 + [rows]
+    x = torch.randn(rows, 40)
+    out = ops.grouped_linear(x, packed, torch.tensor(ends))
+    weights = [expert(packed, e) for e in range(70)]
+    assert same_bits(out, by_expert(ops.linear, ends, x, weights, [None] * 70))
+
+
+@pytest.mark.parametrize(("format", "group_size"), FORMATS)
+@pytest.mark.parametrize("ends", ENDS[:2], ids=str)
+def test_gradients_of_the_input_and_the_bias(device, dtype, format, group_size, ends):
+    x, bias = torch.randn(ROWS, 70, dtype=dtype), torch.randn(EXPERTS, 40, dtype=dtype)
+    packed = ops.pack_linear(quantized_experts(40, 70, format, group_size))
+    x, bias = x.requires_grad_(), bias.requires_grad_()
+    out = ops.grouped_linear(x, packed, torch.tensor(ends), bias)
+    grad = torch.randn_like(out)
+    dx, db = torch.autograd.grad(out, (x, bias), grad)
+    weights = [expert(packed, e) for e in range(EXPERTS)]
+    expected = by_expert(ops.linear, ends, x, weights, bias)
+    assert same_bits(dx, torch.autograd.grad(expected, x, grad)[0])
+    sums = torch.stack([rows.double().sum(0) for rows in grad.tensor_split(ends[:-1])])
+    assert relative_error(db, sums) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("format", ["int4"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_offsets_that_a_host_does_not_read(device, format, wide):
+    """They are made to ascend; rows past the last one are those of nobody, and 0."""
+    if host_reads(_C.grouped_linear):
+        pytest.skip("a CPU reads them")
+    packed = ops.pack_linear(quantized_experts(24, 70, format, 32))
+    largest, dtype = (2**62, torch.int64) if wide else (2**31 - 1, torch.int32)
+    for given, ends in (
+        ([-largest, 30, 20, 35], [0, 30, 30, 35]),
+        ([10, largest, 3, -1], [10, ROWS, ROWS, ROWS]),
+        ([-1, -largest, -3, -2], [0, 0, 0, 0]),
+    ):
+        x = torch.randn(ROWS, 70, requires_grad=True)
+        out = ops.grouped_linear(x, packed, torch.tensor(given, dtype=dtype), activation="silu")
+        expected = ops.grouped_linear(x, packed, torch.tensor(ends), activation="silu")
+        assert same_bits(out.detach(), expected.detach())
+        assert not out[ends[-1] :].any()
+        assert out[: ends[-1]].any(1).all()
+        grad = torch.randn_like(out)
+        (dx,), (other,) = (torch.autograd.grad(o, x, grad) for o in (out, expected))
+        assert same_bits(dx, other)
+        assert not dx[ends[-1] :].any()
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -162,6 +231,42 @@ def test_registration_of_a_tensor():
 
     compiled = torch.compile(ops.grouped_linear, fullgraph=True, backend="aot_eager")
     assert all(map(same_bits, loss(compiled), loss(ops.grouped_linear)))
+
+
+@pytest.mark.parametrize("ends", [[3, 3, 40, 41], [16, 8, 20, 100]], ids=str)
+@pytest.mark.parametrize(("activation", "gated"), [("none", False), ("silu", True)])
+@pytest.mark.parametrize("width", [64, 33])
+def test_a_gpu_by_torch(dtype, ends, activation, gated, width):
+    """What a GPU does with dense weights is torch's, and the same on a CPU."""
+    x, weight, bias = tensors(48, width, dtype)
+    offsets, ascending = torch.tensor(ends), [min(max(ends[: e + 1]), ROWS) for e in range(EXPERTS)]
+    if ends != ascending and (width == 33 or dtype != torch.bfloat16):
+        with pytest.raises(InputError, match=r"grouped_linear.*offsets"):
+            _runs.linear(x, weight, offsets, bias, activation, gated, dtype)
+        return
+    ends = torch.tensor(ascending)
+
+    def check_close(out, expected):
+        assert relative_error(out, expected.double()) < 2 * torch.finfo(dtype).eps
+
+    expected = ops.grouped_linear(x, weight, ends, bias, activation=activation, gated=gated)
+    out = _runs.linear(x, weight, offsets, bias, activation, gated, dtype)
+    check_close(out, expected)
+    library = torch.ops.warpformer
+    grad = torch.randn(ROWS, 48, dtype=dtype)
+    expected = library.grouped_outer_product(grad, x, ends, dtype)
+    check_close(_runs.outer_product(grad, x, offsets, dtype), expected)
+    sums = library.grouped_sum(grad, ends, dtype)
+    check_close(_runs.sum_rows(grad, offsets, dtype), sums)
+
+
+def test_rows_of_no_expert_by_torch():
+    x, weight, bias = tensors(48, 64, torch.bfloat16)
+    x[20:] = torch.nan
+    offsets = torch.tensor([3, 3, 10, 20])
+    assert not _runs.linear(x, weight, offsets, bias, "silu", True, x.dtype)[20:].any()
+    assert _runs.outer_product(x, x, offsets, x.dtype).isfinite().all()
+    assert _runs.sum_rows(x, offsets, x.dtype).isfinite().all()
 
 
 def test_autocast_of_a_tensor():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.check import relative_error, same_bits
+from tests.check import check, relative_error, same_bits
 from warpformer import InputError, ops, quantization
 from warpformer.ops import QuantizedWeight
 
@@ -80,6 +80,30 @@ def test_products(device, dtype, n, k, layout):
         assert relative_error(out, truth[:rows]) < TOLERANCE[dtype], rows
     dx = torch.ops.warpformer.linear_backward(truth.float(), packed.data, k, *packed[3:6])
     assert relative_error(dx, truth.float().double() @ dense) < 1e-6
+
+
+def gradient_of_input(grad, packed):
+    return torch.ops.warpformer.linear_backward(grad, packed.data, packed.in_features, *packed[3:6])
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(150, 33, 37), (41, 70, 100), (17, 160, 264)])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_gradients_of_products(device, dtype, m, n, k, layout):
+    """As exact as torch's, which multiplies by the weights in the dtype of the gradient."""
+    weight = random_weight(n, k, *layout)
+    packed, dense, grad = ops.pack_linear(weight), dequantize(weight), torch.randn(m, n, dtype=dtype)
+    check(lambda grad: gradient_of_input(grad, packed), lambda grad: grad @ dense.to(grad.dtype), grad)
+
+
+@pytest.mark.parametrize(("format", "group_size"), FORMATS)
+@pytest.mark.parametrize("n", [40, 600])
+def test_a_gradient_is_the_same_in_every_batch(device, dtype, format, group_size, n):
+    packed = ops.pack_linear(random_weight(n, 75, format, group_size, zero_points=format == "int4"))
+    grad = torch.randn(70, n, dtype=dtype)
+    batch = gradient_of_input(grad, packed)
+    for m in (1, 2, 16, 40, 65):
+        assert same_bits(gradient_of_input(grad[-m:], packed), batch[-m:])
+    assert same_bits(gradient_of_input(grad.mT.contiguous().mT, packed), batch)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

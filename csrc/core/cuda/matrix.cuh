@@ -1,4 +1,5 @@
-// Matrix fragments of a warp: 8 x 8 blocks between shared memory and registers, and mma.sync.
+// Matrix fragments of a warp: 8 x 8 blocks between shared memory and registers, or transposed among
+// registers, and mma.sync.
 // All 32 lanes call each function together. Who holds which element: tests/emulator/layouts.h.
 #pragma once
 
@@ -75,6 +76,17 @@ DEVICE void ldmatrix_transposed(uint32_t (&fragments)[2][2], Shared<T> row, WHER
   uint32_t r[4];
   ldmatrix_transposed(r, row, where);
   fragments[0][0] = r[0], fragments[0][1] = r[1], fragments[1][0] = r[2], fragments[1][1] = r[3];
+}
+
+/// An 8 x 8 matrix of 2-byte elements, one register a lane as ldmatrix gives it, transposed.
+DEVICE uint32_t movmatrix_transposed(uint32_t matrix, WHERE) {
+#ifdef WARPFORMER_EMULATED
+  return emulator::movmatrix_transposed(matrix, where);
+#else
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(matrix));
+  return transposed;
+#endif
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

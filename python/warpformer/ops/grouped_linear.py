@@ -1,9 +1,8 @@
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from warpformer import _C
+from warpformer.ops import _runs
 from warpformer.ops._arguments import check_flags
 from warpformer.ops._kept import kept
 from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
@@ -16,6 +15,7 @@ from warpformer.ops.linear import (
     _gradient_of_product,
     _pack_linear,
     _show,
+    _workspace,
 )
 
 
@@ -39,7 +39,7 @@ def grouped_linear(
             strides.
         weight: W [E, N, K] as `pack_linear` returns it, of any format, gated [E, 2 N, K]; or a tensor of that
             shape, which may require a gradient. It is packed at every call, or kept as `linear` keeps it.
-        offsets: [E], where the rows of each expert end, int32 or int64: ascending, up to M. A CPU tensor.
+        offsets: [E], where the rows of each expert end, int32 or int64: ascending, up to M.
         bias: [E, N], gated [E, 2 N]; 0 if None.
         activation: the name of a function of `ops.activation`.
         gated: whether a tensor W is gated; a packed one was packed so, or not.
@@ -49,9 +49,16 @@ def grouped_linear(
         `input` and a tensor W are rounded: the bits that `linear` gives each expert's rows.
 
     Raises:
-        InputError: a shape, dtype or format does not fit, the offsets do not ascend to M, the activation is
-            not known, or `gated` is given with a packed weight that is not.
+        InputError: a shape, dtype or format does not fit, the offsets do not ascend to M (on the CPU), the
+            activation is not known, or `gated` is given with a packed weight that is not.
         TypeError: an argument is not a tensor, or the weight not a packed one.
+
+    On a GPU a quantized weight is multiplied without a look at the offsets, so that nothing waits for the
+    device and a CUDA graph can hold it. Offsets that do not ascend are then made to: one that lies below an
+    earlier one counts as that one; and rows past the last one are 0. A tensor W is torch's there: bfloat16
+    whose rows begin at multiples of 16 bytes by torch.nn.functional.grouped_mm, in the same way (of GPUs
+    that are neither sm_90 nor sm_100 torch reads the offsets), all else expert by expert, which waits for the
+    device to know the offsets and cannot be captured. It cannot be packed.
 
     The gradient of W is 0 for experts without rows. Source: torch's grouped_mm, whose `offs` are the
     offsets; Fedus et al., "Switch Transformers".
@@ -86,7 +93,8 @@ def _grouped_linear(
         raise _C.InputError(f"grouped_linear: out_features = {out_features} is negative")
     out = _empty_product(input, out_features // (2 if gated else 1))
     layout = (format, group_size, zero_points, gated, activation)
-    _C.grouped_linear(input, data, offsets, bias, out, *layout, executor(input))
+    workspace = _workspace(input, format)
+    _C.grouped_linear(input, data, offsets, bias, out, *layout, workspace, executor(input))
     return out
 
 
@@ -122,23 +130,30 @@ def _grouped_linear_backward(grad, data, offsets, in_features, format, group_siz
 
 def _dense_grouped_linear(input, weight, offsets, bias, activation, gated, dtype, keep):
     experts, out_features, in_features = weight.shape
+    if input.is_cuda:
+        _check_bias(bias, weight)
+        return _runs.linear(input, weight, offsets, bias, activation, gated, dtype)
     layout = (DENSE.get(dtype, "f32"), in_features, 0, gated)
     if keep:
         data = kept(weight, (gated, dtype), lambda: _pack_linear(weight.to(dtype), None, None, *layout))
         options = (out_features, layout[0], 0, False, gated, activation)
         return _grouped_linear(input, data, offsets, bias, *options)
-    if bias is not None and bias.shape != weight.shape[:2]:
-        raise _C.InputError(f"grouped_linear: bias = {_show(bias)} does not fit weight = {_show(weight)}")
+    _check_bias(bias, weight)
     out = _empty_product(input, out_features // (2 if gated else 1))
     # One pack after the other in the same memory, which stays in the cache until it is used.
     data = _empty_packed(weight[0], None, None, *layout) if experts else None
     epilogue = (layout[0], 0, False, gated, activation)
-    for e, rows in enumerate(_runs(offsets, experts, len(input))):
+    for e, rows in enumerate(_runs.runs_of(offsets, experts, len(input))):
         if rows.start < rows.stop:
             _C.pack_linear(weight[e].to(dtype), None, None, data, *layout, executor(input))
             of_expert = None if bias is None else bias[e]
             _C.linear(input[rows], data, of_expert, None, out[rows], *epilogue, None, executor(input))
     return out
+
+
+def _check_bias(bias, weight):
+    if bias is not None and bias.shape != weight.shape[:2]:
+        raise _C.InputError(f"grouped_linear: bias = {_show(bias)} does not fit weight = {_show(weight)}")
 
 
 def _dense_context(ctx, inputs, output):
@@ -168,24 +183,14 @@ def _dense_backward(ctx, grad):
     return dx, dw, None, db, *[None] * len(ctx.options)
 
 
-def _runs(offsets, experts, count):
-    """The rows of each expert."""
-    ends = offsets.tolist()
-    integers = offsets.dtype in (torch.int32, torch.int64) and offsets.shape == (experts,)
-    if not integers or [0, *ends, count] != sorted([0, *ends, count]) or max(ends, default=0) != count:
-        raise _C.InputError(
-            f"grouped_linear: offsets = {ends!s:.80} ({_show(offsets)}) do not ascend to {count}, an "
-            f"integer for each of {experts} experts"
-        )
-    return [slice(*run) for run in pairwise([0, *ends])]
-
-
 def _grouped_outer_product(a, b, offsets, dtype):
     """[E, N, K]: a^T b of each expert's rows of a [M, N] and b [M, K]."""
+    if a.is_cuda:
+        return _runs.outer_product(a, b, offsets, dtype)
     experts = len(offsets)
     out = empty((experts, a.shape[1], b.shape[1]), a, dtype)
     format = DENSE.get(b.dtype, "f32")
-    for rows, of_expert in zip(_runs(offsets, experts, len(a)), out, strict=True):
+    for rows, of_expert in zip(_runs.runs_of(offsets, experts, len(a)), out, strict=True):
         columns = b[rows].mT
         data = _pack_linear(columns, None, None, format, columns.shape[1], 0, False)
         _C.linear(a[rows].mT, data, None, None, of_expert, format, 0, False, False, "none", None, executor(a))
@@ -193,8 +198,10 @@ def _grouped_outer_product(a, b, offsets, dtype):
 
 
 def _grouped_sum(input, offsets, dtype):
-    """[E, N]: the sum of each expert's rows, in float32."""
-    runs = _runs(offsets, len(offsets), len(input))
+    """[E, N]: the sum of each expert's rows, in float32 or more."""
+    if input.is_cuda:
+        return _runs.sum_rows(input, offsets, dtype)
+    runs = _runs.runs_of(offsets, len(offsets), len(input))
     sums = [input[rows].sum(0, dtype=torch.float32) for rows in runs]
     return torch.stack(sums).to(dtype) if sums else empty((0, input.shape[1]), input, dtype)
 
