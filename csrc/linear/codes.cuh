@@ -64,17 +64,19 @@ template <class T>
 DEVICE void from_int4(uint32_t word, const uint32_t (&zeros)[2], uint32_t (&a)[4]) {
 #pragma unroll
   for (int r = 0; r < 4; ++r)
-    a[r] = add2<T>(mask_and_set<0x000f000f, kMagic<T>>(word >> 4 * r), zeros[r % 2]);
+    a[r] = add2<T>(mask_xor<0x000f000f, kMagic<T>>(word >> 4 * r), zeros[r % 2]);
 }
 
 /// The numbers of two bytes with a sign, the low ones of two halves.
 template <class T>
 DEVICE uint32_t from_bytes(uint32_t bits) {
   if constexpr (std::is_same_v<T, f16>) {
-    return add2<T>((bits & 0x00ff00ff) ^ (kMagic<T> | 0x00800080), 0xe480e480);  // -(2^10 + 2^7)
+    return add2<T>(mask_xor<0x00ff00ff, kMagic<T> | 0x00800080>(bits),
+                   0xe480e480);  // -(2^10 + 2^7)
   } else {
     // 7 bits in the significand of 2^7; the sign makes -2^7 of what is added to them -2^8.
-    return add2<T>((bits & 0x007f007f) | kMagic<T>, (bits & 0x00800080) | kMagic<T> | kSigns);
+    return add2<T>(mask_xor<0x007f007f, kMagic<T>>(bits),
+                   mask_xor<0x00800080, kMagic<T> | kSigns>(bits));
   }
 }
 
@@ -82,20 +84,7 @@ DEVICE uint32_t from_bytes(uint32_t bits) {
 template <class T>
 DEVICE void from_int8(const uint32_t (&words)[2], uint32_t (&a)[4]) {
 #pragma unroll
-<<<<<<< HEAD
-  for (int r = 0; r < 4; ++r) {
-    const uint32_t bits = words[r / 2] >> 8 * (r % 2);
-    if constexpr (std::is_same_v<T, f16>) {
-      a[r] = add2<T>((bits & 0x00ff00ff) ^ (kMagic<T> | 0x00800080), 0xe480e480);  // -(2^10 + 2^7)
-    } else {
-      // 7 bits in the significand of 2^7; the sign makes -2^7 of what is added to them -2^8.
-      a[r] = add2<T>(mask_and_set<0x007f007f, kMagic<T>>(bits),
-                     mask_and_set<0x00800080, kMagic<T> | kSigns>(bits));
-    }
-  }
-=======
   for (int r = 0; r < 4; ++r) a[r] = from_bytes<T>(words[r / 2] >> 8 * (r % 2));
->>>>>>> grouped
 }
 
 /// A fragment of mma_m16n8k32 of int4_dynamic codes, less 8, times 16.

@@ -143,8 +143,7 @@ class Consumer {
 
   /// Starts the products of a step.
   DEVICE void start(int step, const Slot& slot, bool accumulate) {
-    const Descriptor x =
-        make_descriptor(stage(slot).template as<T>(), 16, 1024, Swizzle::bytes128);
+    const Descriptor x = make_descriptor(stage(slot).template as<T>(), 16, 1024, Swizzle::bytes128);
     wgmma_fence(a_[step % 2]);
 #pragma unroll
     for (int f = 0; f < 2; ++f) {
@@ -174,8 +173,7 @@ class Consumer {
         codes_ = codes.load16(unit / kUnitsOfTile * (kTileBytes / 4));
       if (w_.p.weight.zeros && part == 0) read_zeros(from, unit);
 #pragma unroll
-      for (int f = 0; f < 2; ++f)
-        dequantize(2 * (unit % kUnitsOfTile) + f, part, a_[buffer][f]);
+      for (int f = 0; f < 2; ++f) dequantize(2 * (unit % kUnitsOfTile) + f, part, a_[buffer][f]);
     }
   }
 
@@ -262,9 +260,9 @@ linear_tiles(const GRID_CONSTANT TensorMap x, const GRID_CONSTANT Product w) {
   if constexpr (S::kSlotsOverStages) barrier_sync(kHeld, kConsumerThreads);
   if (any) consumer.add_chain(own, !S::kSlotsOverStages && chains > 1);
   barrier_sync(kHeld, kConsumerThreads);
-  write_out<typename This::Sum>(
-      w.p, w.x, expert, kTokens,
-      {place.features * columns, columns, kPanel, S::kFeatures / 2}, slots, kConsumerThreads);
+  write_out<typename This::Sum>(w.p, w.x, expert, kTokens,
+                                {place.features * columns, columns, kPanel, S::kFeatures / 2},
+                                slots, kConsumerThreads);
 }
 
 /// How a stage is cut, and how many of them a block has; returns the bytes of shared memory.
@@ -297,9 +295,8 @@ void launch_tiles(Product w, Stream stream) {
   w.token_tiles = most_tiles(p.experts, p.rows, kTokens / w.x.parts);
   const int64_t tokens = p.rows * w.x.parts;
   const int64_t sizes[] = {p.weight.depth, tokens}, strides[] = {1, tokens > 1 ? w.x.row : 64};
-  const TensorMap x =
-      make_tensor_map(static_cast<const T*>(w.x.data), sizes, strides,
-                      {kSpan / int{sizeof(T)}, kTokens}, Swizzle::bytes128);
+  const TensorMap x = make_tensor_map(static_cast<const T*>(w.x.data), sizes, strides,
+                                      {kSpan / int{sizeof(T)}, kTokens}, Swizzle::bytes128);
   const int shared = lay_out<S>(w, shared_limit(stream.device));
   LAUNCH((linear_tiles<kFormat, X, kTokens>), w.feature_tiles * w.token_tiles, S::kThreads, shared,
          stream, x, w);

@@ -12,7 +12,7 @@ constexpr int kChains = 4;        // that K is cut into, at most
 constexpr int kStageDepth = 128;  // of K: whole groups
 constexpr int kFew = 16;          // tokens, at most, where each chain has a team of its own
 constexpr int kWarpgroup = 128, kSpan = 128;
-constexpr int kSlotPadding = 4;     // floats a token: lanes of a fragment fall into all banks
+constexpr int kSlotPadding = 4;  // floats a token: lanes of a fragment fall into all banks
 
 struct Product {
   LinearParams p;
@@ -116,8 +116,7 @@ class Producer {
  public:
   DEVICE Producer(const TensorMap& x, const Product& w, const Expert& expert, int64_t tile)
       : x_(x), w_(w), token_(static_cast<int>(expert.first) * w.x.parts), lane_(lane_index()) {
-    panel_ = expert.weight +
-             panel_of(w, tile, lane_ % S::kPanels, S::kPanels) * w.p.weight.size;
+    panel_ = expert.weight + panel_of(w, tile, lane_ % S::kPanels, S::kPanels) * w.p.weight.size;
   }
 
   DEVICE void run() {

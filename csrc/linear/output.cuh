@@ -56,8 +56,7 @@ DEVICE void write_out(const LinearParams& p, const Input& x, const Expert& exper
         bias[half] = to_float(load(row + (half * p.out.n + n) * p.bias.step));
       });
   }
-  for (int i = thread_index() / columns.count; i < tokens / x.parts;
-       i += threads / columns.count) {
+  for (int i = thread_index() / columns.count; i < tokens / x.parts; i += threads / columns.count) {
     const int64_t row = expert.first + i;
     if (row >= expert.end) break;
     float z[2] = {};
