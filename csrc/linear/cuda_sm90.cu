@@ -43,7 +43,7 @@ class Consumer {
 
   DEVICE explicit Consumer(const Product& w)
       : w_(w),
-        team_(S::kTeams == 1 ? 0 : warp_index() / 4),
+        team_(S::kTeams == 1 ? 0 : shuffle(warp_index() / 4, 0)),
         panel_(warp_index() % (4 * S::kWide)),
         lane_(lane_index()) {
     zeros_[0] = zeros_[1] = S::kInteger ? 0 : minus_zero<zero_type>(8);
