@@ -3,13 +3,16 @@ import torch
 import torch.nn.functional as F
 
 from warpformer import ops
+from warpformer.bench import roofline
 from warpformer.bench._weights import random_weight
 from warpformer.quantization import dequantize
 
-EXPERTS, WIDTH, HIDDEN = 8, 1024, 1792  # of a small mixture: gate and up of its experts in one product
+# Of a small mixture, or of Mixtral: gate and up of its experts in one product.
+EXPERTS, WIDTH, HIDDEN = (8, 4096, 14336) if roofline.on_gpu() else (8, 1024, 1792)
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int4"])
+# Products of dense weights on a GPU are torch's.
+@pytest.mark.parametrize("format", ["int4"] if roofline.on_gpu() else ["f32", "bf16", "int4"])
 @pytest.mark.parametrize("rows", [16, 1024])
 def bench_grouped_linear(compare, rows, format):
     """As many rows for each expert. torch multiplies expert by expert, int4 as bfloat16."""
@@ -31,6 +34,10 @@ def bench_grouped_linear(compare, rows, format):
         gate, up = torch.cat([F.linear(*expert) for expert in of_experts]).chunk(2, -1)
         return F.silu(gate) * up
 
+    def by_grouped_mm(x, packed, dense):
+        gate, up = F.grouped_mm(x, dense.mT, offs=offsets.int()).chunk(2, -1)
+        return F.silu(gate) * up
+
     elements = EXPERTS * 2 * HIDDEN * WIDTH
     bits = {"f32": 32, "bf16": 16, "int4": 4.125}[format]
     compare(
@@ -38,7 +45,7 @@ def bench_grouped_linear(compare, rows, format):
         dtype=dtype,
         inputs=inputs,
         ours=lambda x, packed, dense: ops.grouped_linear(x, packed, offsets, activation="silu"),
-        peers={"torch": theirs},
+        peers={"torch": theirs} | ({"torch grouped_mm": by_grouped_mm} if roofline.on_gpu() else {}),
         moved=int(elements * bits / 8) + rows * (WIDTH + HIDDEN) * dtype.itemsize,
         flops=2 * rows * 2 * HIDDEN * WIDTH,
     )

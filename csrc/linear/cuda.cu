@@ -188,7 +188,7 @@ class Warp {
       const bool valid = token < tokens_ && (kDynamic || k < weight_.depth);
       const auto offset = static_cast<int>(swizzle<kSwizzle>(token * kXRow + chunk * 16));
       copy_async16((to + w_.stage.x + offset).template as<T>(),
-                   valid ? x + (token_ + token) * w_.row + k : x, valid);
+                   valid ? x + int64_t{token_ + token} * w_.row + k : x, valid);
     }
 
     if constexpr (kDynamic && !kTokenScales) {
@@ -356,8 +356,7 @@ class Warp {
 
   const Product& w_;
   const Weight& weight_;
-  const int64_t token_;
-  const int tokens_, team_, thread_, warp_;
+  const int token_, tokens_, team_, thread_, warp_;
   const Shared<uint8_t> stages_;
   const Shared<uint32_t> table_;
   const uint8_t* panel_[kPanels];
@@ -524,7 +523,7 @@ void launch_product(Product w, Stream stream) {
 
 template <Format kFormat, class X>
 void choose_tiles(const Product& w, Stream stream) {
-  const int64_t tokens = mean_rows(w.p.experts, w.p.rows) * w.parts;
+  const int64_t tokens = usual_rows(w.p.experts, w.p.rows) * w.parts;
   if (tokens <= 8) return launch_product<kFormat, X, 1>(w, stream);
   // Two parts of W beside 64 tokens would not fit into registers.
   if (std::is_same_v<X, float> || tokens <= kFewTokens)

@@ -110,23 +110,29 @@ DEVICE int64_t source_row(const PackLinearParams& p, int64_t i) {
   const int64_t row = load(p.index + i);
   return 0 <= row && row < p.weight.panels * kPanel ? row : -1;
 }
-/// Where row i of the values is packed: its panel, and the row in it.
-DEVICE const uint8_t* panel_of(const PackLinearParams& p, int64_t i, int& j) {
-  const int64_t row = source_row(p, i);
-  if (row < 0) return nullptr;
-  const bool second = p.half && row >= p.half;
-  const int64_t in_half = second ? row - p.half : row;
-  const int64_t panel = in_half / kPanel + (second ? (p.half + kPanel - 1) / kPanel : 0);
-  j = static_cast<int>(in_half % kPanel);
-  return p.weight.data + panel * p.weight.size;
-}
+/// What a thread unpacks: element `column` of row i of the values or of the scales, of which row j
+/// of a panel is the source; the panel is null where there is none.
+struct Unpacked {
+  int64_t i, column;
+  const uint8_t* panel = nullptr;
+  int j = 0;
+
+  DEVICE Unpacked(const PackLinearParams& p, const Rows& rows)
+      : i(item_index() / rows.n), column(item_index() % rows.n) {
+    const int64_t row = i < rows.count ? source_row(p, i) : -1;
+    if (row < 0) return;
+    const bool second = p.half && row >= p.half;
+    const int64_t in_half = second ? row - p.half : row;
+    const int64_t n = in_half / kPanel + (second ? (p.half + kPanel - 1) / kPanel : 0);
+    panel = p.weight.data + n * p.weight.size;
+    j = static_cast<int>(in_half % kPanel);
+  }
+};
 
 KERNEL(kThreads) unpack_values_kernel(PackLinearParams p) {
   const Weight& w = p.weight;
-  const int64_t i = item_index() / p.values.n, byte = item_index() % p.values.n;
+  const auto [i, byte, panel, j] = Unpacked(p, p.values);
   if (i >= p.values.count) return;
-  int j = 0;
-  const uint8_t* panel = panel_of(p, i, j);
   const int64_t depth = depth_of_tile(w.format);
   const int codes = has_4_bits(w.format) ? 2 : 1, bits = 8 / codes;
   uint32_t value = 0;
@@ -144,10 +150,8 @@ KERNEL(kThreads) unpack_values_kernel(PackLinearParams p) {
 
 KERNEL(kThreads) unpack_scales_kernel(PackLinearParams p) {
   const Weight& w = p.weight;
-  const int64_t i = item_index() / p.scales.n, g = item_index() % p.scales.n;
+  const auto [i, g, panel, j] = Unpacked(p, p.scales);
   if (i >= p.scales.count) return;
-  int j = 0;
-  const uint8_t* panel = panel_of(p, i, j);
   float scale = __builtin_nanf("");
   if (panel) scale = load(reinterpret_cast<const float*>(panel + w.factors) + j);
   if (panel && w.groups)

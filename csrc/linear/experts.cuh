@@ -10,11 +10,12 @@
 
 namespace warpformer::cuda {
 
-/// What a block multiplies by one weight: rows [first, end) of x, of which it takes a tile.
+/// What a block multiplies by one weight: rows [first, end) of x, of which it takes a tile. As many
+/// as 2^31 no grid has tiles for.
 struct Expert {
   const uint8_t* weight;  // null: rows of no expert, which are 0
-  int64_t index;          // of the bias
-  int64_t first, end;
+  int index;              // of the bias
+  int first, end;
 };
 
 /// Tiles of `height` rows that any offsets come to at most, rows of no expert among them.
@@ -25,9 +26,11 @@ inline int64_t most_tiles(const Experts& experts, int64_t rows, int64_t height) 
   return runs + (rows - runs) / height;
 }
 
-/// Rows of an expert on average, which decide about the height of tiles.
-inline int64_t mean_rows(const Experts& experts, int64_t rows) {
-  return experts.count > 1 ? (rows + experts.count - 1) / experts.count : rows;
+/// Rows by which the height of tiles is chosen: of experts twice the average, which few have more
+/// than.
+inline int64_t usual_rows(const Experts& experts, int64_t rows) {
+  const int64_t mean = (rows + experts.count - 1) / (experts.count ? experts.count : 1);
+  return experts.count && 2 * mean < rows ? 2 * mean : rows;
 }
 
 /// A value of `ends`, held within 0 to `rows`.
@@ -38,14 +41,14 @@ DEVICE int end_at(const Experts& experts, int e, int rows) {
 }
 
 /// Tile `tile` of `height` rows; false past the last one. All lanes of a warp call it together, and
-/// get the same. Offsets that do not ascend to `rows` (below 2^31) are made to: what lies below an
-/// earlier one is that one.
-DEVICE bool find_expert(const Experts& experts, const Weight& w, int64_t rows, int64_t height,
+/// get the same. Offsets that do not ascend to `rows` are made to: what lies below an earlier one
+/// is that one.
+DEVICE bool find_expert(const Experts& experts, const Weight& w, int64_t rows, int height,
                         int64_t tile, Expert& found) {
-  found = {w.data, 0, tile * height, rows};
-  if (!experts.ends) return found.first < rows;
-  const int lane = lane_index(), all = static_cast<int>(rows), step = static_cast<int>(height);
+  const int lane = lane_index(), all = static_cast<int>(rows);
   int left = static_cast<int>(tile), last = 0;  // tiles from expert e0 on; where its rows begin
+  found = {w.data, 0, left * height, all};
+  if (!experts.ends) return found.first < all;
   for (int e0 = 0; e0 <= experts.count; e0 += kWarp) {
     int end = e0 + lane < experts.count ? end_at(experts, e0 + lane, all) : all;
     end = end > last ? end : last;
@@ -56,7 +59,7 @@ DEVICE bool find_expert(const Experts& experts, const Weight& w, int64_t rows, i
     }
     int begin = shuffle_up(end, 1);
     if (lane == 0) begin = last;
-    const int own = (end - begin + step - 1) / step;
+    const int own = (end - begin + height - 1) / height;
     int tiles = own;
 #pragma unroll
     for (int i = 1; i < kWarp; i *= 2) {
@@ -65,7 +68,7 @@ DEVICE bool find_expert(const Experts& experts, const Weight& w, int64_t rows, i
     }
     if (const uint32_t beyond = ballot(left < tiles)) {
       const int source = first_lane(beyond), e = e0 + source;
-      found.first = shuffle(begin + (left - tiles + own) * step, source);
+      found.first = shuffle(begin + (left - tiles + own) * height, source);
       found.end = shuffle(end, source);
       found.index = e;
       found.weight = e < experts.count ? w.data + e * w.panels * w.size : nullptr;

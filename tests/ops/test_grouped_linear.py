@@ -260,6 +260,17 @@ def test_a_gpu_by_torch(dtype, ends, activation, gated, width):
     check_close(_runs.sum_rows(grad, offsets, dtype), sums)
 
 
+@pytest.mark.parametrize("ends", [[0, 0, 33, 200], [200] * 4, [64, 96, 96, 150]], ids=str)
+def test_sums_by_torch(dtype, ends):
+    x = torch.randn(200, 9, dtype=dtype)
+    exact = torch.stack([rows.double().sum(0) for rows in x.tensor_split(ends)[:4]])
+    assert relative_error(_runs.sum_rows(x, torch.tensor(ends), dtype), exact) < torch.finfo(dtype).eps
+    for rows, columns, experts in ((0, 5, 2), (3, 0, 2), (0, 0, 0), (0, 4, 0)):
+        offsets = torch.full((experts,), rows)
+        sums = _runs.sum_rows(torch.randn(rows, columns, dtype=dtype), offsets, dtype)
+        assert torch.equal(sums, torch.zeros(experts, columns, dtype=dtype))
+
+
 def test_rows_of_no_expert_by_torch():
     x, weight, bias = tensors(48, 64, torch.bfloat16)
     x[20:] = torch.nan

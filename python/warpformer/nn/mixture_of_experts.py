@@ -39,7 +39,8 @@ class Experts(nn.Module):
         has gradients.
 
     Raises:
-        InputError: a shape or dtype does not fit, or an expert is none of 0 to E - 1.
+        InputError: a shape or dtype does not fit, or an expert is none of 0 to E - 1. A GPU does not look at
+            the ids: there, what such an expert gives is 0.
 
     Source: Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer"
     (2017); Jiang et al., "Mixtral of Experts" (2024).
@@ -73,7 +74,8 @@ class Experts(nn.Module):
         ids = expert_ids.where(expert_ids >= 0, experts)  # the end of the last expert then is not that of all
         ids, order = ids.flatten().sort(stable=True)
         offsets = torch.searchsorted(ids, torch.arange(experts, device=ids.device), right=True)
-        places = order.argsort().view(expert_ids.shape)
+        row_numbers = torch.arange(len(order), device=ids.device)
+        places = torch.empty_like(order).scatter_(0, order, row_numbers).view(expert_ids.shape)
         rows = spread_rows(x, order, places)
         if isinstance(self.activation, str):
             hidden = self.gate_up(rows, offsets, self.activation)

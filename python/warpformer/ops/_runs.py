@@ -14,6 +14,8 @@ from torch import Tensor
 from warpformer import _C
 from warpformer.ops._library import dispatch, empty
 
+PART_ROWS = 32
+
 
 def runs_of(offsets: Tensor, experts: int, count: int) -> list[slice]:
     """The rows of each expert, by a look at the offsets, which waits for a GPU."""
@@ -67,9 +69,20 @@ def outer_product(a, b, offsets, dtype):
 
 
 def sum_rows(input, offsets, dtype):
-    """grouped_sum, in float64: a thread adds up all rows of a column."""
-    bounds = F.pad(_ascending(offsets, len(offsets), len(input)).long(), (1, 0))
-    return torch.segment_reduce(input.double(), "sum", offsets=bounds, axis=0, unsafe=True).to(dtype)
+    """grouped_sum: of parts of at most 32 rows, in more bits than those of `dtype`, then of each expert's
+    parts. A thread has a column of a part, so that parts are threads, and each sum has one order."""
+    ends = _ascending(offsets, len(offsets), len(input))
+    if input.numel() == 0:
+        return torch.zeros(len(ends), input.shape[1], dtype=dtype, device=input.device)
+    cuts = torch.arange(PART_ROWS, len(input), PART_ROWS, dtype=torch.int32, device=ends.device)
+    ends_of_parts = torch.cat([ends, cuts]).sort().values
+    wide = input.to(torch.float64 if dtype == torch.float32 else torch.float32)
+    parts = _segment_sums(wide, ends_of_parts).double()
+    return _segment_sums(parts, torch.searchsorted(ends_of_parts, ends, right=True)).to(dtype)
+
+
+def _segment_sums(rows, ends):
+    return torch.segment_reduce(rows, "sum", offsets=F.pad(ends.long(), (1, 0)), axis=0, unsafe=True)
 
 
 def _ascending(offsets, experts, count):

@@ -168,7 +168,8 @@ def linear(
     q = round(x / scale); int8_dynamic per row, with a zero point: scale = (max(x, 0) - min(x, 0)) / 255,
     q = round(x / scale) - 128 + round(-min(x, 0) / scale), for K up to 65536. Sums are float32 or exact
     integers, and every element's has one order that depends on K alone: a row gives the same bits alone and
-    in any batch. The gradient of `input` is that of the dequantized weight.
+    in any batch. The gradient of `input` is that of the dequantized weight, on a GPU in the dtype of the
+    gradient.
 
     Source: torch.nn.functional.linear; Goto and van de Geijn, "Anatomy of High-Performance Matrix
     Multiplication"; Dettmers et al., "LLM.int8()", "QLoRA"; Shazeer, "GLU Variants Improve Transformer".
