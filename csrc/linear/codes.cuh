@@ -98,9 +98,11 @@ DEVICE void from_int4_dynamic(const uint32_t (&words)[2], uint32_t (&a)[4]) {
 // What bf16 rounds off the values is a second table.
 constexpr int kTables = 16, kTableBytes = 256 * kTables * 4;
 
+/// By the first `threads` of the block.
 template <class T>
-DEVICE void fill_table(const float (&values)[16], bool low, Shared<uint32_t> table) {
-  for (int i = thread_index(); i < 256 * kTables; i += block_threads()) {
+DEVICE void fill_table(const float (&values)[16], bool low, Shared<uint32_t> table,
+                       int threads = block_threads()) {
+  for (int i = thread_index(); i < 256 * kTables; i += threads) {
     const int byte = i / kTables;
     float even = values[byte % 16], odd = values[byte / 16];
     if (low) {

@@ -53,7 +53,7 @@ class Consumer {
   DEVICE bool run(const Slots& slots) {
     const int count = stages_of<S::kTeams>(w_, team_);
     if (count == 0) return false;
-    Slot slot;
+    Slot slot = slot_;
     full(slot).wait(slot.phase);
     prepare(0, slot, 0);
     clear_sums();
@@ -68,7 +68,11 @@ class Consumer {
       }
       slot = next;
     }
-    if constexpr (S::kInteger) wgmma_wait<0>(part_);
+    if constexpr (S::kInteger) {
+      wgmma_wait<0>(part_);
+      release(before_);
+    }
+    slot_ = slot;
     return true;
   }
 
@@ -213,7 +217,7 @@ class Consumer {
 
   const Product& w_;
   const int team_, panel_, lane_;
-  Slot before_;
+  Slot slot_, before_;   // the next one, and the last one
   uint32_t a_[2][2][4];  // [buffer][fragment]
   Vector<uint32_t> codes_;
   uint32_t zeros_[2];
@@ -221,19 +225,40 @@ class Consumer {
   float sums_[S::kInteger ? 1 : kTokens / 2];
 };
 
+/// The tiles of a block, by its consumers.
+template <Format kFormat, class X, int kTokens>
+DEVICE void consume(const Product& w) {
+  using This = Consumer<kFormat, X, kTokens>;
+  using S = typename This::S;
+  constexpr int kThreads = S::kConsumers * kWarpgroup, kAll = 1;  // their barrier
+  if constexpr (S::kTableBytes > 0) {
+    for (int part = 0; part < S::kParts; ++part)
+      fill_table<typename S::T>(w.table, part, S::table() + part * (kTableBytes / 4), kThreads);
+    barrier_sync(kAll, kThreads);
+  }
+  This consumer(w);
+  const int chains = (w.stages + w.chain - 1) / w.chain;
+  const Slots slots{S::slots(w), S::kTeams == 1 ? 1 : chains, kTokens * S::kSlotRow, S::kSlotRow};
+  Slots own = slots;
+  own.sums = own.sums + consumer.team() * slots.chain;
+  const int count = S::kFeatures / (w.p.gated ? 2 : 1), height = kTokens / w.x.parts;
+  for_each_tile(w, height, [&](const Tile& tile) {
+    const Columns columns{tile.features * count, count, kPanel, S::kFeatures / 2};
+    if (!tile.expert.weight)
+      return write_zeros(w.p.out, tile.expert, height, columns.first, count, kThreads);
+    const bool any = consumer.run(slots);
+    if constexpr (S::kOneTile) barrier_sync(kAll, kThreads);
+    if (any) consumer.add_chain(own, S::kTeams == 1 && !S::kInteger && chains > 1);
+    barrier_sync(kAll, kThreads);
+    write_out<typename This::Sum>(w.p, w.x, tile.expert, kTokens, columns, slots, kThreads);
+    barrier_sync(kAll, kThreads);
+  });
+}
+
 template <Format kFormat, class X, int kTokens>
 KERNEL((Shape<kFormat, X, kTokens>::kThreads), 1)
 linear_tiles(const GRID_CONSTANT TensorMap x, const GRID_CONSTANT Product w) {
-  using This = Consumer<kFormat, X, kTokens>;
-  using S = typename This::S;
-  constexpr int kConsumerThreads = S::kConsumers * kWarpgroup, kHeld = 1;
-  const TilePlace place = tile_place(w, block_index());
-  const int columns = S::kFeatures / (w.p.gated ? 2 : 1);
-  Expert expert;
-  if (!find_expert(w.p.experts, w.p.weight, w.p.rows, kTokens / w.x.parts, place.tokens, expert))
-    return;
-  if (!expert.weight)
-    return write_zeros(w.p.out, expert, kTokens, place.features * columns, columns);
+  using S = Shape<kFormat, X, kTokens>;
   if (thread_index() == 0) {
     for (int i = 0; i < S::kTeams * w.ring; ++i) {
       S::full(i).init(1);
@@ -241,28 +266,14 @@ linear_tiles(const GRID_CONSTANT TensorMap x, const GRID_CONSTANT Product w) {
     }
     fence_barrier_init();
   }
-  if constexpr (S::kTableBytes > 0)
-    for (int part = 0; part < S::kParts; ++part)
-      fill_table<typename S::T>(w.table, part, S::table() + part * (kTableBytes / 4));
   sync_block();
-  if (warp_index() >= S::kConsumers * 4) {
+  if (warp_index() < S::kConsumers * 4) {
+    if constexpr (kTokens > kFew) increase_registers<232>();
+    consume<kFormat, X, kTokens>(w);
+  } else {
     if constexpr (kTokens > kFew) decrease_registers<40>();
-    if (warp_index() == S::kConsumers * 4) Producer<S>(x, w, expert, place.features).run();
-    return;
+    if (warp_index() == S::kConsumers * 4) Producer<S>(x, w).run();
   }
-  if constexpr (kTokens > kFew) increase_registers<232>();
-  This consumer(w);
-  const int chains = (w.stages + w.chain - 1) / w.chain;
-  Slots slots{S::slots(w), S::kTeams == 1 ? 1 : chains, kTokens * S::kSlotRow, S::kSlotRow};
-  const bool any = consumer.run(slots);
-  Slots own = slots;
-  own.sums = own.sums + consumer.team() * slots.chain;
-  if constexpr (S::kSlotsOverStages) barrier_sync(kHeld, kConsumerThreads);
-  if (any) consumer.add_chain(own, !S::kSlotsOverStages && chains > 1);
-  barrier_sync(kHeld, kConsumerThreads);
-  write_out<typename This::Sum>(w.p, w.x, expert, kTokens,
-                                {place.features * columns, columns, kPanel, S::kFeatures / 2},
-                                slots, kConsumerThreads);
 }
 
 /// How a stage is cut, and how many of them a block has; returns the bytes of shared memory.
@@ -273,13 +284,12 @@ int lay_out(Product& w, int64_t limit) {
   w.scales = S::kXBytes + S::kPanels * S::kPanelBytes;
   w.zeros = w.scales + scales;
   w.stage_bytes = (w.zeros + zeros + 1023) / 1024 * 1024;
-  const int fixed = 2048 + S::kTableBytes + (S::kSlotsOverStages ? 0 : S::kSlotBytes);
+  const int fixed = 2048 + S::kTableBytes + (S::kOneTile ? 0 : S::kSlotBytes);
   constexpr int kMostStages = 32;  // that there are barriers for
   const int fit = (static_cast<int>(limit) - fixed) / (w.stage_bytes * S::kTeams);
-  const int longest = S::kTeams == 1 ? w.stages : std::min(w.chain, w.stages);
-  w.ring = std::max(1, std::min({fit, longest, kMostStages / S::kTeams}));
+  w.ring = std::max(1, std::min(fit, kMostStages / S::kTeams));
   const int stages = S::kTeams * w.ring * w.stage_bytes;
-  return fixed + (S::kSlotsOverStages ? std::max(stages, S::kSlotBytes) : stages);
+  return fixed + (S::kOneTile ? std::max(stages, S::kSlotBytes) : stages);
 }
 
 template <Format kFormat, class X, int kTokens>
@@ -298,14 +308,15 @@ void launch_tiles(Product w, Stream stream) {
   const TensorMap x = make_tensor_map(static_cast<const T*>(w.x.data), sizes, strides,
                                       {kSpan / int{sizeof(T)}, kTokens}, Swizzle::bytes128);
   const int shared = lay_out<S>(w, shared_limit(stream.device));
-  LAUNCH((linear_tiles<kFormat, X, kTokens>), w.feature_tiles * w.token_tiles, S::kThreads, shared,
-         stream, x, w);
+  const int64_t tiles = w.feature_tiles * w.token_tiles;
+  const int64_t blocks =
+      S::kOneTile ? tiles : std::min<int64_t>(tiles, multiprocessors(stream.device));
+  LAUNCH((linear_tiles<kFormat, X, kTokens>), blocks, S::kThreads, shared, stream, x, w);
 }
 
 template <Format kFormat, class X>
 void choose_tokens(const Product& w, Stream stream) {
-  const int64_t weights = std::max(w.p.experts.count, 1);
-  const int64_t tokens = (w.p.rows * w.x.parts + weights - 1) / weights;  // of one, on average
+  const int64_t tokens = usual_rows(w.p.experts, w.p.rows) * w.x.parts;
   if (tokens <= kFew) return launch_tiles<kFormat, X, kFew>(w, stream);
   if (tokens <= 64) return launch_tiles<kFormat, X, 64>(w, stream);
   if constexpr (std::is_same_v<X, int8_t>)

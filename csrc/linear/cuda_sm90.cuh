@@ -21,13 +21,14 @@ struct Product {
   int ring;                            // stages of a team in shared memory
   int groups;                          // of a stage; 0: a group is a row
   int scales, zeros, stage_bytes;      // where they lie in a stage; its size
-  int64_t feature_tiles, token_tiles;  // of the grid
+  int64_t feature_tiles, token_tiles;  // of out
   float table[16];                     // of nf4
 };
 
 /// How a block is cut. X is float only where W, too, has to be the sum of two parts.
-template <Format kFormat, class X, int kTokens>
+template <Format kFormat, class X, int kTokens_>
 struct Shape {
+  static constexpr int kTokens = kTokens_;
   using T = std::conditional_t<std::is_same_v<X, float>, bf16, X>;
   static constexpr bool kInteger = std::is_same_v<X, int8_t>;
   static constexpr int kParts = std::is_same_v<X, float> ? 2 : 1;
@@ -49,8 +50,8 @@ struct Shape {
   static constexpr int kTableBytes = kFormat == Format::nf4 ? kParts * cuda::kTableBytes : 0;
   static constexpr int kSlotRow = kFeatures + kSlotPadding;
   static constexpr int kSlotBytes = kTeams * kTokens * kSlotRow * 4;
-  // Where there is one chain a team, sums are written when all stages are done with.
-  static constexpr bool kSlotsOverStages = kTeams > 1 || kInteger;
+  // Integers take so much room that their sums lie over the stages: a block has one tile, then.
+  static constexpr bool kOneTile = kInteger && kTeams == 1;
 
   DEVICE static uint32_t start() { return (shared_memory<char>().address() + 1023) / 1024 * 1024; }
   DEVICE static Barrier full(int slot) {
@@ -65,9 +66,11 @@ struct Shape {
   }
   DEVICE static Shared<uint32_t> table() { return Shared<uint32_t>(start() + 1024); }
   DEVICE static Shared<float> slots(const Product& w) {
-    return stage(w, kSlotsOverStages ? 0 : kTeams * w.ring).template as<float>();
+    return stage(w, kOneTile ? 0 : kTeams * w.ring).template as<float>();
   }
 };
+
+DEVICE int min_of(int a, int b) { return a < b ? a : b; }
 
 /// A stage of a team's ring, and in which parity its barriers complete.
 struct Slot {
@@ -76,8 +79,6 @@ struct Slot {
     return index + 1 == ring ? Slot{0, phase ^ 1} : Slot{index + 1, phase};
   }
 };
-
-DEVICE int min_of(int a, int b) { return a < b ? a : b; }
 
 /// The stages of K of a team: those of its chain or, where there is one team, of all of them.
 template <int kTeams>
@@ -90,15 +91,26 @@ DEVICE int stages_of(const Product& w, int team) {
   return kTeams == 1 ? w.stages : min_of(first + w.chain, w.stages) - first;
 }
 
-/// Tiles of 8 tokens' tiles are next to each other, which read the same panels; then come features.
-struct TilePlace {
-  int64_t features, tokens;
+/// A tile of out: features, and rows of an expert.
+struct Tile {
+  int64_t features;
+  Expert expert;
 };
-DEVICE TilePlace tile_place(const Product& w, int64_t block) {
+
+/// Calls f(tile) for the tiles of this block. Those of the same features follow each other, 8 of
+/// them, which read the same panels; then come the next features.
+template <class F>
+DEVICE void for_each_tile(const Product& w, int height, const F& f) {
   constexpr int64_t kBand = 8;
-  const int64_t band = block / (kBand * w.feature_tiles), rest = block % (kBand * w.feature_tiles);
-  const int64_t left = w.token_tiles - band * kBand, height = left < kBand ? left : kBand;
-  return {rest / height, band * kBand + rest % height};
+  const int64_t tiles = w.feature_tiles * w.token_tiles, of_band = kBand * w.feature_tiles;
+  for (int64_t i = block_index(); i < tiles; i += grid_blocks()) {
+    const int64_t band = i / of_band, left = w.token_tiles - band * kBand;
+    const int64_t rows = left < kBand ? left : kBand;
+    Tile tile{i % of_band / rows, {}};
+    if (find_expert(w.p.experts, w.p.weight, w.p.rows, height, band * kBand + i % of_band % rows,
+                    tile.expert))
+      f(tile);
+  }
 }
 
 /// Panel `i` of a block of `count`, of a gated one first those of the gate; the last one again past
@@ -114,22 +126,28 @@ DEVICE int64_t panel_of(const Product& w, int64_t tile, int i, int count) {
 template <class S>
 class Producer {
  public:
-  DEVICE Producer(const TensorMap& x, const Product& w, const Expert& expert, int64_t tile)
-      : x_(x), w_(w), token_(static_cast<int>(expert.first) * w.x.parts), lane_(lane_index()) {
-    panel_ = expert.weight + panel_of(w, tile, lane_ % S::kPanels, S::kPanels) * w.p.weight.size;
-  }
+  DEVICE Producer(const TensorMap& x, const Product& w) : x_(x), w_(w), lane_(lane_index()) {}
 
   DEVICE void run() {
-    Slot slot;
     const int longest = S::kTeams == 1 ? w_.stages : min_of(w_.chain, w_.stages);
-    for (int i = 0; i < longest; ++i, slot = slot.next(w_.ring))
+    int tiles = 0;  // before this one
+    for_each_tile(w_, S::kTokens / w_.x.parts, [&](const Tile& tile) {
+      if (!tile.expert.weight) return;
+      token_ = tile.expert.first * w_.x.parts;
+      panel_ = tile.expert.weight +
+               panel_of(w_, tile.features, lane_ % S::kPanels, S::kPanels) * w_.p.weight.size;
 #pragma unroll 1
-      for (int team = 0; team < S::kTeams; ++team) {
-        if (i >= stages_of<S::kTeams>(w_, team)) break;
-        const int index = slot.index * S::kTeams + team;
-        S::empty(index).wait(slot.phase ^ 1);
-        fetch(first_stage<S::kTeams>(w_, team) + i, S::stage(w_, index), S::full(index));
-      }
+      for (int i = 0; i < longest; ++i)
+#pragma unroll 1
+        for (int team = 0; team < S::kTeams; ++team) {
+          const int stages = stages_of<S::kTeams>(w_, team), all = tiles * stages + i;
+          if (i >= stages) break;
+          const int index = all % w_.ring * S::kTeams + team;
+          S::empty(index).wait(all / w_.ring % 2 ^ 1);
+          fetch(first_stage<S::kTeams>(w_, team) + i, S::stage(w_, index), S::full(index));
+        }
+      ++tiles;
+    });
   }
 
  private:
@@ -144,6 +162,7 @@ class Producer {
     const int zeros = !weight.zeros ? 0 : w_.groups ? groups : 1;
     if (tiles < S::kTiles || groups < w_.groups) {
       clear(to, tiles, groups, zeros);
+      fence_proxy_async();  // later copies fill the stage again
       sync_warp();
     }
     if (lane_ == 0)
@@ -183,8 +202,9 @@ class Producer {
 
   const TensorMap& x_;
   const Product& w_;
-  const int token_, lane_;
-  const uint8_t* panel_;
+  const int lane_;
+  int token_ = 0;
+  const uint8_t* panel_ = nullptr;
 };
 
 }  // namespace warpformer::cuda::sm90
