@@ -14,7 +14,8 @@
 //   many tokens    one team of 4 warps        32 features a warp, 64 tokens         waits for mma
 //
 // Both add the same numbers in the same order, so that a row gives the same bits in any batch.
-// grouped_linear is the same kernel, whose blocks find their rows and weight (experts.cuh).
+// grouped_linear is the same kernel, whose blocks find their rows and weight (experts.cuh). On
+// Hopper cuda_sm90.cu multiplies, all formats but int4_dynamic.
 //
 // A team's stages are a ring. Each step waits until its stage has landed, meets at the team's own
 // barrier, and refills the stage that all warps of the team have left behind.

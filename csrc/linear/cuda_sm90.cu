@@ -19,6 +19,9 @@
 //
 // Both add the same numbers in the same order, so that a row gives the same bits in any batch.
 // Where a group is a row, 128 of K are summed like a group whose scale is 1.
+//
+// A block walks tiles of out; the producer fetches the next one while the last one is written.
+// Tiles of grouped_linear find their rows and weight (experts.cuh).
 #include <algorithm>
 
 #include "core/cuda/launch.cuh"
@@ -314,14 +317,19 @@ void launch_tiles(Product w, Stream stream) {
   LAUNCH((linear_tiles<kFormat, X, kTokens>), blocks, S::kThreads, shared, stream, x, w);
 }
 
+/// The widest tiles of which there is one for every second multiprocessor.
 template <Format kFormat, class X>
 void choose_tokens(const Product& w, Stream stream) {
   const int64_t tokens = usual_rows(w.p.experts, w.p.rows) * w.x.parts;
   if (tokens <= kFew) return launch_tiles<kFormat, X, kFew>(w, stream);
-  if (tokens <= 64) return launch_tiles<kFormat, X, 64>(w, stream);
+  const int64_t features = (w.p.weight.panels + 7) / 8;
+  const auto fills = [&](int64_t height) {
+    const int64_t tiles = features * most_tiles(w.p.experts, w.p.rows, height / w.x.parts);
+    return tokens > height / 2 && 2 * tiles >= multiprocessors(stream.device);
+  };
   if constexpr (std::is_same_v<X, int8_t>)
-    if (tokens > 128) return launch_tiles<kFormat, X, 256>(w, stream);
-  launch_tiles<kFormat, X, 128>(w, stream);
+    if (fills(256)) return launch_tiles<kFormat, X, 256>(w, stream);
+  fills(128) ? launch_tiles<kFormat, X, 128>(w, stream) : launch_tiles<kFormat, X, 64>(w, stream);
 }
 
 template <class T>
