@@ -1,8 +1,8 @@
-// Products by quantized weights on Hopper: one warp has the copy engines fetch, warpgroups make
+// Products by quantized weights on Hopper: four warps have the copy engines fetch, warpgroups make
 // numbers of codes and multiply. W is A of wgmma, in registers: 64 output features by K. Tokens of
 // x are B, from shared memory, as many as a tile has.
 //
-//   producer (1 warp)    per 128 of K    wait empty[s]; panels of W, their scales and zeros by bulk
+//   producers (4 warps)  per 128 of K    wait empty[s]; panels of W, their scales and zeros by bulk
 //                                        copies, x by boxes, 128-byte swizzled    -> full[s]
 //   consumers            wait full[s]
 //       per 32 of K      part += A[i] x   starts
@@ -20,7 +20,7 @@
 // Both add the same numbers in the same order, so that a row gives the same bits in any batch.
 // Where a group is a row, 128 of K are summed like a group whose scale is 1.
 //
-// A block walks tiles of out; the producer fetches the next one while the last one is written.
+// A block walks tiles of out; producers fetch the next one while the last one is written.
 // Tiles of grouped_linear find their rows and weight (experts.cuh).
 #include <algorithm>
 
@@ -110,7 +110,7 @@ class Consumer {
     }
   }
   DEVICE Barrier full(const Slot& slot) const { return S::full(slot.index * S::kTeams + team_); }
-  /// Tells the producer, once a warp, that this warp is done with a stage.
+  /// Tells the producers, once a warp, that this warp is done with a stage.
   DEVICE void release(const Slot& slot) const {
     sync_warp();
     if (lane_ == 0) S::empty(slot.index * S::kTeams + team_).arrive();
@@ -264,18 +264,18 @@ linear_tiles(const GRID_CONSTANT TensorMap x, const GRID_CONSTANT Product w) {
   using S = Shape<kFormat, X, kTokens>;
   if (thread_index() == 0) {
     for (int i = 0; i < S::kTeams * w.ring; ++i) {
-      S::full(i).init(1);
+      S::full(i).init(S::kProducers);
       S::empty(i).init(4 * S::kWide);
     }
     fence_barrier_init();
   }
   sync_block();
   if (warp_index() < S::kConsumers * 4) {
-    if constexpr (kTokens > kFew) increase_registers<232>();
+    if constexpr (kTokens > kFew) increase_registers<224>();
     consume<kFormat, X, kTokens>(w);
   } else {
-    if constexpr (kTokens > kFew) decrease_registers<40>();
-    if (warp_index() == S::kConsumers * 4) Producer<S>(x, w).run();
+    if constexpr (kTokens > kFew) decrease_registers<56>();
+    Producer<S>(x, w).run();
   }
 }
 

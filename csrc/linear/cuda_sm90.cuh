@@ -36,8 +36,9 @@ struct Shape {
   static constexpr int kWide = (kTokens > kFew) ? 2 : 1;  // warpgroups of a team, 64 features each
   static constexpr int kConsumers = kTeams * kWide;
   static constexpr int kPanels = 4 * kWide, kFeatures = kPanels * kPanel;
-  // A producer that gives registers back has to be a whole warpgroup.
-  static constexpr int kThreads = kConsumers * kWarpgroup + ((kTokens > kFew) ? kWarpgroup : kWarp);
+  // A warpgroup of producers: a warp has the copies of a stage of a team, or of a fourth of it.
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
+  static constexpr int kProducers = 4 / kTeams, kShare = kPanels / kProducers;  // of a team
 
   // Of a stage: boxes of x, each 128 bytes of a token, then panels of W.
   static constexpr int kTileDepth = tile_depth(kFormat), kTiles = kStageDepth / kTileDepth;
@@ -122,39 +123,42 @@ DEVICE int64_t panel_of(const Product& w, int64_t tile, int i, int count) {
   return (panel < end ? panel : end - 1) + i / of_part * end;
 }
 
-/// Fills the teams' rings: a warp, in which each lane has one of the copies of a stage.
+/// Fills the ring of a team, with one producer or four, which share out panels and boxes of x: a
+/// warp, in which each lane has one of the copies of a stage.
 template <class S>
 class Producer {
  public:
-  DEVICE Producer(const TensorMap& x, const Product& w) : x_(x), w_(w), lane_(lane_index()) {}
+  DEVICE Producer(const TensorMap& x, const Product& w)
+      : x_(x),
+        w_(w),
+        team_((warp_index() - 4 * S::kConsumers) / S::kProducers),
+        part_(warp_index() % S::kProducers),
+        lane_(lane_index()),
+        own_(lane_ % S::kShare),
+        role_(lane_ / S::kShare) {}
 
   DEVICE void run() {
-    const int longest = S::kTeams == 1 ? w_.stages : min_of(w_.chain, w_.stages);
-    int tiles = 0;  // before this one
+    const int first = first_stage<S::kTeams>(w_, team_), count = stages_of<S::kTeams>(w_, team_);
+    Slot slot;
     for_each_tile(w_, S::kTokens / w_.x.parts, [&](const Tile& tile) {
       if (!tile.expert.weight) return;
       token_ = tile.expert.first * w_.x.parts;
       panel_ = tile.expert.weight +
-               panel_of(w_, tile.features, lane_ % S::kPanels, S::kPanels) * w_.p.weight.size;
+               panel_of(w_, tile.features, part_ * S::kShare + own_, S::kPanels) * w_.p.weight.size;
 #pragma unroll 1
-      for (int i = 0; i < longest; ++i)
-#pragma unroll 1
-        for (int team = 0; team < S::kTeams; ++team) {
-          const int stages = stages_of<S::kTeams>(w_, team), all = tiles * stages + i;
-          if (i >= stages) break;
-          const int index = all % w_.ring * S::kTeams + team;
-          S::empty(index).wait(all / w_.ring % 2 ^ 1);
-          fetch(first_stage<S::kTeams>(w_, team) + i, S::stage(w_, index), S::full(index));
-        }
-      ++tiles;
+      for (int i = 0; i < count; ++i, slot = slot.next(w_.ring)) {
+        const int index = slot.index * S::kTeams + team_;
+        S::empty(index).wait(slot.phase ^ 1);
+        fetch(first + i, S::stage(w_, index), S::full(index));
+      }
     });
   }
 
  private:
   DEVICE void fetch(int stage, Shared<uint8_t> to, Barrier full) {
+    using T = typename S::T;
     const Weight& weight = w_.p.weight;
-    constexpr int kDepth = S::kTileDepth;
-    const int all = static_cast<int>((weight.depth + kDepth - 1) / kDepth);
+    const int all = static_cast<int>((weight.depth + S::kTileDepth - 1) / S::kTileDepth);
     const int tiles = min_of(S::kTiles, all - stage * S::kTiles);
     // Of a row as a group there are zeros, perhaps, and no scales.
     const int first = stage * w_.groups;
@@ -165,44 +169,54 @@ class Producer {
       fence_proxy_async();  // later copies fill the stage again
       sync_warp();
     }
+    const int boxes = S::kProducers == 1 ? S::kBoxes : part_ < S::kBoxes;
     if (lane_ == 0)
-      full.arrive_expect(S::kXBytes +
-                         S::kPanels * (tiles * kTileBytes + groups * 32 + zeros * kPanel));
+      full.arrive_expect(boxes * S::kBoxBytes +
+                         S::kShare * (tiles * kTileBytes + groups * 32 + zeros * kPanel));
     sync_warp();
-    const int panel = lane_ % S::kPanels, role = lane_ / S::kPanels;
-    const Shared<uint8_t> scales = to + w_.scales + panel * w_.groups * 32;
-    const Shared<uint8_t> codes = to + w_.zeros + panel * zeros_of_stage() * kPanel;
-    if (role == 0)
-      bulk_load(to + S::kXBytes + panel * S::kPanelBytes, panel_ + int64_t{stage} * S::kPanelBytes,
-                tiles * kTileBytes, full);
-    if (role == 1 && groups > 0)
-      bulk_load(scales, panel_ + weight.scales + first * 32, groups * 32, full);
-    if (role == 2 && zeros > 0)
-      bulk_load(codes, panel_ + weight.zeros + first * kPanel, zeros * kPanel, full);
-    if (role == 3 && panel < S::kBoxes)
-      tensor_load((to + panel * S::kBoxBytes).template as<typename S::T>(), x_,
-                  {stage * kStageDepth + panel * (kSpan / int{sizeof(typename S::T)}), token_},
-                  full);
+    if (role_ == 0)
+      bulk_load(to + codes_at(own_), panel_ + int64_t{stage} * S::kPanelBytes, tiles * kTileBytes,
+                full);
+    if (role_ == 1 && groups > 0)
+      bulk_load(to + scales_at(own_), panel_ + weight.scales + first * 32, groups * 32, full);
+    if (role_ == 2 && zeros > 0)
+      bulk_load(to + zeros_at(own_), panel_ + weight.zeros + first * kPanel, zeros * kPanel, full);
+    if (role_ == 3 && own_ < boxes) {
+      const int box = S::kProducers == 1 ? own_ : part_;
+      tensor_load((to + box * S::kBoxBytes).template as<T>(), x_,
+                  {stage * kStageDepth + box * (kSpan / int{sizeof(T)}), token_}, full);
+    }
+  }
+
+  // Where what panel `own` of this warp has lies in a stage.
+  DEVICE int codes_at(int own) const {
+    return S::kXBytes + (part_ * S::kShare + own) * S::kPanelBytes;
+  }
+  DEVICE int scales_at(int own) const {
+    return w_.scales + (part_ * S::kShare + own) * w_.groups * 32;
   }
   DEVICE int zeros_of_stage() const { return w_.groups ? w_.groups : 1; }
+  DEVICE int zeros_at(int own) const {
+    return w_.zeros + (part_ * S::kShare + own) * zeros_of_stage() * kPanel;
+  }
 
   /// Makes zeros of what a stage has no copy for, at the end of K.
   DEVICE void clear(Shared<uint8_t> to, int tiles, int groups, int zeros) {
     const auto clear_from = [&](int at, int begin, int end) {
+#pragma unroll 1
       for (int i = begin + lane_ * 16; i < end; i += kWarp * 16) to.store16(at + i, {});
     };
-    for (int i = 0; i < S::kPanels; ++i) {
-      clear_from(S::kXBytes + i * S::kPanelBytes, tiles * kTileBytes, S::kPanelBytes);
-      clear_from(w_.scales + i * w_.groups * 32, groups * 32, w_.groups * 32);
-      if (zeros > 0)
-        clear_from(w_.zeros + i * zeros_of_stage() * kPanel, zeros * kPanel,
-                   zeros_of_stage() * kPanel);
+#pragma unroll 1
+    for (int i = 0; i < S::kShare; ++i) {
+      clear_from(codes_at(i), tiles * kTileBytes, S::kPanelBytes);
+      clear_from(scales_at(i), groups * 32, w_.groups * 32);
+      if (zeros > 0) clear_from(zeros_at(i), zeros * kPanel, zeros_of_stage() * kPanel);
     }
   }
 
   const TensorMap& x_;
   const Product& w_;
-  const int lane_;
+  const int team_, part_, lane_, own_, role_;
   int token_ = 0;
   const uint8_t* panel_ = nullptr;
 };
