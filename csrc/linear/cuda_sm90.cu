@@ -245,10 +245,9 @@ DEVICE void consume(const Product& w) {
   Slots own = slots;
   own.sums = own.sums + consumer.team() * slots.chain;
   const int count = S::kFeatures / (w.p.gated ? 2 : 1), height = kTokens / w.x.parts;
-  for_each_tile(w, height, [&](const Tile& tile) {
+  for_each_tile(w, height, [&](const Tile& tile, bool empty) {
     const Columns columns{tile.features * count, count, kPanel, S::kFeatures / 2};
-    if (!tile.expert.weight)
-      return write_zeros(w.p.out, tile.expert, height, columns.first, count, kThreads);
+    if (empty) return write_zeros(w.p.out, tile.expert, height, columns.first, count, kThreads);
     const bool any = consumer.run(slots);
     if constexpr (S::kOneTile) barrier_sync(kAll, kThreads);
     if (any) consumer.add_chain(own, S::kTeams == 1 && !S::kInteger && chains > 1);
@@ -270,7 +269,9 @@ linear_tiles(const GRID_CONSTANT TensorMap x, const GRID_CONSTANT Product w) {
     fence_barrier_init();
   }
   sync_block();
-  if (warp_index() < S::kConsumers * 4) {
+  // By shuffles, as the compiler then knows what is the same in all lanes, as descriptors have to
+  // be.
+  if (shuffle(warp_index(), 0) < S::kConsumers * 4) {
     if constexpr (kTokens > kFew) increase_registers<224>();
     consume<kFormat, X, kTokens>(w);
   } else {

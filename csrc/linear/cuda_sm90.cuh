@@ -98,8 +98,9 @@ struct Tile {
   Expert expert;
 };
 
-/// Calls f(tile) for the tiles of this block. Those of the same features follow each other, 8 of
-/// them, which read the same panels; then come the next features.
+/// Calls f(tile, whether its rows are those of no expert) for the tiles of this block. Those of the
+/// same features follow each other, 8 of them, which read the same panels; then come the next
+/// features.
 template <class F>
 DEVICE void for_each_tile(const Product& w, int height, const F& f) {
   constexpr int64_t kBand = 8;
@@ -108,9 +109,11 @@ DEVICE void for_each_tile(const Product& w, int height, const F& f) {
     const int64_t band = i / of_band, left = w.token_tiles - band * kBand;
     const int64_t rows = left < kBand ? left : kBand;
     Tile tile{i % of_band / rows, {}};
-    if (find_expert(w.p.experts, w.p.weight, w.p.rows, height, band * kBand + i % of_band % rows,
-                    tile.expert))
-      f(tile);
+    // By votes, as the compiler then knows that a warp stays together, and has addresses once a
+    // warp.
+    if (any(find_expert(w.p.experts, w.p.weight, w.p.rows, height,
+                        band * kBand + i % of_band % rows, tile.expert)))
+      f(tile, any(tile.expert.weight == nullptr));
   }
 }
 
@@ -140,8 +143,8 @@ class Producer {
   DEVICE void run() {
     const int first = first_stage<S::kTeams>(w_, team_), count = stages_of<S::kTeams>(w_, team_);
     Slot slot;
-    for_each_tile(w_, S::kTokens / w_.x.parts, [&](const Tile& tile) {
-      if (!tile.expert.weight) return;
+    for_each_tile(w_, S::kTokens / w_.x.parts, [&](const Tile& tile, bool empty) {
+      if (empty) return;
       token_ = tile.expert.first * w_.x.parts;
       panel_ = tile.expert.weight +
                panel_of(w_, tile.features, part_ * S::kShare + own_, S::kPanels) * w_.p.weight.size;
