@@ -25,7 +25,7 @@ demo: build  ## embed, translate and write with the models of the package, and t
 	cut -f2 examples/data/bible.en-es.test.tsv | head -n 256 | $(BIN)/warpformer demo -
 
 test: build  ## the whole CPU suite; make test ARGS="tests/ops -k softmax" for a part
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 build: $(BUILT_STAMP)  ## set .venv up and compile what changed
 

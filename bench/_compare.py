@@ -20,13 +20,31 @@ WAKING_CALLS = 2  # of a lap whose threads have slept
 
 class Lap:
     """Successive calls of one function, each on the next set of inputs. The outputs stay alive, so that
-    they too are written to memory that no cache holds."""
+    they too are written to memory that no cache holds. On a GPU they may be one CUDA graph, so that neither
+    Python nor launches count."""
 
     def __init__(self, function, sets, count):
         self.function, self.sets, self.count = function, sets, count
         self.outputs = [None] * count
+        self.graph = None
 
     def __call__(self, calls):
+        if self.graph is None:
+            return self.call(calls)
+        self.graph.replay()
+        torch.cuda.synchronize()
+
+    def capture(self, calls):
+        """Has as many calls from now on as one graph."""
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            self.run(calls)
+        finally:
+            graph.capture_end()
+        self.graph = graph
+
+    def call(self, calls):
         if not roofline.on_gpu():
             return self.run(calls)
         # The default device is a mode that sees every call of torch, microseconds each.
@@ -49,13 +67,15 @@ class Lap:
         """Until the threads of others have ceased to spin; then has its own wake on their cores."""
         if seconds:
             sleep(seconds)
-            self(WAKING_CALLS)
+            self.call(WAKING_CALLS)
 
     def warm_up(self):
         """Seconds per call, once they are steady."""
         end = perf_counter() + WARM_UP_SECONDS
         for _ in range(2 * self.count):
-            seconds = self.seconds(1)
+            start = perf_counter()
+            self.call(1)
+            seconds = perf_counter() - start
             if perf_counter() > end:
                 break
         return seconds
@@ -126,16 +146,18 @@ class Recorder:
         compute: the compute limit that holds; that of the dtype if None.
         rest: seconds before every lap, where a peer has threads of its own, which spin on after its work.
         tolerance: how far, in relative norm, a peer's results may be from ours.
+        graph: whether all can be captured in CUDA graphs, which are then what is timed on a GPU.
         """
 
         def compare(
             case, *, dtype, inputs, ours, peers, moved, flops,
-            memory=None, compute=None, rest=0, tolerance=0.02,
+            memory=None, compute=None, rest=0, tolerance=0.02, graph=True,
         ):  # fmt: skip
             compute = compute or ("bf16" if dtype == torch.bfloat16 else "f32")
             _check_same_work(ours, peers, inputs(), tolerance)
             row = {"op": request.path.stem, "case": case, "dtype": str(dtype).removeprefix("torch.")}
-            row |= _measure(benchmark, self.seconds, inputs, ours, peers, moved, flops, memory, compute, rest)
+            functions, work = (inputs, ours, peers), (moved, flops, memory, compute)
+            row |= _measure(benchmark, self.seconds, *functions, *work, rest, graph and roofline.on_gpu())
             self.rows.append(row)
             return row
 
@@ -158,7 +180,7 @@ class Recorder:
         self.errors.append(f"{node.name}: {call.excinfo.exconly()}")
 
 
-def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, compute, rest):
+def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, compute, rest, graph):
     threads = torch.get_num_threads()
     limit, work = roofline.binding(moved, flops, compute, threads, memory)
     count = min(MAX_SETS, -(-roofline.past_cache() // moved))
@@ -169,6 +191,10 @@ def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, comp
     own = ours.warm_up()
     calls = max(1, round(LAP_SECONDS / own))
     others = sum(peer.warm_up() for peer in peers.values())
+    if graph:
+        calls = -(-calls // count) * count  # all sets, so that none is in a cache when it comes again
+        for lap in (ours, *peers.values()):
+            lap.capture(calls)
     waking = WAKING_CALLS if rest else 0
     round_seconds = (calls + waking) * (own + others) + rest * (1 + len(peers))
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / round_seconds)))

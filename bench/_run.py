@@ -27,7 +27,6 @@ PEERS_AT = {
 }
 TOOLS = ("roofline", "linear_sweep", "model_memory", "decode_step")
 CPU_ONLY = (
-    "causal_lm",
     "encoder",
     "engine",
     "grouped_linear",
@@ -81,8 +80,7 @@ def run(ops=(), *, device="cpu", isa=None, threads=None, json_path=None, data=No
     console = Console()
     if not ops:
         ops = [op for op in known_ops() if device == "cpu" or op not in CPU_ONLY]
-    default = torch.device(device) if device != "cpu" else contextlib.nullcontext()
-    with default, roofline.isa(isa), _threads(threads):
+    with _on(device), roofline.isa(isa), _threads(threads):
         limits = roofline.limits(torch.get_num_threads())
         console.print(_report.limits_table(limits))
         recorder, interrupted = _measure(ops, data, console)
@@ -121,6 +119,16 @@ def _measure(ops, data, console):
     if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
         recorder.errors.append(f"pytest ended with {status!r}")
     return recorder, status == pytest.ExitCode.INTERRUPTED
+
+
+@contextlib.contextmanager
+def _on(device):
+    """On a GPU in a stream of its own, which captures ask for, and a gradient for that of its forward."""
+    if device == "cpu":
+        yield
+        return
+    with torch.device(device), torch.cuda.stream(torch.cuda.Stream()):
+        yield
 
 
 @contextlib.contextmanager

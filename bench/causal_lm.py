@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 import warpformer as wf
+from warpformer.bench import roofline
 
 REST_SECONDS = 0.05  # llama.cpp has threads of its own, which spin on after their work
 VOCABULARY = 32000
 HELD = 128  # tokens in the cache while decoding
+DECODED = [("bf16", 1), ("int8", 1), ("int4", 1), ("int4_dynamic", 1), ("int4_dynamic", 8)]
+if roofline.on_gpu():
+    DECODED = [("bf16", 1), ("bf16", 16), ("int4", 1), ("int4", 16)]
 TINY_LLAMA = {
     "vocab_size": VOCABULARY,
     "hidden_size": 2048,
@@ -43,7 +47,7 @@ def checkpoint():
 @pytest.mark.parametrize("tokens", [64, 512])
 def bench_bfloat16(compare, checkpoint, tokens):
     folder, theirs = checkpoint
-    ours = wf.load(folder)
+    ours = loaded(folder)
     moved, flops = cost(ours, tokens, 16)
     compare(
         f"TinyLlama-1.1B, {tokens} tokens",
@@ -53,10 +57,12 @@ def bench_bfloat16(compare, checkpoint, tokens):
         peers={"transformers": lambda ids: theirs(ids, logits_to_keep=1, use_cache=False).logits[0]},
         moved=moved,
         flops=flops,
+        graph=False,
         tolerance=0.05,  # both round to bfloat16 after every operation of 22 layers
     )
 
 
+@pytest.mark.skipif(roofline.on_gpu(), reason="llama.cpp's numbers are for the CPU")
 @pytest.mark.parametrize("tokens", [64, 512])
 def bench_int4_dynamic(compare, peer, checkpoint, tmp_path, tokens):
     """Beside llama.cpp with the same 4-bit numbers, activations in 8 bits for each 32 in both."""
@@ -81,13 +87,11 @@ def bench_int4_dynamic(compare, peer, checkpoint, tmp_path, tokens):
     )
 
 
-@pytest.mark.parametrize(
-    ("format", "batch"), [("bf16", 1), ("int8", 1), ("int4", 1), ("int4_dynamic", 1), ("int4_dynamic", 8)]
-)
+@pytest.mark.parametrize(("format", "batch"), DECODED)
 def bench_decoding(compare, peer, checkpoint, tmp_path, format, batch):
     """A token of each sequence; of the peers for one sequence, Q4_0 and Q8_0 hold the numbers of ours."""
     quantization = None if format == "bf16" else {"mode": format, "group_size": 32}
-    ours = wf.load(checkpoint[0], quantization=quantization)
+    ours = loaded(checkpoint[0], quantization)
     prompt = torch.randint(VOCABULARY, (batch, HELD))
     cache = ours.make_cache()
     cache.record_()  # as `generate` does
@@ -98,8 +102,10 @@ def bench_decoding(compare, peer, checkpoint, tmp_path, format, batch):
         cache.rewind_(1)
         return logits
 
-    peers = {}
-    if format != "bf16" and batch == 1 and (llama_cpp := peer("llama_cpp")):
+    peers, on_gpu = {}, roofline.on_gpu()
+    if on_gpu and format == "bf16" and (transformers := peer("transformers")):
+        peers["transformers, compiled"] = transformers.Decoder(checkpoint[1], prompt)
+    if not on_gpu and format != "bf16" and batch == 1 and (llama_cpp := peer("llama_cpp")):
         wf.save(ours, tmp_path / format)
         file = llama_cpp.write_llama(tmp_path / format, tmp_path / "model.gguf")
         peers[f"llama.cpp {'Q8_0' if format == 'int8' else 'Q4_0'}"] = llama_cpp.Decoder(file, prompt)
@@ -114,9 +120,10 @@ def bench_decoding(compare, peer, checkpoint, tmp_path, format, batch):
         peers=peers,
         moved=weights + cache.memory().held,
         flops=flops,
-        memory="read",
+        memory="copy" if on_gpu else "read",
         compute="int8" if format == "int4_dynamic" else "bf16",
-        rest=REST_SECONDS if peers else 0,
+        rest=REST_SECONDS if peers and not on_gpu else 0,
+        graph=False,  # each has its own
         tolerance=0.1,
     )
 
@@ -126,7 +133,7 @@ def bench_decoding(compare, peer, checkpoint, tmp_path, format, batch):
 def bench_linears(compare, checkpoint, tokens, format):
     """The linears of the layers alone, one after the other."""
     quantization = {"mode": format, "group_size": 32} if format == "int4_dynamic" else None
-    layers = wf.load(checkpoint[0], quantization=quantization).backbone.layers
+    layers = loaded(checkpoint[0], quantization).backbone.layers
     linears = [module for module in layers.modules() if hasattr(module, "packed_weight")]
     widths = sorted({linear.in_features for linear in linears})
     flops = 2 * tokens * sum(weights_of(linear) for linear in linears)
@@ -146,6 +153,10 @@ def bench_linears(compare, checkpoint, tokens, format):
         flops=flops,
         compute="bf16" if format == "bf16" else "int8",
     )
+
+
+def loaded(folder: Path, quantization=None) -> nn.Module:
+    return wf.load(folder, device=torch.get_default_device(), quantization=quantization)
 
 
 def weights_of(linear: nn.Module) -> int:

@@ -175,6 +175,17 @@ def quantized_grouped_linear(dtype):
     return Sample(ops.grouped_linear, args, {"activation": "silu"}, fixed=(packed.data, args[2]))
 
 
+def spread_rows(dtype):
+    routes = ops.sort_by_expert(torch.randint(5, (60, 3)), 5)[:2]
+    return Sample(ops.spread_rows, (torch.randn(60, 131, dtype=dtype), *routes))
+
+
+def sum_rows(dtype):
+    routes = ops.sort_by_expert(torch.randint(5, (60, 3)), 5)[:2]
+    args = (torch.randn(180, 131, dtype=dtype), torch.rand(60, 3, dtype=dtype))
+    return Sample(ops.sum_rows, (*args, *routes))
+
+
 def attention(dtype):
     query = torch.randn(2, 4, 37, 24, dtype=dtype)
     key, value = torch.randn(2, 2, 2, 270, 24, dtype=dtype)
@@ -231,6 +242,7 @@ def others():
         Sample(ops.rope_frequencies, (8,)),
         Sample(ops.rope_tables, (torch.rand(4), 60)),
         Sample(ops.append_to_cache_, (new, new, cache, cache.clone(), tokens), rotated),
+        Sample(ops.sort_by_expert, (torch.randint(5, (4, 2)), 5)),
         Sample(ops.copy_blocks_, (cache, torch.tensor([0]), torch.tensor([1]), 3)),
         Sample(ops.flash_attn_func, (new, new, new)),
         Sample(ops.flash_attn_varlen_func, (new[0], new[0], new[0], starts, starts)),
@@ -256,6 +268,8 @@ SAMPLES = (
     quantized_linear,
     grouped_linear,
     quantized_grouped_linear,
+    spread_rows,
+    sum_rows,
     attention,
     packed_attention,
     cached_attention,

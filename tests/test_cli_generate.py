@@ -50,6 +50,16 @@ def test_translate_arguments(run, translator):
     assert len(out.splitlines()) == 2
 
 
+@pytest.mark.parametrize("command", ["generate", "translate", "perplexity", "embed", "chat"])
+@pytest.mark.parametrize("device", ["cuda:99", "meta"])
+def test_a_device_that_is_not_there(run, command, device):
+    argument = {"perplexity": ["-"], "chat": ["--model", "none"]}.get(command, [])
+    status, out, err = run(command, *argument, "--device", device)
+    assert status == 1
+    assert not out
+    assert f"--device {device}: " in err
+
+
 def test_generate(run, language_model):
     def text(*options, stdin=None):
         prompt = ["--prompt", "In the"] if stdin is None else []

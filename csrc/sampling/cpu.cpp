@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kBlock = 64;
 constexpr int kBins = 1024;         // the last one has no end
 constexpr float kBinsPerUnit = 64;  // of a score
+constexpr int64_t kFew = 16;        // of top_k
 constexpr int64_t kGrain = 16384;   // scores that are worth a thread
 
 struct Item {
@@ -135,6 +136,19 @@ const Item* sorted(Item* from, Item* to, int64_t n) {
     to = other;
   }
   return from;
+}
+
+/// The same of the first k alone, by insertion; here items come with rising index. Where k is small
+/// it is done before the counts of `sorted` are cleared.
+const Item* first_of(Item* items, int64_t n, int64_t k) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Item item = items[i];
+    if (i >= k && item.key >= items[k - 1].key) continue;
+    int64_t at = i < k ? i : k - 1;
+    for (; at > 0 && item.key < items[at - 1].key; --at) items[at] = items[at - 1];
+    items[at] = item;
+  }
+  return items;
 }
 
 /// Greater floats have smaller keys.
@@ -356,7 +370,8 @@ void top_k_row(const TopKParams& p, int64_t r, Row& row) {
       count += !(z < least);
     }
   }
-  const Item* items = sorted(row.items[0], row.items[1], count);
+  const Item* items =
+      p.k <= kFew ? first_of(row.items[0], count, p.k) : sorted(row.items[0], row.items[1], count);
   const Shift shift = p.log_softmax ? log_softmax_shift(p.x, r, row) : Shift{};
   for (int64_t i = 0; i < p.k; ++i) {
     p.values[r * p.k + i] = row.z[items[i].index] - shift.top - shift.log_sum;

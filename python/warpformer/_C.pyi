@@ -51,6 +51,9 @@ __all__: list[str] = [
     "set_own_threads",
     "softmax",
     "softmax_backward",
+    "sort_by_expert",
+    "spread_rows",
+    "sum_rows",
     "top_k",
     "unpack_linear",
 ]
@@ -421,6 +424,27 @@ def softmax_backward(
     parts: torch.Tensor | numpy.ndarray | None,
     dim: int,
     scale: float,
+    executor: int,
+) -> None: ...
+def sort_by_expert(
+    expert_ids: torch.Tensor | numpy.ndarray,
+    order: torch.Tensor | numpy.ndarray,
+    places: torch.Tensor | numpy.ndarray,
+    offsets: torch.Tensor | numpy.ndarray,
+    executor: int,
+) -> None: ...
+def spread_rows(
+    input: torch.Tensor | numpy.ndarray,
+    order: torch.Tensor | numpy.ndarray,
+    k: int,
+    out: torch.Tensor | numpy.ndarray,
+    executor: int,
+) -> None: ...
+def sum_rows(
+    rows: torch.Tensor | numpy.ndarray,
+    weights: torch.Tensor | numpy.ndarray | None,
+    places: torch.Tensor | numpy.ndarray,
+    out: torch.Tensor | numpy.ndarray,
     executor: int,
 ) -> None: ...
 def top_k(

@@ -33,6 +33,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(_run, "FOLDER", tmp_path)
     monkeypatch.setattr(_run, "SECONDS", 0.1)
     monkeypatch.setattr(_compare, "WARM_UP_SECONDS", 0.03)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark would measure nothing
     yield tmp_path
     for file in tmp_path.glob("*.py"):
         sys.modules.pop(file.stem, None)

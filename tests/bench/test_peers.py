@@ -64,6 +64,22 @@ def test_ctranslate2(peer):
         assert abs(encoder.encode(sentences) - expected).max() < tolerance
 
 
+@torch.no_grad()
+def test_transformers(peer, monkeypatch):
+    """Its model without the compiler: a token behind a prompt, again and again at the same place."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).eval()
+    prompt = torch.randint(50, (2, 7))
+    decoder = peer("transformers").Decoder(model, prompt)
+    for token in (3, 4, 3):
+        ids = torch.full((2, 1), token)
+        expected = model(torch.cat([prompt, ids], 1)).logits[:, -1]
+        torch.testing.assert_close(decoder(ids), expected)
+
+
 def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "lonely.py").write_text('def bench_lonely(peer):\n    assert peer("onnxruntime") is None\n')
     monkeypatch.setattr(_run, "FOLDER", tmp_path)

@@ -52,13 +52,14 @@ def _shuffles(g) -> Iterator[Case]:
 
 
 def _votes(name: str, predicate: np.ndarray) -> Case:
-    expected = np.zeros((128, 7), np.uint32)
+    expected = np.zeros((128, 8), np.uint32)
     warps = predicate.reshape(4, 32)
     expected[:, 0] = warps.any(1).repeat(32)
     expected[:, 1] = warps.all(1).repeat(32)
     expected[:, 2] = (warps.astype(np.uint32) << np.arange(32, dtype=np.uint32)).sum(1).repeat(32)
     expected[:, 3:6] = predicate.any(), predicate.all(), predicate.sum()
     expected[:, 6] = 1
+    expected[:, 7] = warps.sum(1).repeat(32)
     return Case(f"votes_{name}", "votes", np.zeros_like(expected), expected, [predicate])
 
 

@@ -38,10 +38,11 @@ CASE(shuffle_int32) { run_shuffles<int32_t>(call); }
 CASE(shuffle_uint32) { run_shuffles<uint32_t>(call); }
 CASE(shuffle_int64) { run_shuffles<int64_t>(call); }
 
-// [thread][7]: any, all, ballot; of the block: or, and, count; lanes elected in the warp.
+// [thread][8]: any, all, ballot; of the block: or, and, count; lanes elected in the warp; lanes of
+// the ballot.
 KERNEL(128) votes(const int32_t* in, uint32_t* out) {
   const bool predicate = load(in + thread_index()) != 0;
-  uint32_t* mine = out + thread_index() * 7;
+  uint32_t* mine = out + thread_index() * 8;
   const bool some = any(predicate);
   const bool every = all(predicate);
   const uint32_t bits = ballot(predicate);
@@ -57,6 +58,7 @@ KERNEL(128) votes(const int32_t* in, uint32_t* out) {
   store<uint32_t>(mine + 4, block_every);
   store<uint32_t>(mine + 5, static_cast<uint32_t>(block_count));
   store<uint32_t>(mine + 6, leaders != 0 && (leaders & (leaders - 1)) == 0);
+  store<uint32_t>(mine + 7, static_cast<uint32_t>(count_lanes(bits)));
 }
 CASE(votes) {
   LAUNCH(votes, 1, 128, 0, call.stream, call.input<int32_t>(0), call.output<uint32_t>());

@@ -35,7 +35,7 @@ def test_shuffles(schedule):
 def test_votes(schedule, shift):
     _emulated.set_schedule(schedule)
     x = torch.randn(128) + shift
-    out = torch.full((7, 128), NAN)
+    out = torch.full((8, 128), NAN)
     kernels.votes(x, out)
     p = (x > 0).view(4, 32)
     assert torch.equal(out[0], p.flatten().float())
@@ -44,6 +44,7 @@ def test_votes(schedule, shift):
     block = [p.any().float(), p.all().float(), p.sum().float()]
     assert torch.equal(out[3:6], torch.stack(block)[:, None].expand(3, 128))
     assert torch.equal(out[6].view(4, 32).sum(1), torch.ones(4))
+    assert torch.equal(out[7].view(4, 32), p.sum(1, keepdim=True).expand(4, 32).float())
 
 
 @pytest.mark.parametrize("threads", [32, 96, 384, 1024])

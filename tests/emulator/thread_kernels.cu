@@ -31,6 +31,7 @@ KERNEL(128) votes(const float* in, float* out) {
   store(out + 4 * n + t, sync_block_and(p) ? 1.0f : 0.0f);
   store(out + 5 * n + t, static_cast<float>(sync_block_count(p)));
   store(out + 6 * n + t, elect() ? 1.0f : 0.0f);
+  store(out + 7 * n + t, static_cast<float>(count_lanes(bits)));
 }
 
 KERNEL(1024) reductions(const float* in, float* out) {

@@ -3,6 +3,8 @@ import torch
 
 from .models import make
 
+collect_ignore = [] if torch.cuda.is_available() else ["test_cuda.py"]
+
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):

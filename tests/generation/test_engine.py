@@ -175,8 +175,8 @@ def test_recordings_outlive_joins(models, name, monkeypatch):
     model, made = models(name)[0], []
 
     class Counted(recorded_calls.Recording):
-        def __init__(self, function):
-            super().__init__(function)
+        def __init__(self, *args):
+            super().__init__(*args)
             made.append(self)
 
     monkeypatch.setattr(recorded_calls, "Recording", Counted)

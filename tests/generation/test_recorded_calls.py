@@ -5,6 +5,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import warpformer as wf
 from tests.check import same_bits
@@ -133,6 +134,22 @@ def test_a_wrong_token(llama):
             llama(torch.zeros(3, 1, dtype=torch.long), cache=cache)
         assert np.array_equal(cache.tokens, lengths)
     assert pair.steps(2) == 2
+
+
+@pytest.mark.parametrize("cache", ["cache", 3, transformers.DynamicCache()], ids=lambda c: type(c).__name__)
+def test_what_is_no_cache(models, cache):
+    ids, memory = torch.zeros(1, 2, dtype=torch.long), torch.randn(1, 2, 8)
+    llama, bart = models("llama")[0], models("bart")[0]
+    decoder = wf.nn.TransformerDecoder(wf.nn.TransformerDecoderLayer(8, 2, 8, batch_first=True), 1).eval()
+    for call in (
+        lambda: llama(ids, cache=cache),
+        lambda: llama.backbone(ids, cache=cache),
+        lambda: bart(decoder_input_ids=ids, cache=cache),
+        lambda: bart.backbone(ids, decoder_input_ids=ids, cache=cache),
+        lambda: decoder(memory, memory, cache=cache),
+    ):
+        with torch.no_grad(), pytest.raises(TypeError, match="cache must be a KVCache"):
+            call()
 
 
 def test_a_full_cache(llama):

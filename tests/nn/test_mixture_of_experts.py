@@ -22,6 +22,7 @@ from warpformer.nn import (
     load_balancing_loss,
     router_z_loss,
 )
+from warpformer.ops._recording import Recording
 
 EXPERTS, C, HIDDEN, ROWS = 5, 72, 40, 64
 
@@ -137,12 +138,14 @@ def test_a_row_is_the_same_in_every_batch_of_quantized_experts(device, dtype, fo
 @pytest.mark.parametrize("format", ["int4"])
 @torch.no_grad()
 def test_what_no_expert_is_chosen_for_is_0(device, format):
-    """Where ids are not looked at."""
-    if host_reads(wf._C.grouped_linear):
-        pytest.skip("a CPU reads them")
+    """Where ids are not looked at; a host refuses them."""
     experts, x = Experts(EXPERTS, C, HIDDEN), torch.randn(3, C)
     wf.quantize_(experts, format, 32)
     ids, weights = torch.tensor([[0, 1], [-1, EXPERTS], [2, 2**40]]), torch.ones(3, 2)
+    if host_reads(wf._C.grouped_linear):
+        with pytest.raises(wf.InputError):
+            experts(x, ids, weights)
+        return
     out = experts(x, ids, weights)
     assert not out[1].any()
     assert same_bits(out[2], experts(x, ids.clamp(max=EXPERTS), weights)[2])
@@ -188,7 +191,7 @@ def test_shapes():
 
 @pytest.mark.parametrize("ids", [[-1, 0], [0, EXPERTS]])
 def test_no_such_expert(ids):
-    with pytest.raises(wf.InputError, match=r"grouped_linear.*offsets"):
+    with pytest.raises(wf.InputError, match=r"sort_by_expert.*expert_ids"):
         Experts(EXPERTS, C, HIDDEN)(torch.randn(1, C), torch.tensor([ids]), torch.ones(1, 2))
 
 
@@ -207,6 +210,18 @@ def test_compiles():
     assert same_bits(out.detach(), expected.detach())
     for ours, other in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(ours, other)
+
+
+@pytest.mark.parametrize("selection", [SoftmaxTopK(2, False), TopKSoftmax(2)])
+def test_a_recorded_step_is_kernels_alone(selection):
+    moe = MixtureOfExperts(Router(C, EXPERTS, selection), Experts(EXPERTS, C, HIDDEN)).eval()
+    x = torch.randn(3, C)
+    with torch.no_grad():
+        recording = Recording(lambda: moe(x), torch.device("cpu"))
+        assert recording.is_whole
+        assert len(recording._parts) == 1
+        x.normal_()
+        assert same_bits(recording(), moe(x))
 
 
 def test_autocast():
@@ -326,6 +341,23 @@ def test_of_equal_experts_the_first(selection, ids):
     assert torch.equal(chosen, torch.tensor(ids).expand(70, -1))
     assert same_bits(weights, weights[:1].expand(70, -1))
     torch.testing.assert_close(probabilities, logits.softmax(-1))
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("other", [0.0, -0.0, -torch.inf, torch.nan])
+def test_the_largest_are_those_of_a_stable_sort(k, other):
+    """With a gradient and without."""
+    logits = torch.randint(-3, 3, (50, 20)).float()
+    logits[::2, ::3] = other
+    logits[0] = other
+    for values, selection in ((logits, TopKSoftmax(k)), (wf.ops.softmax(logits), SoftmaxTopK(k, False))):
+        ids = values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        largest = values.gather(-1, ids)
+        expected = largest if values is not logits else wf.ops.softmax(largest)
+        for x in (logits, logits.clone().requires_grad_()):
+            found, weights, _ = selection(x)
+            assert torch.equal(found, ids)
+            assert same_bits(weights.detach(), expected)
 
 
 def test_experts_outside_of_the_chosen_groups_are_never_chosen():

@@ -1,5 +1,6 @@
 import copy
 import io
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,13 @@ import warpformer as wf
 from tests.check import same_bits
 
 PARTS = {"query": 5, "key": 4, "value": 3}
+
+
+@pytest.fixture(params=["packed", "plain"], autouse=True)
+def kind(request, monkeypatch):
+    """On a GPU weights are plain, and products torch's."""
+    if request.param == "plain":
+        monkeypatch.setattr(sys.modules["warpformer.ops.linear"], "multiplies_by_torch", lambda t: True)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -92,3 +100,34 @@ def test_activation_and_residual():
     layer, x, residual = wf.nn.PackedLinear(16, 16), torch.randn(3, 16), torch.randn(3, 16)
     expected = torch.relu(torch.nn.functional.linear(x, layer.weight, layer.bias)) + residual
     torch.testing.assert_close(layer(x, activation="relu", residual=residual), expected)
+
+
+@pytest.mark.parametrize("width", [16, 20])
+def test_the_gate_and_what_is_before_it(width):
+    layer, x = wf.nn.PackedLinear(16, 2 * width, gated=True), torch.randn(3, 16)
+    before = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    gate, up = before.chunk(2, -1)
+    torch.testing.assert_close(layer(x, activation="silu"), torch.nn.functional.silu(gate) * up)
+    torch.testing.assert_close(layer.before_gate(x, residual=before), 2 * before)
+
+
+def test_some_rows():
+    layer, x = wf.nn.PackedLinear(20, 48), torch.randn(3, 20)
+    for begin, end in ((0, 16), (16, 40), (3, 9)):
+        torch.testing.assert_close(layer.forward_rows(x, begin, end), layer(x)[:, begin:end])
+
+
+def test_the_table_of_an_embedding():
+    layer, ids = wf.nn.PackedLinear(20, 30, bias=False), torch.tensor([[3, 0], [29, 3]])
+    assert same_bits(wf.nn.PackedEmbedding(layer)(ids), layer.weight[ids])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradient_of_the_input(gated):
+    layer, x = wf.nn.PackedLinear(20, 40, gated=gated), torch.randn(3, 20, requires_grad=True)
+    out = layer(x, activation="silu")
+    z = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    expected = torch.nn.functional.silu(z[:, :20]) * z[:, 20:] if gated else torch.nn.functional.silu(z)
+    grad = torch.randn_like(out)
+    found, truth = (torch.autograd.grad(y, x, grad)[0] for y in (out, expected))
+    torch.testing.assert_close(found, truth)

@@ -16,6 +16,8 @@ index = classes = torch.zeros(2, dtype=torch.int64)
 half = torch.full((2,), 0.5, dtype=torch.float64)
 packed = ops.pack_linear(torch.zeros(4, 3))
 q, k, v = torch.zeros(3, 2, 4, 5, 8)
+order, places, _ = ops.sort_by_expert(torch.zeros(2, 2, dtype=torch.int64), 3)
+four = torch.zeros(4, 3)
 attention = ops.scaled_dot_product_attention
 tables = torch.zeros(2, 5, 4)
 
@@ -192,6 +194,20 @@ SHAPES = {
     "scaled_dot_product_attention: query = f32[2,4,5,8], key = f32[2,3,5,8]": lambda: attention(
         q, k[:, 1:], v[:, 1:], enable_gqa=True
     ),
+    "sort_by_expert: expert_ids = [2]": lambda: ops.sort_by_expert(index, 3),
+    "sort_by_expert: num_experts = -1": lambda: ops.sort_by_expert(places, -1),
+    "sort_by_expert: expert_ids = f32[2,3]": lambda: ops.sort_by_expert(x, 3),
+    "sort_by_expert: expert = 3, experts = 3, expert_ids = i64[2,2]": lambda: ops.sort_by_expert(places, 3),
+    "spread_rows: input = [3], places = [2, 2]": lambda: ops.spread_rows(x[0], order, places),
+    "spread_rows: input = [4, 3], places = [2, 2]": lambda: ops.spread_rows(four, order, places),
+    "spread_rows: order = [2], places = [2, 2]": lambda: ops.spread_rows(x, index, places),
+    "spread_rows: order = i32[4]": lambda: ops.spread_rows(x, order.int(), places),
+    "spread_rows: place = 4, order = i64[4]": lambda: ops.spread_rows(x, order + 1, places),
+    "sum_rows: rows = [2, 3], places = [2, 2]": lambda: ops.sum_rows(x, None, order, places),
+    "sum_rows: order = [4], places = [4]": lambda: ops.sum_rows(four, None, order, order),
+    "sum_rows: weights = f32[2,3], places = i64[2,2]": lambda: ops.sum_rows(four, x, order, places),
+    "sum_rows: places = i32[2,2]": lambda: ops.sum_rows(four, None, order, places.int()),
+    "sum_rows: row = -1, places = i64[2,2]": lambda: ops.sum_rows(four, None, order, places - 1),
     "scaled_dot_product_attention: mask = f32[1,1,2,3], query = f32[2,4,5,8]": lambda: attention(q, k, v, x),
     "scaled_dot_product_attention: position_bias = f32[2,3], query = f32[2,4,5,8]": lambda: attention(
         q, k, v, position_bias=x
@@ -326,6 +342,9 @@ CALLS = {  # every tensor operand by its name in the error message
     "linear: x": lambda t: ops.linear(t(x), packed),
     "linear: bias": lambda t: ops.linear(x, packed, t(x[0, [0, 1, 2, 0]])),
     "linear: residual": lambda t: ops.linear(x, packed, residual=t(x[:, [0, 1, 2, 0]])),
+    "spread_rows: input": lambda t: ops.spread_rows(t(x), order, places),
+    "sum_rows: rows": lambda t: ops.sum_rows(t(four), None, order, places),
+    "sum_rows: weights": lambda t: ops.sum_rows(four, t(x[:, :2]), order, places),
     "scaled_dot_product_attention: query": lambda t: attention(t(q), k, v),
     "scaled_dot_product_attention: key": lambda t: attention(q, t(k), v),
     "scaled_dot_product_attention: value": lambda t: attention(q, k, t(v)),
@@ -395,7 +414,7 @@ def test_not_a_tensor(operand, value):
     assert_type_error(caught, operand, value)
 
 
-OPTIONAL = "mask|bias|residual|out|(norm|cross_entropy): weight|activation: up|rope: key"
+OPTIONAL = "mask|bias|residual|out|(norm|cross_entropy): weight|sum_rows: weights|activation: up|rope: key"
 REQUIRED = [o for o in CALLS if not re.search(OPTIONAL, o)]
 
 

@@ -10,6 +10,7 @@ from tests.check import same_bits
 from warpformer import _C, ops
 from warpformer.ops._recording import Recording, Repeated
 
+CPU = torch.device("cpu")
 WEIGHT, TABLE = torch.randn(7, 5), torch.randn(11, 5)
 
 
@@ -29,7 +30,7 @@ def kernels(x):
 @pytest.mark.parametrize("function", [mixed, kernels])
 def test_other_values(function):
     x = torch.randn(3, 5)
-    recording = Recording(lambda: function(x))
+    recording = Recording(lambda: function(x), CPU)
     assert recording.is_whole
     assert same_bits(recording.result, function(x))
     for _ in range(3):
@@ -41,7 +42,7 @@ def test_other_values(function):
 
 def test_kernels_follow_each_other():
     x = torch.randn(3, 5)
-    [part] = Recording(lambda: kernels(x))._parts
+    [part] = Recording(lambda: kernels(x), CPU)._parts
     assert part.__name__ == "run"
     calls = _C.Calls()
     calls.record()
@@ -64,14 +65,14 @@ def test_kernels_follow_each_other():
 )
 def test_what_cannot_be_done_again(function):
     x = torch.randn(3, 5)
-    recording = Recording(lambda: function(x))
+    recording = Recording(lambda: function(x), CPU)
     assert not recording.is_whole
     assert torch.equal(recording.result, function(x))
 
 
 def test_errors_come_again():
     tokens = torch.tensor([3, 10])
-    recording = Recording(lambda: ops.embedding(tokens, TABLE))
+    recording = Recording(lambda: ops.embedding(tokens, TABLE), CPU)
     tokens[1] = 11
     with pytest.raises(wf.InputError, match="11"):
         recording()
@@ -84,7 +85,7 @@ def test_an_error_ends_a_recording():
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        Recording(fails)
+        Recording(fails, CPU)
     calls = _C.Calls()
     calls.record()  # nothing else is recording
     with pytest.raises(wf.InputError, match="records calls already"):

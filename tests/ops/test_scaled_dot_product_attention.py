@@ -141,25 +141,27 @@ def test_padded_sequence(device, dtype, length, garbage):
     assert same_bits(out[0], attention(q[0], k[0], v[0]))
 
 
-@pytest.mark.parametrize("garbage", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("operand", ["key", "value"])
 @pytest.mark.parametrize("how", ["bool", "float", "causal"])
 @pytest.mark.parametrize("keys", [40, 300])
-def test_what_is_masked_does_not_leak(device, dtype, garbage, operand, how, keys):
-    q, k, v = qkv(2, 2, keys, keys, 24, 24, dtype)
-    see = torch.ones(keys, keys, dtype=torch.bool).tril()
+def test_what_is_masked_does_not_leak(device, dtype, operand, how, keys):
+    queries, half = 40, 20
+    q, k, v = qkv(3, 2, queries, keys, 24, 24, dtype)
+    see = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     see[:, 1] = False
-    additive = torch.zeros(keys, keys).masked_fill(~see, -torch.inf)
+    additive = torch.zeros(queries, keys).masked_fill(~see, -torch.inf)
     options = {"attn_mask": see if how == "bool" else additive, "is_causal": how == "causal"}
+    options["alignment"] = "bottom-right"
     clean = attention(q, k, v, **options)
     assert clean.isfinite().all()
 
+    garbage = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=dtype)[:, None, None]
     hidden = k if operand == "key" else v
     hidden[:, :, 1] = garbage
-    hidden[:, :, keys // 2] = garbage
+    hidden[:, :, half - queries] = garbage
     out = attention(q, k, v, **options)
-    assert same_bits(out[:, :, : keys // 2], clean[:, :, : keys // 2])
-    assert not out[:, :, keys // 2 :].isfinite().all()  # those do see it
+    assert same_bits(out[:, :, :half], clean[:, :, :half])
+    assert not out[:, :, half:].isfinite().flatten(1).all(1).any()  # those do see it
 
 
 @pytest.mark.parametrize("how", ["bool", "float"])

@@ -128,8 +128,9 @@ def test_dtype_argument(device, dtype, result):
     assert same_bits(out, ops.softmax(x.float()).to(result))
 
 
-@pytest.mark.parametrize("mask", [torch.zeros(33, dtype=torch.bool), torch.full((33,), -torch.inf)])
-def test_nothing_kept_is_zero(device, dtype, mask):
+@pytest.mark.parametrize("nothing", [False, -torch.inf])
+def test_nothing_kept_is_zero(device, dtype, nothing):
+    mask = torch.full((33,), nothing)
     for x in (torch.randn(4, 33, dtype=dtype), torch.full((4, 33), torch.nan, dtype=dtype)):
         assert same_bits(ops.softmax(x, mask=mask), torch.zeros(4, 33, dtype=dtype))
 

@@ -192,6 +192,14 @@ DEVICE int first_lane(uint32_t ballot) {
   return __ffs(static_cast<int>(ballot)) - 1;
 #endif
 }
+/// How many lanes a ballot has.
+DEVICE int count_lanes(uint32_t ballot) {
+#ifdef WARPFORMER_EMULATED
+  return __builtin_popcount(ballot);
+#else
+  return __popc(ballot);
+#endif
+}
 /// True in one lane of the warp, the same one at every call.
 DEVICE bool elect(WHERE) {
 #ifdef WARPFORMER_EMULATED

@@ -22,7 +22,7 @@ from warpformer.cli._encoder import EncoderOption, load_encoder
 from warpformer.cli._generate import generate, translate
 from warpformer.cli._perplexity import perplexity
 from warpformer.cli._quantize import quantize
-from warpformer.cli._text import fail, read_lines
+from warpformer.cli._text import DeviceOption, fail, read_lines
 
 app = typer.Typer(
     help="Fused Transformer kernels, drop-in for PyTorch.", no_args_is_help=True, add_completion=False
@@ -48,12 +48,13 @@ def embed(
     ] = "-",
     batch_size: Annotated[int, typer.Option(min=1, help="Sentences per step.")] = 32,
     normalize: Annotated[bool, typer.Option(help="Scale embeddings to length 1.")] = False,
+    device: DeviceOption = "cpu",
 ):
     """Writes the embedding of every line: rows of a .npy, or lines {"text": ..., "embedding": [...]}."""
     if output != "-" and Path(output).suffix not in (".npy", ".jsonl"):
         raise typer.BadParameter("the name must end in .npy or .jsonl", param_hint="--output")
     sentences = read_lines(text)
-    encoder = load_encoder(model)
+    encoder = load_encoder(model, device)
     chunk = 64 * batch_size  # long enough for sorting by length to pay, short enough to write as it goes
     with (
         open_output(output, (len(sentences), encoder.get_embedding_dimension())) as write,

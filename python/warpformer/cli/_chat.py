@@ -11,7 +11,7 @@ import warpformer as wf
 from warpformer.chat import ChatTemplate
 from warpformer.checkpoint import find_checkpoint
 from warpformer.cli._generate import QuantizationOption
-from warpformer.cli._text import fail
+from warpformer.cli._text import DeviceOption, fail
 from warpformer.generation.checks import as_tuple
 from warpformer.generation.defaults import of_model
 from warpformer.generation.prompts import longest_of
@@ -27,11 +27,12 @@ def chat(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default="another each time")] = None,
     quantization: QuantizationOption = None,
+    device: DeviceOption = "cpu",
 ):
     """Answers line after line. Ctrl-C ends an answer, Ctrl-D the conversation."""
     folder = find_checkpoint(model)
     template = ChatTemplate.of_checkpoint(folder)
-    network = wf.load(folder, quantization=quantization)
+    network = wf.load(folder, device=device, quantization=quantization)
     if not hasattr(network, "generate") or hasattr(network, "encode"):
         fail(f"{model} is no language model but a {type(network).__name__}")
     options = dict(max_new_tokens=max_new_tokens, num_beams=1, seed=seed)
@@ -63,6 +64,7 @@ class Conversation:
 
     def __init__(self, model, template: ChatTemplate, system: str | None, options: dict):
         self.model, self.template, self.options = model, template, options
+        self.device = next(model.parameters()).device
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self.first = len(self.messages)
         self.cache, self.held = model.make_cache(), []
@@ -78,7 +80,7 @@ class Conversation:
         written = Written(self.template.tokenizer)
         try:
             options = dict(cache=self.cache, streamer=written, eos_token_id=self.ends or None)
-            found = self.model.generate(torch.tensor([ids]), **options, **self.options)
+            found = self.model.generate(torch.tensor([ids], device=self.device), **options, **self.options)
             self.held = found[0, :-1].tolist()
         except KeyboardInterrupt:
             pass  # the cache is as before

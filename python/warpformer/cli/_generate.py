@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import warpformer as wf
 from warpformer.checkpoint import default_model, find_checkpoint, open_tokenizer, read_json
-from warpformer.cli._text import INTERRUPTED, fail, interruptible, read_lines
+from warpformer.cli._text import INTERRUPTED, DeviceOption, fail, interruptible, read_lines
 from warpformer.generation import TextStreamer
 from warpformer.generation.defaults import of_model
 from warpformer.generation.text_streamer import print_now
@@ -60,6 +60,7 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default="another each time")] = None,
     quantization: QuantizationOption = None,
+    device: DeviceOption = "cpu",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object when all is written, and nothing as it comes.")
     ] = False,
@@ -70,7 +71,7 @@ def generate(
         prompt = "\n".join(read_lines("-"))
     folder = find_checkpoint(model or default_model("language_model"))
     tokenizer = open_tokenizer(folder)
-    network = wf.load(folder, quantization=quantization)
+    network = wf.load(folder, device=device, quantization=quantization)
     if not hasattr(network, "generate") or hasattr(network, "encode"):
         fail(f"{model} is no language model but a {type(network).__name__}")
     ids = prompt_ids(prompt, tokenizer, network, folder)
@@ -89,7 +90,7 @@ def generate(
     show(prompt)
     run = TimedStreamer(TextStreamer(tokenizer, show))
     try:
-        network.generate(torch.tensor([ids]), streamer=run, tokenizer=tokenizer, **options)
+        network.generate(torch.tensor([ids], device=device), streamer=run, tokenizer=tokenizer, **options)
     except KeyboardInterrupt:
         run.interrupted = True
     facts = run.facts(network)
@@ -169,10 +170,12 @@ def translate(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a translation, at most.")] = 256,
     quantization: QuantizationOption = None,
+    device: DeviceOption = "cpu",
 ):
     """Prints the translation of each text, in their order, one a line."""
     lines = texts or read_lines("-")
-    translator = wf.Translator(model or default_model("translator"), quantization=quantization)
+    options = dict(device=device, quantization=quantization)
+    translator = wf.Translator(model or default_model("translator"), **options)
     chunk = 64 * batch_size  # long enough for sorting by length to pay, short enough to print as it goes
     quiet = None if len(lines) > 1 else True
     with interruptible(), tqdm(total=len(lines), desc="Translating", unit="text", disable=quiet) as bar:

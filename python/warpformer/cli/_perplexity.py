@@ -12,7 +12,7 @@ from tqdm import tqdm
 import warpformer as wf
 from warpformer.checkpoint import default_model, find_checkpoint, open_tokenizer
 from warpformer.cli._generate import ModelOption, QuantizationOption
-from warpformer.cli._text import fail, interruptible
+from warpformer.cli._text import DeviceOption, fail, interruptible
 from warpformer.scoring import Perplexity
 from warpformer.scoring import perplexity as perplexity_of
 from warpformer.training.text import parse_texts
@@ -24,6 +24,7 @@ def perplexity(
     ],
     model: ModelOption = None,
     quantization: QuantizationOption = None,
+    device: DeviceOption = "cpu",
     column: Annotated[
         int | None,
         typer.Option(min=0, help="Of a tab-separated file, from 0 on.", show_default="whole lines"),
@@ -44,7 +45,7 @@ def perplexity(
     if texts.skipped:
         print(texts.report(), file=sys.stderr)
     tokenizer = open_tokenizer(folder)
-    network = wf.load(folder, quantization=quantization)
+    network = wf.load(folder, device=device, quantization=quantization)
     if not hasattr(network, "generate") or hasattr(network, "encode"):
         fail(f"{model} is no language model but a {type(network).__name__}")
     start = time.perf_counter()

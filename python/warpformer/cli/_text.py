@@ -4,8 +4,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
+import torch
+import typer
 from rich.console import Console
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
@@ -23,6 +25,21 @@ def interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def check_device(device: str) -> str:
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        fail(f"--device {device}: is neither cpu nor cuda")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # of a torch that is built without it
+        fail(f"--device {device}: {str(error).splitlines()[0]}")
+    return device
+
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1...", callback=check_device)
+]
 
 
 def read_lines(path: str) -> list[str]:

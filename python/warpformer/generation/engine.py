@@ -259,12 +259,13 @@ class Engine:
         size = getattr(getattr(self.model, "config", None), "vocab_size", None)
         if size is not None:
             check_tokens(config, size)
-        (prompt, _), history = written_behind(self.model, (whole, None), (None, None), config)
+        there = whole.to(self._running.device)
+        (prompt, _), history = written_behind(self.model, (there, None), (None, None), config)
         has_encoder = hasattr(self.model, "encode")
         alone = any(map(len, functions[:2]))
         options = repr(replace(config, max_new_tokens=None, max_length=None))  # the history has its limits
         return Request(
-            (prompt if has_encoder else ids)[0],
+            (prompt.cpu() if has_encoder else ids)[0],
             history,
             Rules(config, *functions),
             source=ids[0] if has_encoder else None,
@@ -334,7 +335,7 @@ def is_forked() -> bool:
 
 def as_row(input_ids: Sequence[int] | Tensor) -> Tensor:
     """[1, T] int64."""
-    ids = torch.as_tensor(input_ids)
+    ids = torch.as_tensor(input_ids).cpu()
     shape = f"{ids.dtype} {list(ids.shape)}"
     require(ids.ndim == 1 and not ids.is_floating_point(), f"input_ids = {shape} is not [T] of integers")
     return ids.long()[None].clone()

@@ -24,11 +24,14 @@ class Running:
         max_batch, prefill_chunk: as `Engine` has them.
 
     Attributes:
+        device: the model's, where it is called and what is written lies. Prompts wait on the host.
         forgotten: prefixes that are to go.
     """
 
     def __init__(self, model, cache: KVCache, max_batch: int, prefill_chunk: int):
         self.model = model
+        parameter = next(model.parameters(), None)
+        self.device = torch.device("cpu") if parameter is None else parameter.device
         self.cache = cache
         self.cache.record_()
         self.max_batch = max_batch
@@ -208,14 +211,18 @@ class Running:
     def _logits(self, cache, ids: Tensor, mask=None, sources: Sequence[Tensor] | None = None) -> Tensor:
         """[R, V] of the last of the new tokens of each row, good until the next call; those of a row without
         any mean nothing."""
+        ids, mask = self._there(ids, mask)
         if sources is not None:
-            given = padded(sources)
+            given = self._there(*padded(sources))
             logits = self.model(*given, decoder_input_ids=ids, cache=cache, logits_to_keep=1)
         elif hasattr(self.model, "encode"):
             logits = self.model(decoder_input_ids=ids, cache=cache, logits_to_keep=1)
         else:
             logits = self.model(ids, *() if mask is None else (mask,), cache=cache, logits_to_keep=1)
         return logits[:, -1]
+
+    def _there(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return ids.to(self.device), None if mask is None else mask.to(self.device)
 
     def _write(self, requests, logits):
         """A token more of those whose prompts are read."""

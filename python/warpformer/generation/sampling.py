@@ -74,7 +74,7 @@ class Sampler:
             self._draws = draws.to(scores.device, copy=True)
             self._drawn = self._by(self._draws)
         else:
-            self._draws.copy_(draws)
+            self._draws.copy_(draws, non_blocking=True)
         return self._drawn(scores, *written)
 
     def _by(self, draws):

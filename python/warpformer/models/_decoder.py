@@ -9,6 +9,7 @@ from warpformer import ops
 from warpformer._C import InputError
 from warpformer.generation import Generating
 from warpformer.nn import Dropout, Embedding, KVCache, Linear, RotaryEmbedding, Sequences
+from warpformer.ops._arguments import check_type
 
 
 class Decoder(nn.Module):
@@ -101,6 +102,7 @@ class Decoder(nn.Module):
         """`forward` without padding: [N, C], and whose rows these are. With a head, which is a module on this
         one, kept_logits(head.logits, ...) in the place of the rows."""
         given = tokens_of(input_ids, inputs_embeds)
+        check_type("forward", "cache", cache, KVCache)
         sequences = Sequences.of_batch(given, attention_mask, position_ids, cache)
 
         def compute(tokens, sequences):
@@ -193,6 +195,7 @@ class CausalLM(Generating, nn.Module):
             [B, T, V], 0 where attention_mask is; with logits_to_keep [B, logits_to_keep, V], 0 before the
             first token of a shorter sequence.
         """
+        check_type("forward", "cache", cache, KVCache)
         if cache is not None and attention_mask is None and position_ids is None and inputs_embeds is None:
             logits = cache.again(input_ids, False, logits_to_keep)
             if logits is not None:

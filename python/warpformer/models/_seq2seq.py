@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from warpformer._C import InputError
 from warpformer.models._decoder import kept_logits, tokens_of
 from warpformer.nn import Dropout, Embedding, KVCache, Memory, Sequences, SinusoidalPositions
+from warpformer.ops._arguments import check_type
 
 
 class EncoderStack(nn.Module):
@@ -173,6 +174,7 @@ class Seq2Seq(nn.Module):
         """`forward` without padding: [N, C], and whose rows these are. With a head, which is a module on this
         one, kept_logits(head.logits, ...) in the place of the rows."""
         given = tokens_of(decoder_input_ids, decoder_inputs_embeds, "decoder_")
+        check_type("forward", "cache", cache, KVCache)
         sequences = Sequences.of_batch(given, decoder_attention_mask, cache=cache)
         memory = None
         if cache is None or not cache.holds_memory:

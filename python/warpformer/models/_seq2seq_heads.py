@@ -9,6 +9,7 @@ from warpformer.models._config import require
 from warpformer.models._heads import Head, QuestionAnswering, Span
 from warpformer.models._seq2seq import Seq2Seq
 from warpformer.nn import Dropout, KVCache, Linear, Memory, Sequences
+from warpformer.ops._arguments import check_type
 
 
 class Seq2SeqLM(Generating, nn.Module):
@@ -44,8 +45,10 @@ class Seq2SeqLM(Generating, nn.Module):
             logits_to_keep: only those of the last so many tokens of each sequence (not: columns), [B,
                 logits_to_keep, V], 0 before the first token of a shorter one; of all if 0.
         """
-        if not args and kwargs.keys() == {"decoder_input_ids", "cache"}:
-            logits = kwargs["cache"].again(kwargs["decoder_input_ids"], False, logits_to_keep)
+        cache = kwargs.get("cache")
+        check_type("forward", "cache", cache, KVCache)
+        if cache is not None and not args and kwargs.keys() == {"decoder_input_ids", "cache"}:
+            logits = cache.again(kwargs["decoder_input_ids"], False, logits_to_keep)
             if logits is not None:
                 return logits
         return self.backbone.forward_rows(*args, **kwargs, head=self, logits_to_keep=logits_to_keep)[0]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer.nn._parts import StateInParts
-from warpformer.ops.linear import PANEL, _cut_halves, _pad_halves
+from warpformer.ops.linear import PANEL, _cut_halves, _pad_halves, padding_of_halves
 
 
 class PackedModule(StateInParts):
@@ -76,7 +76,7 @@ class Product(nn.Module):
         if not self.gated:
             return self(input, residual=residual)
         half = self.out_features // 2
-        padding = -half % PANEL  # each half of a gated weight is whole panels
+        padding = padding_of_halves(self.packed, half)
         packed = self.packed_weight._replace(out_features=2 * (half + padding), gated=False)
         bias, residual = (None if t is None else _pad_halves(t, padding) for t in (self.bias, residual))
         out = ops.linear(input, packed, bias, residual=residual)

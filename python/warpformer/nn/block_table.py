@@ -164,7 +164,8 @@ class Mirror:
             count = len(new) if len(new) <= have else max(len(new), 2 * have)
             self._rows = torch.empty((count, *new.shape[1:]), dtype=torch.int32, device=device)
             self.moves += 1
-        return self._rows[: len(new)].copy_(new)
+        # Memory that is not pinned has been read when this returns.
+        return self._rows[: len(new)].copy_(new, non_blocking=True)
 
     def _has_room(self, new, device):
         rows = self._rows

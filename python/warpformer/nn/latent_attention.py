@@ -8,6 +8,7 @@ from warpformer.nn.feed_forward import added
 from warpformer.nn.layer_cache import LayerCache
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.sequences import Sequences
+from warpformer.ops.linear import is_plain
 
 
 class LatentAttention(nn.Module):
@@ -94,6 +95,7 @@ class LatentAttention(nn.Module):
         q_rope, k_rope = self.rotary(q[..., -self.rope_dim :], k_rope[:, None], sequences.positions)
         q_plain = q[..., : -self.rope_dim]
         if cache is not None:
+            self._absorbed_weights()  # made before a step is recorded, which would make them again
             cache.append(torch.cat([latent[:, None], k_rope], -1), None, sequences)
         if cache is not None and not sequences.is_first:
             out = self._attend_to_latents(q_plain, q_rope, cache, sequences)
@@ -119,6 +121,9 @@ class LatentAttention(nn.Module):
     def _by_head(self, x, weight):
         """[N, H, outputs] of x [N, H, inputs] by the weight [H, outputs, inputs]."""
         heads, rows = self.num_heads, len(x)
+        if is_plain(weight.data):  # on a GPU: of all heads as many rows, a batched product
+            dtype = torch.promote_types(x.dtype, weight.data.dtype)
+            return (x.transpose(0, 1).to(dtype) @ weight.data.mT.to(dtype)).transpose(0, 1).to(x.dtype)
         offsets = torch.arange(1, heads + 1) * rows
         out = ops.grouped_linear(x.transpose(0, 1).flatten(0, 1), weight, offsets)
         return out.unflatten(0, (heads, rows)).transpose(0, 1)

@@ -1,12 +1,10 @@
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from warpformer import ops
 from warpformer.nn.grouped_linear import GroupedLinear
 from warpformer.nn.router import Router, Routing, load_balancing_loss, router_z_loss
-from warpformer.ops._mixture import spread_rows, sum_rows
 
 
 class Experts(nn.Module):
@@ -19,7 +17,7 @@ class Experts(nn.Module):
     sum is float32 and ascends in j: a row gives the same bits alone and in any batch.
 
     Args:
-        num_experts, hidden_size, intermediate_size: E, C and F.
+        num_experts, hidden_size, intermediate_size: E (up to 1024), C and F.
         activation: the name of a function of `ops.activation`; or what is called with the [M, 2F] of
             `gate_up` instead and returns [M, F], a function or a module such as ClampedSwiGLU.
         bias: of both layers.
@@ -70,18 +68,13 @@ class Experts(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        experts = self.gate_up.num_experts
-        ids = expert_ids.where(expert_ids >= 0, experts)  # the end of the last expert then is not that of all
-        ids, order = ids.flatten().sort(stable=True)
-        offsets = torch.searchsorted(ids, torch.arange(experts, device=ids.device), right=True)
-        row_numbers = torch.arange(len(order), device=ids.device)
-        places = torch.empty_like(order).scatter_(0, order, row_numbers).view(expert_ids.shape)
-        rows = spread_rows(x, order, places)
+        order, places, offsets = ops.sort_by_expert(expert_ids, self.gate_up.num_experts)
+        rows = ops.spread_rows(x, order, places)
         if isinstance(self.activation, str):
             hidden = self.gate_up(rows, offsets, self.activation)
         else:
             hidden = self.activation(self.gate_up(rows, offsets))
-        return sum_rows(self.down(hidden, offsets), weights, order, places)
+        return ops.sum_rows(self.down(hidden, offsets), weights, order, places)
 
 
 class ClampedSwiGLU(nn.Module):

@@ -11,6 +11,7 @@ from warpformer.ops._library import autocast_dtype, executor, is_direct
 from warpformer.ops._recording import Recording
 
 MOST_TOKENS = 16  # of a sequence: more are a prompt, which does not come again
+ARGUMENTS = ("positions", "held", "totals")  # of Sequences, which change from call to call
 MOST_ROWS = 256  # of all calls that are recorded: each keeps what it computes on the way
 
 
@@ -89,28 +90,30 @@ class _Call:
     def __init__(self, function, tokens, sequences, limit):
         self.limit = inf if limit is None else limit
         self.tokens = tokens.clone()
-        self.hosts, self.copies = [], []
-        fixed = {name: self._host(getattr(sequences, name)) for name in ("positions", "held", "totals")}
+        given = [getattr(sequences, name) for name in ARGUMENTS]
+        self.host, self.hosts = _side_by_side(given, torch.device("cpu"))
+        self.there, copies = (self.host, self.hosts) if tokens.is_cpu else _side_by_side(given, tokens.device)
+        fixed = replace(sequences, **dict(zip(ARGUMENTS, copies, strict=True)))
         self.columns = np.arange(tokens.shape[1])
-        self.recording = Recording(lambda: function(self.tokens.flatten(), replace(sequences, **fixed)))
-
-    def _host(self, t):
-        host = t.cpu().clone()
-        self.hosts.append(host.numpy())
-        if t.is_cpu:
-            return host
-        self.copies.append((t.clone(), host))
-        return self.copies[-1][0]
+        self.recording = Recording(lambda: function(self.tokens.flatten(), fixed), tokens.device)
 
     def __call__(self, tokens, held):
         self.tokens.copy_(tokens)
-        positions, before, after = self.hosts
+        positions, before, after = (t.numpy() for t in self.hosts)
         positions.reshape(len(held), -1)[:] = held[:, None] + self.columns
         before[:] = held
         after[:] = held + len(self.columns)
-        for there, host in self.copies:
-            there.copy_(host)
+        if self.there is not self.host:
+            self.there.copy_(self.host, non_blocking=True)  # which is not pinned: it is read at once
         return self.recording()
+
+
+def _side_by_side(tensors, device):
+    """Bytes on the device, and in them copies of the tensors: one copy brings all."""
+    sizes = [t.nbytes for t in tensors]
+    memory = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+    parts = zip(memory.split(sizes), tensors, strict=True)
+    return memory, [part.view(t.dtype).view(t.shape).copy_(t) for part, t in parts]
 
 
 def _kind(tokens, state):

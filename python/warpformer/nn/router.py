@@ -42,8 +42,8 @@ class SoftmaxTopK:
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = ops.softmax(logits, -1)
-        ids = _largest(p, self.k)
-        return ids, _weights(p, ids, self), p
+        weights, ids = _largest(p, self.k)
+        return ids, _scaled(weights, self), p
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class TopKSoftmax:
     k: int
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ids = _largest(logits, self.k)
-        return ids, ops.softmax(logits.gather(-1, ids), -1), ops.softmax(logits, -1)
+        largest, ids = _largest(logits, self.k)
+        return ids, ops.softmax(largest, -1), ops.softmax(logits, -1)
 
 
 @dataclass(frozen=True)
@@ -85,23 +85,23 @@ class GroupLimitedTopK:
             raise InputError(f"{self} does not fit {experts} experts")
         p = ops.softmax(logits, -1)
         of_groups = p.unflatten(-1, (self.groups, -1))
-        kept = _largest(of_groups.amax(-1), self.top_groups)
+        _, kept = _largest(of_groups.amax(-1), self.top_groups)
         left_out = torch.ones(of_groups.shape[:-1], dtype=torch.bool, device=p.device).scatter(
             -1, kept, False
         )
-        ids = _largest(of_groups.masked_fill(left_out[..., None], -1.0).flatten(-2), self.k)
-        return ids, _weights(p, ids, self), p
+        weights, ids = _largest(of_groups.masked_fill(left_out[..., None], -1.0).flatten(-2), self.k)
+        return ids, _scaled(weights, self), p
 
 
 def _largest(values, k):
-    """Indices of the k largest of each row, of equal values the first: torch.topk promises no order."""
+    """The k largest of each row, and their indices, of equal values the first: torch.topk has any order."""
     if not 1 <= k <= values.shape[-1]:
         raise InputError(f"k = {k} is not within 1 to {values.shape[-1]}")
-    return values.detach().sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    largest, ids = ops.top_k(values.detach(), k)
+    return values.gather(-1, ids) if values.requires_grad else largest, ids
 
 
-def _weights(p, ids, selection):
-    weights = p.gather(-1, ids)
+def _scaled(weights, selection):
     if selection.normalize:
         weights = weights / weights.sum(-1, keepdim=True)
     return weights if selection.scale == 1.0 else weights * selection.scale

@@ -11,6 +11,7 @@ from warpformer.nn.kv_cache import KVCache
 from warpformer.nn.layer_cache import DecoderLayerCache, LayerCache
 from warpformer.nn.rotary_embedding import RotaryEmbedding
 from warpformer.nn.transformer_encoder import found_causal
+from warpformer.ops._arguments import check_type
 
 
 @drop_in
@@ -147,6 +148,7 @@ class TransformerDecoder(nn.TransformerDecoder):
         *,
         cache: KVCache | None = None,
     ) -> Tensor:
+        check_type("TransformerDecoder", "cache", cache, KVCache)
         if tgt_is_causal is None:
             tgt_is_causal = cache is None and found_causal(tgt_mask)
         options = dict(

@@ -18,6 +18,7 @@ from warpformer.ops.rope import rope
 from warpformer.ops.sample import penalize, sample
 from warpformer.ops.scaled_dot_product_attention import scaled_dot_product_attention
 from warpformer.ops.softmax import softmax
+from warpformer.ops.sort_by_expert import sort_by_expert, spread_rows, sum_rows
 from warpformer.ops.top_k import top_k
 
 __all__ = [
@@ -50,6 +51,9 @@ __all__ = [
     "scaled_dot_product_attention",
     "silu",
     "softmax",
+    "sort_by_expert",
+    "spread_rows",
+    "sum_rows",
     "top_k",
     "unpack_linear",
 ]

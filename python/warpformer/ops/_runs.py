@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from warpformer import _C
-from warpformer.ops._library import dispatch, empty
+from warpformer.ops._library import empty
+from warpformer.ops.activation import _activation
 
 PART_ROWS = 32
 
@@ -30,9 +31,9 @@ def runs_of(offsets: Tensor, experts: int, count: int) -> list[slice]:
     return [slice(*run) for run in pairwise([0, *ends])]
 
 
-def linear(input, weight, offsets, bias, activation, gated, dtype):
-    """dense_grouped_linear."""
-    dtype = torch.promote_types(input.dtype, dtype)
+def linear(input, weight, offsets, bias=None, activation="none", gated=False):
+    """grouped_linear of a plain weight."""
+    dtype = torch.promote_types(input.dtype, weight.dtype)
     a, w = input.to(dtype), weight.to(dtype)
     has_kernel = _has_kernel(a, w)
     if has_kernel:
@@ -47,7 +48,7 @@ def linear(input, weight, offsets, bias, activation, gated, dtype):
         for e, rows in enumerate(runs_of(offsets, len(weight), len(a))):
             z[rows] = F.linear(a[rows], w[e], None if bias is None else bias[e].to(dtype))
     if gated or activation != "none":
-        z = dispatch("activation", z, None, None, activation, gated)
+        z = _activation(z, None, None, activation, gated)
     if has_kernel:
         z.masked_fill_((experts == len(weight))[:, None], 0)
     return z.to(input.dtype)

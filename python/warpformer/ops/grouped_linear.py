@@ -16,6 +16,8 @@ from warpformer.ops.linear import (
     _pack_linear,
     _show,
     _workspace,
+    is_plain,
+    multiplies_by_torch,
 )
 
 
@@ -58,7 +60,7 @@ def grouped_linear(
     earlier one counts as that one; and rows past the last one are 0. A tensor W is torch's there: bfloat16
     whose rows begin at multiples of 16 bytes by torch.nn.functional.grouped_mm, in the same way (of GPUs
     that are neither sm_90 nor sm_100 torch reads the offsets), all else expert by expert, which waits for the
-    device to know the offsets and cannot be captured. It cannot be packed.
+    device to know the offsets and cannot be captured. Packed it is the same.
 
     The gradient of W is 0 for experts without rows. Source: torch's grouped_mm, whose `offs` are the
     offsets; Fedus et al., "Switch Transformers".
@@ -91,6 +93,8 @@ def _grouped_linear(
 ):
     if out_features < 0:
         raise _C.InputError(f"grouped_linear: out_features = {out_features} is negative")
+    if is_plain(data):
+        return _runs.linear(input, data, offsets, bias, activation, gated)
     out = _empty_product(input, out_features // (2 if gated else 1))
     layout = (format, group_size, zero_points, gated, activation)
     workspace = _workspace(input, format)
@@ -111,7 +115,7 @@ def _backward(ctx, grad):
     def product(bias, features):
         return dispatch("grouped_linear", input, data, offsets, bias, features, *layout, False, "none")
 
-    dz = _gradient_of_product(grad, bias, ctx.layout, product)
+    dz = _gradient_of_product(grad, data, bias, ctx.layout, product)
     dx = db = None
     if input.requires_grad:
         dx = dispatch("grouped_linear_backward", dz, data, offsets, input.shape[-1], *layout)
@@ -123,6 +127,8 @@ def _backward(ctx, grad):
 
 
 def _grouped_linear_backward(grad, data, offsets, in_features, format, group_size, zero_points):
+    if is_plain(data):
+        return _runs.linear(grad, data.mT, offsets)
     dx = _empty_product(grad, in_features)
     _C.grouped_linear_backward(grad, data, offsets, dx, format, group_size, zero_points, executor(grad))
     return dx
@@ -130,9 +136,9 @@ def _grouped_linear_backward(grad, data, offsets, in_features, format, group_siz
 
 def _dense_grouped_linear(input, weight, offsets, bias, activation, gated, dtype, keep):
     experts, out_features, in_features = weight.shape
-    if input.is_cuda:
+    if multiplies_by_torch(input):
         _check_bias(bias, weight)
-        return _runs.linear(input, weight, offsets, bias, activation, gated, dtype)
+        return _runs.linear(input, weight.to(dtype), offsets, bias, activation, gated)
     layout = (DENSE.get(dtype, "f32"), in_features, 0, gated)
     if keep:
         data = kept(weight, (gated, dtype), lambda: _pack_linear(weight.to(dtype), None, None, *layout))
@@ -185,7 +191,7 @@ def _dense_backward(ctx, grad):
 
 def _grouped_outer_product(a, b, offsets, dtype):
     """[E, N, K]: a^T b of each expert's rows of a [M, N] and b [M, K]."""
-    if a.is_cuda:
+    if multiplies_by_torch(a):
         return _runs.outer_product(a, b, offsets, dtype)
     experts = len(offsets)
     out = empty((experts, a.shape[1], b.shape[1]), a, dtype)
@@ -199,7 +205,7 @@ def _grouped_outer_product(a, b, offsets, dtype):
 
 def _grouped_sum(input, offsets, dtype):
     """[E, N]: the sum of each expert's rows, in float32 or more."""
-    if input.is_cuda:
+    if multiplies_by_torch(input):
         return _runs.sum_rows(input, offsets, dtype)
     runs = _runs.runs_of(offsets, len(offsets), len(input))
     sums = [input[rows].sum(0, dtype=torch.float32) for rows in runs]

@@ -9,6 +9,8 @@ from warpformer import _C
 from warpformer.ops._arguments import check_flags, check_pair
 from warpformer.ops._kept import kept
 from warpformer.ops._library import autocast_dtype, dispatch, empty, executor, is_direct, register
+from warpformer.ops.activation import _activation
+from warpformer.ops.embedding_sum import embedding
 
 PANEL = 16
 DENSE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
@@ -45,10 +47,11 @@ class QuantizedWeight(NamedTuple):
 
 class PackedWeight(NamedTuple):
     """A weight as `linear` reads it on the device that packed it: bytes in the layout of csrc/linear/op.h,
-    and what they mean. For another device it is packed anew, as layers do when they are moved.
+    and what they mean; on a GPU dense weights stay as they are. For another device it is packed anew, as
+    layers do when they are moved.
     """
 
-    data: Tensor  # uint8 [panels, bytes of a panel], those of experts [E, panels, bytes of a panel]
+    data: Tensor  # uint8 [panels, bytes of a panel] or a plain [N, K]; those of experts begin with E
     out_features: int  # with `gated` rows of the gate and of `up`; of each expert
     in_features: int
     format: str
@@ -109,6 +112,8 @@ def unpack_linear(packed: PackedWeight, *, rows: Tensor | None = None) -> Tensor
         raise TypeError(f"unpack_linear: packed must be a PackedWeight, not {type(packed).__name__}")
     data, out_features, depth, format, group_size, zero_points, gated = packed
     is_direct(data, optional=(rows,))
+    if is_plain(data):
+        return data if rows is None else embedding(rows, data)
     if rows is not None and data.is_cuda:
         rows = rows.long().contiguous()
     is_dense = format in DTYPES
@@ -204,8 +209,24 @@ def _rows_of(weight, rows):
             f"linear: rows = {rows} are no panels of a packed weight of {weight.out_features} rows, gated = "
             f"{weight.gated}: they begin at a multiple of {PANEL}"
         )
-    panels = weight.data[begin // PANEL : -(-end // PANEL)]
+    rows_of_data = 1 if is_plain(weight.data) else PANEL
+    panels = weight.data[begin // rows_of_data : -(-end // rows_of_data)]
     return weight._replace(data=panels, out_features=end - begin)
+
+
+def multiplies_by_torch(t: Tensor) -> bool:
+    """Whether products of dense weights on the device of `t` are torch's: on a GPU they are cuBLAS's."""
+    return t.is_cuda
+
+
+def is_plain(data: Tensor) -> bool:
+    """Whether the data of a packed weight are the weight itself, in the order of its rows."""
+    return data.is_floating_point()
+
+
+def padding_of_halves(data: Tensor, width: int) -> int:
+    """Rows behind each half of a gated weight, which are whole panels but in a plain one."""
+    return 0 if is_plain(data) else -width % PANEL
 
 
 def _show(t):
@@ -219,6 +240,8 @@ def _pack_linear(values, scales, zeros, format, in_features, group_size, gated):
         if t is not None and t.shape[:-1] != values.shape[:-1]:
             raise _C.InputError(f"pack_linear: {name} = {_show(t)} do not fit values = {_show(values)}")
     data = _empty_packed(values, scales, zeros, format, in_features, group_size, gated)
+    if is_plain(data):
+        return data.copy_(values)
     for tensors in _of_experts(values, scales, zeros, data):
         _C.pack_linear(*tensors, format, in_features, group_size, gated, executor(values))
     return data
@@ -232,6 +255,8 @@ def _of_experts(*tensors):
 
 
 def _empty_packed(values, scales, zeros, format, in_features, group_size, gated):
+    if values.is_floating_point() and multiplies_by_torch(values):
+        return empty(values.shape, values)
     rows = values.shape[-2]
     panels = 2 * -(-(rows // 2) // PANEL) if gated else -(-rows // PANEL)
     size = _C.packed_size(format, in_features, group_size, zeros is not None)
@@ -241,6 +266,8 @@ def _empty_packed(values, scales, zeros, format, in_features, group_size, gated)
 def _linear(input, data, bias, residual, out_features, format, group_size, zero_points, gated, activation):
     if out_features < 0:
         raise _C.InputError(f"linear: out_features = {out_features} is negative")
+    if is_plain(data):
+        return _product_by_torch(input, data, bias, residual, activation, gated)
     out = _empty_product(input, out_features // (2 if gated else 1))
     layout = (format, group_size, zero_points, gated, activation)
     _C.linear(input, data, bias, residual, out, *layout, _workspace(input, format), executor(input))
@@ -273,7 +300,7 @@ def _backward(ctx, grad):
     def product(bias, features):
         return dispatch("linear", input, data, bias, None, features, *layout, False, "none")
 
-    dz = _gradient_of_product(grad, bias, ctx.layout, product)
+    dz = _gradient_of_product(grad, data, bias, ctx.layout, product)
     dx = db = None
     if input.requires_grad:
         dx = dispatch("linear_backward", dz, data, input.shape[-1], *layout).to(input.dtype)
@@ -283,14 +310,14 @@ def _backward(ctx, grad):
     return dx, None, db, grad if ctx.residual else None, *[None] * len(ctx.layout)
 
 
-def _gradient_of_product(grad, bias, layout, product):
-    """The gradient of z = input W^T + bias out of that of act(z) or, gated, act(gate) up, whose halves are
-    whole panels in it. `product(bias, features)` is z, computed anew: half of the memory of a network are
+def _gradient_of_product(grad, data, bias, layout, product):
+    """The gradient of z = input W^T + bias out of that of act(z) or, gated, act(gate) up, with what pads the
+    halves of W. `product(bias, features)` is z, computed anew: half of the memory of a network are
     activations."""
     out_features, *_, gated, activation = layout
     if not gated and activation == "none":
         return grad
-    padding = -grad.shape[-1] % PANEL if gated else 0
+    padding = padding_of_halves(data, grad.shape[-1]) if gated else 0
     bias = _pad_halves(bias, padding) if gated and bias is not None else bias
     z = product(bias, out_features + 2 * padding)
     args = (F.pad(grad, (0, padding)), z, None, None, activation, gated, [True, False, False])
@@ -306,14 +333,16 @@ def _cut_halves(t, width):
 
 
 def _linear_backward(grad, data, in_features, format, group_size, zero_points):
+    if is_plain(data):
+        return _product_by_torch(grad, data.mT)
     dx = _empty_product(grad, in_features)
     _C.linear_backward(grad, data, dx, format, group_size, zero_points, executor(grad))
     return dx
 
 
 def _dense_linear(input, weight, bias, residual, activation, begin, end, dtype, keep):
-    if input.is_cuda:
-        return _product_by_torch(input, weight[begin:end].to(dtype), bias, activation, residual)
+    if multiplies_by_torch(input):
+        return _product_by_torch(input, weight[begin:end].to(dtype), bias, residual, activation)
     format = DENSE.get(dtype, "f32")
 
     def pack():
@@ -324,12 +353,11 @@ def _dense_linear(input, weight, bias, residual, activation, begin, end, dtype, 
     return _linear(input, data, bias, residual, end - begin, format, 0, False, False, activation)
 
 
-def _product_by_torch(input, weight, bias, activation, residual):
-    """On a GPU products of dense weights are cuBLAS's."""
+def _product_by_torch(input, weight, bias=None, residual=None, activation="none", gated=False):
     dtype = torch.promote_types(input.dtype, weight.dtype)
     out = F.linear(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    if activation != "none":
-        out = dispatch("activation", out, None, None, activation, False)
+    if gated or activation != "none":
+        out = _activation(out, None, None, activation, gated)
     return (out if residual is None else out + residual).to(input.dtype)
 
 
