@@ -64,17 +64,19 @@ template <class T>
 DEVICE void from_int4(uint32_t word, const uint32_t (&zeros)[2], uint32_t (&a)[4]) {
 #pragma unroll
   for (int r = 0; r < 4; ++r)
-    a[r] = add2<T>((word >> 4 * r & 0x000f000f) | kMagic<T>, zeros[r % 2]);
+    a[r] = add2<T>(mask_xor<0x000f000f, kMagic<T>>(word >> 4 * r), zeros[r % 2]);
 }
 
 /// The numbers of two bytes with a sign, the low ones of two halves.
 template <class T>
 DEVICE uint32_t from_bytes(uint32_t bits) {
   if constexpr (std::is_same_v<T, f16>) {
-    return add2<T>((bits & 0x00ff00ff) ^ (kMagic<T> | 0x00800080), 0xe480e480);  // -(2^10 + 2^7)
+    return add2<T>(mask_xor<0x00ff00ff, kMagic<T> | 0x00800080>(bits),
+                   0xe480e480);  // -(2^10 + 2^7)
   } else {
     // 7 bits in the significand of 2^7; the sign makes -2^7 of what is added to them -2^8.
-    return add2<T>((bits & 0x007f007f) | kMagic<T>, (bits & 0x00800080) | kMagic<T> | kSigns);
+    return add2<T>(mask_xor<0x007f007f, kMagic<T>>(bits),
+                   mask_xor<0x00800080, kMagic<T> | kSigns>(bits));
   }
 }
 
@@ -96,9 +98,11 @@ DEVICE void from_int4_dynamic(const uint32_t (&words)[2], uint32_t (&a)[4]) {
 // What bf16 rounds off the values is a second table.
 constexpr int kTables = 16, kTableBytes = 256 * kTables * 4;
 
+/// By the first `threads` of the block.
 template <class T>
-DEVICE void fill_table(const float (&values)[16], bool low, Shared<uint32_t> table) {
-  for (int i = thread_index(); i < 256 * kTables; i += block_threads()) {
+DEVICE void fill_table(const float (&values)[16], bool low, Shared<uint32_t> table,
+                       int threads = block_threads()) {
+  for (int i = thread_index(); i < 256 * kTables; i += threads) {
     const int byte = i / kTables;
     float even = values[byte % 16], odd = values[byte / 16];
     if (low) {

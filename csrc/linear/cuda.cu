@@ -14,19 +14,20 @@
 //   many tokens    one team of 4 warps        32 features a warp, 64 tokens         waits for mma
 //
 // Both add the same numbers in the same order, so that a row gives the same bits in any batch.
-// grouped_linear is the same kernel, whose blocks find their rows and weight (experts.cuh).
+// grouped_linear is the same kernel, whose blocks find their rows and weight (experts.cuh). On
+// Hopper cuda_sm90.cu multiplies, all formats but int4_dynamic.
 //
 // A team's stages are a ring. Each step waits until its stage has landed, meets at the team's own
 // barrier, and refills the stage that all warps of the team have left behind.
-#include "core/cuda/activation.cuh"
 #include "core/cuda/launch.cuh"
 #include "core/cuda/matrix.cuh"
 #include "core/cuda/rows.cuh"
 #include "core/cuda/swizzle.cuh"
 #include "core/cuda/tensor_map.cuh"
 #include "linear/codes.cuh"
-#include "linear/experts.cuh"
+#include "linear/cuda_sm90.h"
 #include "linear/inputs.cuh"
+#include "linear/output.cuh"
 
 namespace warpformer::cuda {
 namespace {
@@ -47,15 +48,12 @@ struct Stage {
 struct Product {
   LinearParams p;
   Stage stage;
-  const void* x;        // [tokens, row], T, 16-byte rows
-  int64_t row;          // elements from a token to the next
-  int parts;            // tokens of a row of out, added up: 2 where x is float
-  int tiles, chain;     // of K; of a chain
-  int teams, warps;     // of a block; of a team
-  int group_shift;      // pairs of fragments of a group, as a power of two; 31: a group a row
-  int groups_of_tile;   // scales of a tile and row
-  Quantized quantized;  // x of the dynamic formats
-  float table[16];      // of nf4
+  Input x;
+  int tiles, chain;    // of K; of a chain
+  int teams, warps;    // of a block; of a team
+  int group_shift;     // pairs of fragments of a group, as a power of two; 31: a group a row
+  int groups_of_tile;  // scales of a tile and row
+  float table[16];     // of nf4
 };
 
 DEVICE int min_of(int64_t a, int64_t b) { return static_cast<int>(a < b ? a : b); }
@@ -82,8 +80,8 @@ class Warp {
               Shared<uint32_t> table)
       : w_(product),
         weight_(product.p.weight),
-        token_(expert.first * product.parts),
-        tokens_(min_of(kTokens, (expert.end - expert.first) * product.parts)),
+        token_(expert.first * product.x.parts),
+        tokens_(min_of(kTokens, (expert.end - expert.first) * product.x.parts)),
         team_(team),
         thread_(thread_index() % (product.warps * kWarp)),
         warp_(thread_ / kWarp),
@@ -180,18 +178,18 @@ class Warp {
       copy_async16(to + (warp_ * kPanels + i) * kTileBytes + lane * kLaneBytes,
                    panel_[i] + int64_t{tile} * kTileBytes + lane * kLaneBytes);
 
-    const T* x = static_cast<const T*>(w_.x);
+    const T* x = static_cast<const T*>(w_.x.data);
     for (int c = thread_; c < kTokens * kXChunks; c += w_.warps * kWarp) {
       const int token = c / kXChunks, chunk = c % kXChunks;
       const int64_t k = int64_t{tile} * kDepth + chunk * (16 / int{sizeof(T)});
       const bool valid = token < tokens_ && (kDynamic || k < weight_.depth);
       const auto offset = static_cast<int>(swizzle<kSwizzle>(token * kXRow + chunk * 16));
       copy_async16((to + w_.stage.x + offset).template as<T>(),
-                   valid ? x + int64_t{token_ + token} * w_.row + k : x, valid);
+                   valid ? x + int64_t{token_ + token} * w_.x.row + k : x, valid);
     }
 
     if constexpr (kDynamic && !kTokenScales) {
-      const Quantized& q = w_.quantized;
+      const Quantized& q = w_.x.quantized;
       constexpr int kScales = kPairs * kTokens;
       for (int c = thread_; c < 2 * kScales; c += w_.warps * kWarp) {
         const bool sums = c >= kScales;
@@ -365,79 +363,6 @@ class Warp {
   float sums_[kPanels][kTiles][4];
 };
 
-/// The sums of the chains of a feature and token, in their order.
-template <class Sum>
-DEVICE Sum sum_of(Shared<float> slots, int count, int slot, int at) {
-  const Shared<Sum> sums = slots.as<Sum>();
-  Sum sum = count ? sums.load(at) : Sum{0};
-  for (int c = 1; c < count; ++c) sum += sums.load(c * slot + at);
-  return sum;
-}
-
-/// A thread has one column of the block's tile of out.
-template <class Sum>
-DEVICE void write_out(const Product& w, const Expert& expert, int tokens, Shared<float> slots,
-                      int count, int slot_row) {
-  const LinearParams& p = w.p;
-  const int halves = p.gated ? 2 : 1;
-  const int columns = w.warps * kPanels * kPanel / halves, column = thread_index() % columns;
-  const int64_t n = block_index() * columns + column;
-  if (n >= p.out.n) return;
-  // Gate and up are panels of the same warp.
-  const int feature = p.gated ? column / kPanel * 2 * kPanel + column % kPanel : column;
-  float factor[2] = {}, bias[2] = {};
-  [[maybe_unused]] int32_t weight_sum[2] = {};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (half >= halves) break;
-    const int64_t panel = n / kPanel + half * (p.weight.panels / 2);
-    const uint8_t* data = expert.weight + panel * p.weight.size;
-    factor[half] = load(reinterpret_cast<const float*>(data + p.weight.factors) + n % kPanel);
-    if constexpr (std::is_same_v<Sum, int32_t>)
-      weight_sum[half] = load(reinterpret_cast<const int32_t*>(data + p.weight.sums) + n % kPanel);
-    if (p.bias.data)
-      by_float(p.bias.dtype, [&](auto type) {
-        using B = decltype(type);
-        const B* row = static_cast<const B*>(p.bias.data) + row_offset(p.bias, expert.index);
-        bias[half] = to_float(load(row + (half * p.out.n + n) * p.bias.step));
-      });
-  }
-  const int slot = tokens * slot_row;
-  for (int i = thread_index() / columns; i < tokens / w.parts; i += block_threads() / columns) {
-    const int64_t row = expert.first + i;
-    if (row >= expert.end) break;
-    float z[2] = {};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (half >= halves) break;
-      const int at = i * w.parts * slot_row + feature + half * kPanel;
-      Sum sum = sum_of<Sum>(slots, count, slot, at);
-      if (w.parts == 2) sum += sum_of<Sum>(slots, count, slot, at + slot_row);
-      float scale = factor[half];
-      if constexpr (std::is_same_v<Sum, int32_t>) {
-        sum -= load(w.quantized.offsets + row) * weight_sum[half];
-        scale *= load(w.quantized.scales + row);
-      }
-      z[half] = fma(scale, static_cast<float>(sum), bias[half]);
-    }
-    float y = z[0];
-    lane::by_activation(p.activation, p.out.dtype != DType::f32,
-                        [&](auto act) { y = act.value(y); });
-    if (p.gated) y *= z[1];
-    if (p.residual.data)
-      by_float(p.residual.dtype, [&](auto type) {
-        using R = decltype(type);
-        const R* from = static_cast<const R*>(p.residual.data) + row_offset(p.residual, row);
-        y += to_float(load(from + n * p.residual.step));
-      });
-    by_float(p.out.dtype, [&](auto type) {
-      using O = decltype(type);
-      store(static_cast<O*>(p.out.data) + row_offset(p.out, row) + n * p.out.step,
-            from_float<O>(y));
-    });
-  }
-}
-
 template <int kTiles>
 constexpr int kMaxThreads = (kTiles > kFew) ? kManyWarps * kWarp : kChains * 2 * kWarp;
 
@@ -447,7 +372,7 @@ linear_kernel(const GRID_CONSTANT Product w) {
   using This = Warp<kFormat, T, kTiles>;
   constexpr int table_bytes = This::kTablesBytes;
   const LinearParams& p = w.p;
-  const int height = This::kTokens / w.parts, columns = w.warps * kPanels * kPanel;
+  const int height = This::kTokens / w.x.parts, columns = w.warps * kPanels * kPanel;
   const int of_out = columns / (p.gated ? 2 : 1);
   Expert expert;
   if (!find_expert(p.experts, p.weight, p.rows, height, block_index_y(), expert)) return;
@@ -473,8 +398,11 @@ linear_kernel(const GRID_CONSTANT Product w) {
   if (begin < end) warp.add_chain(own, slot_row, alone && w.tiles > w.chain);
   sync_block();
   const int chains = (w.tiles + w.chain - 1) / w.chain;
-  write_out<typename This::Sum>(w, expert, This::kTokens, slots, alone && chains ? 1 : chains,
-                                slot_row);
+  // Gate and up are panels of the same warp.
+  const Columns block{block_index() * of_out, of_out, p.gated ? 2 * kPanel : kPanel, kPanel};
+  write_out<typename This::Sum>(
+      p, w.x, expert, This::kTokens, block,
+      {slots, alone && chains ? 1 : chains, This::kTokens * slot_row, slot_row}, block_threads());
 }
 
 /// How the block is cut, and the bytes of shared memory that it then needs.
@@ -515,14 +443,14 @@ void launch_product(Product w, Stream stream) {
   if (kTiles <= kFew && shared > shared_limit(stream.device)) shared = lay_out<This>(w, 1);
   const int64_t of_block = w.warps * of_warp;
   const Grid grid((panels + of_block - 1) / of_block,
-                  most_tiles(p.experts, p.rows, This::kTokens / w.parts));
+                  most_tiles(p.experts, p.rows, This::kTokens / w.x.parts));
   const int threads = w.teams * w.warps * kWarp;
   LAUNCH((linear_kernel<kFormat, X, kTiles>), grid, threads, shared, stream, w);
 }
 
 template <Format kFormat, class X>
 void choose_tiles(const Product& w, Stream stream) {
-  const int64_t tokens = usual_rows(w.p.experts, w.p.rows) * w.parts;
+  const int64_t tokens = usual_rows(w.p.experts, w.p.rows) * w.x.parts;
   if (tokens <= 8) return launch_product<kFormat, X, 1>(w, stream);
   // Two parts of W beside 64 tokens would not fit into registers.
   if (std::is_same_v<X, float> || tokens <= kFewTokens)
@@ -532,18 +460,24 @@ void choose_tiles(const Product& w, Stream stream) {
   if constexpr (!std::is_same_v<X, float>) launch_product<kFormat, X, many>(w, stream);
 }
 
+bool runs_sm90(const LinearParams& p, Stream stream) {
+  return compute_capability(stream.device) == 90 && fits_sm90(p);
+}
+
 template <class T>
 void choose_format(Product w, Stream stream) {
   const LinearParams& p = w.p;
-  w.row = input_row(p.weight.format, p.x.n);
+  Input& x = w.x;
+  x.row = input_row(p.weight.format, p.x.n);
   if (p.workspace) {
     T* to = static_cast<T*>(p.workspace);
-    LAUNCH(spread_kernel<T>, p.rows, kInputThreads, 0, stream, p.x, p.first, to, w.row, w.parts);
-    w.x = to;
+    LAUNCH(spread_kernel<T>, p.rows, kInputThreads, 0, stream, p.x, p.first, to, x.row, x.parts);
+    x.data = to;
   } else {
-    if (p.x.ndim) w.row = p.x.stride[0];
-    w.x = static_cast<const T*>(p.x.data) + p.first * w.row;
+    if (p.x.ndim) x.row = p.x.stride[0];
+    x.data = static_cast<const T*>(p.x.data) + p.first * x.row;
   }
+  if (runs_sm90(p, stream)) return linear_sm90(p, w.x, stream);
   switch (p.weight.format) {
     case Format::int4:
       return choose_tiles<Format::int4, T>(w, stream);
@@ -551,7 +485,7 @@ void choose_format(Product w, Stream stream) {
       return choose_tiles<Format::int8, T>(w, stream);
     default:
       if constexpr (std::is_same_v<T, bf16>)
-        if (w.parts == 2) return choose_tiles<Format::nf4, float>(w, stream);
+        if (w.x.parts == 2) return choose_tiles<Format::nf4, float>(w, stream);
       return choose_tiles<Format::nf4, T>(w, stream);
   }
 }
@@ -559,14 +493,15 @@ void choose_format(Product w, Stream stream) {
 void multiply_integers(Product w, Stream stream) {
   const LinearParams& p = w.p;
   const bool by_token = p.weight.format == Format::int8_dynamic;
-  Quantized& q = w.quantized;
-  w.row = q.row = input_row(p.weight.format, p.x.n);
+  Quantized& q = w.x.quantized;
+  w.x.row = q.row = input_row(p.weight.format, p.x.n);
   q.tokens = (p.rows + kTokenPadding - 1) / kTokenPadding * kTokenPadding;
-  w.x = q.values = static_cast<int8_t*>(p.workspace);
+  w.x.data = q.values = static_cast<int8_t*>(p.workspace);
   q.scales = reinterpret_cast<float*>(q.values + p.rows * q.row);
   q.offsets = reinterpret_cast<int32_t*>(q.scales + q.tokens * (by_token ? 1 : q.row / kBlock));
   if (by_token) {
     LAUNCH(quantize_tokens_kernel, p.rows, kInputThreads, kTeamScratch, stream, p.x, p.first, q);
+    if (runs_sm90(p, stream)) return linear_sm90(p, w.x, stream);
     choose_tiles<Format::int8_dynamic, int8_t>(w, stream);
   } else {
     LAUNCH(quantize_blocks_kernel, p.rows, kInputThreads, 0, stream, p.x, p.first, q);
@@ -583,7 +518,7 @@ int64_t workspace_size(const Rows& x, Format format) {
     const int64_t blocks = format == Format::int8_dynamic ? 1 : row / kBlock;
     return x.count * row + blocks * tokens * 8;
   }
-  if (x.dtype != DType::f32 && is_vector(x)) return 0;
+  if (x.dtype != DType::f32 && is_vector(x) && (x.ndim == 0 || x.stride[0] > 0)) return 0;
   return x.count * row * (x.dtype == DType::f32 ? 4 : 2);
 }
 
@@ -591,7 +526,7 @@ void linear(const LinearParams& p, Stream stream) {
   Product w{p};
   for (int i = 0; i < 16; ++i) w.table[i] = kNormalFloat[i];
   const bool dynamic = is_dynamic(p.weight.format);
-  w.parts = p.x.dtype == DType::f32 && !dynamic ? 2 : 1;
+  w.x.parts = p.x.dtype == DType::f32 && !dynamic ? 2 : 1;
   if (dynamic) return multiply_integers(w, stream);
   p.x.dtype == DType::f16 ? choose_format<f16>(w, stream) : choose_format<bf16>(w, stream);
 }

@@ -80,12 +80,13 @@ DEVICE bool find_expert(const Experts& experts, const Weight& w, int64_t rows, i
   return false;
 }
 
-/// `height` rows by `width` columns from `column` on of a tile whose rows are those of no expert.
+/// `height` rows by `width` columns from `column` on of a tile whose rows are those of no expert,
+/// by the first `threads` of the block.
 DEVICE void write_zeros(const Rows& out, const Expert& expert, int height, int64_t column,
-                        int width) {
+                        int width, int threads = block_threads()) {
   by_float(out.dtype, [&](auto type) {
     using T = decltype(type);
-    for (int i = thread_index(); i < height * width; i += block_threads()) {
+    for (int i = thread_index(); i < height * width; i += threads) {
       const int64_t row = expert.first + i / width, n = column + i % width;
       if (row < expert.end && n < out.n)
         store(static_cast<T*>(out.data) + row_offset(out, row) + n * out.step, from_float<T>(0.0f));

@@ -4,6 +4,7 @@
 
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/rows.cuh"
+#include "linear/input.h"
 #include "linear/op.h"
 
 namespace warpformer::cuda {
@@ -35,14 +36,6 @@ spread_kernel(Rows x, int64_t first, T* to, int64_t row, int parts) {
     }
   });
 }
-
-/// x as integers: of a token or, [block][token], of blocks of 32 of it.
-struct Quantized {
-  int8_t* values;       // [tokens, row]
-  float* scales;        // of int4_dynamic a 16th, as its codes come 16 times as large
-  int32_t* offsets;     // the zero point of a token; the sum of the values of a block
-  int64_t row, tokens;  // tokens with padding
-};
 
 /// The nearest integer, ties to even, of |x| < 2^22.
 DEVICE float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }

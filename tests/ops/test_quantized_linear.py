@@ -146,6 +146,19 @@ def test_a_row_is_the_same_in_every_batch(device, dtype, format, group_size, k):
         assert same_bits(ops.linear(x[-m:], packed, bias, activation="gelu"), batch[-m:])
 
 
+@pytest.mark.parametrize(("format", "group_size"), [*FORMATS, ("int4", 64), ("int4", 128)])
+def test_a_row_is_the_same_in_every_tile(device, dtype, format, group_size):
+    """Kernels have tiles of other sizes for other numbers of rows, up to 256 of them."""
+    weight = random_weight(136, 300, format, group_size, zero_points=format == "int4")
+    packed, x = ops.pack_linear(weight), torch.randn(257, 300, dtype=dtype)
+    batch = ops.linear(x, packed)
+    truth = quantize_activations(x, format) @ dequantize(weight).mT
+    assert relative_error(batch, truth) < TOLERANCE[dtype]
+    for m in (1, 8, 9, 16, 17, 32, 33, 64, 65, 127, 129):
+        assert same_bits(ops.linear(x[-m:], packed), batch[-m:])
+    assert same_bits(ops.linear(x[:1].expand(20, -1), packed), batch[:1].expand(20, -1))
+
+
 @pytest.mark.parametrize("lowest", [0, -100, -255])
 def test_integers_of_int8_dynamic_are_exact(device, lowest):
     """Where the range of a row has 255 steps of 1, its products are whole numbers, up to the largest."""

@@ -196,6 +196,18 @@ DEVICE uint32_t add2(uint32_t a, uint32_t b, WHERE) {
 #endif
 }
 
+/// (x & mask) ^ bits in one instruction: given two constants, the compiler would make two of it.
+template <uint32_t mask, uint32_t bits>
+DEVICE uint32_t mask_xor(uint32_t x) {
+#ifdef WARPFORMER_EMULATED
+  return (x & mask) ^ bits;
+#else
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(x), "r"(mask), "r"(bits));
+  return result;
+#endif
+}
+
 /// The nearest tf32, ties away from zero.
 DEVICE uint32_t to_tf32(float x) {
 #ifdef WARPFORMER_EMULATED

@@ -94,8 +94,11 @@ class Shared {
     return *reinterpret_cast<const V*>(emulator::shared_access(
         emulator::Access::read, (*this + i).address(), sizeof(V), alignof(V), op, where));
 #else
-    return bits_as<V>(
-        *static_cast<const Bits<V>*>(__cvta_shared_to_generic((*this + i).address())));
+    // By a value of its own: copied from a reference, it would be loaded byte by byte where the
+    // compiler does not know the address to be a multiple of its size.
+    const Bits<V> bits =
+        *static_cast<const Bits<V>*>(__cvta_shared_to_generic((*this + i).address()));
+    return bits_as<V>(bits);
 #endif
   }
   template <class V>

@@ -31,8 +31,11 @@ enum class Major { k, mn };
 /// Where an operand lies in shared memory.
 struct Descriptor {
   uint64_t bits;
-  /// The operand that starts so many bytes later (a multiple of 16).
-  DEVICE Descriptor operator+(int bytes) const { return {bits + (uint32_t(bytes) >> 4)}; }
+  /// The operand that starts so many bytes later (a multiple of 16). The start has the lowest bits;
+  /// nothing carries into the upper word.
+  DEVICE Descriptor operator+(int bytes) const {
+    return {bits >> 32 << 32 | (uint32_t(bits) + (uint32_t(bytes) >> 4))};
+  }
 };
 
 /// An operand that starts at `start`, in units of eight 16-byte chunks. `stride_bytes` leads from
