@@ -25,7 +25,10 @@ MODES = [  # format, group size, dtype of the input
     ("nf4", 64, BF16),
 ]
 if roofline.on_gpu():
+    ROWS = [1, 16, 512, 4096]
     MODES = [("int4", 128, BF16), ("int4", 128, torch.float16), ("int8", SIZE, BF16), ("nf4", 64, BF16)]
+    MODES.append(("int8_dynamic", SIZE, BF16))
+INT_MM_ROWS = 17  # that torch._int_mm asks for on a GPU, at least
 dense = pytest.mark.skipif(roofline.on_gpu(), reason="products of dense weights on a GPU are torch's")
 
 
@@ -75,7 +78,7 @@ def bench_large(compare, peer, rows, dtype):
 @pytest.mark.parametrize("rows", ROWS)
 def bench_quantized(compare, peer, rows, format, group_size, dtype):
     """Beside whatever multiplies the same codes; what knows no bfloat16 is given those numbers in float32."""
-    makers = {} if format == "int8" and group_size < SIZE else quantized_peers(peer, format)
+    makers = {} if format == "int8" and group_size < SIZE else quantized_peers(peer, format, rows)
 
     def inputs():
         x, weight = torch.randn(rows, SIZE).to(dtype), random_weight(format, SIZE, SIZE, group_size)
@@ -85,14 +88,16 @@ def bench_quantized(compare, peer, rows, format, group_size, dtype):
 
     case = f"{format} g{group_size} " if group_size < SIZE else f"{format} "
     weight_bytes = nbytes(random_weight(format, SIZE, SIZE, group_size))
-    compute = "int8" if format.endswith("dynamic") else "bf16" if roofline.on_gpu() else None
+    compute = "bf16" if roofline.on_gpu() else "int8" if format.endswith("dynamic") else None
     compare_bound(compare, case, rows, dtype, inputs, ["torch", *makers], weight_bytes, compute)
 
 
-def quantized_peers(peer, format):
+def quantized_peers(peer, format, rows):
     """Name -> dtype of the input, and what binds it and a weight of this format to a product."""
     if roofline.on_gpu():
-        return {"int4": {"torch int4pack": (BF16, aten.int4_cuda)}}.get(format, {})
+        int_mm = {"torch int_mm": (BF16, aten.int8_dynamic)} if rows >= INT_MM_ROWS else {}
+        makers = {"int4": {"torch int4pack": (BF16, aten.int4_cuda)}, "int8_dynamic": int_mm}
+        return makers.get(format, {})
     makers = {
         "int8": {"torch int8pack": (BF16, aten.int8)},
         "int8_dynamic": {"torch int_mm": (F32, aten.int8_dynamic)},
