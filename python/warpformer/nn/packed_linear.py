@@ -53,8 +53,9 @@ class PackedLinear(Product, FloatModule):
         forward(input, activation="none", residual=None) = activation(input W^T + bias) + residual
 
     Constructor, `in_features`, `out_features`, `weight` [N, K], `bias` [N] and state_dict are those of
-    torch.nn.Linear; `weight` is unpacked on every access and has no gradient. Shapes, dtypes and errors
-    are those of `warpformer.ops.linear`.
+    torch.nn.Linear; `weight` is unpacked on every access and has no gradient. On a GPU, where products of
+    dense weights are torch's, it is held as it is. Shapes, dtypes and errors are those of
+    `warpformer.ops.linear`.
 
     Args:
         parts: name -> rows of layers whose weights lie one below the other in this one; the state_dict then

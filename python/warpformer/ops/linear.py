@@ -69,7 +69,7 @@ def pack_linear(weight: Tensor | QuantizedWeight, *, gated: bool = False) -> Pac
         gated: whether its rows are those of a gate and, below, as many of the projection that it gates.
 
     Returns:
-        The packed weight; `unpack_linear` gives `weight` back.
+        The packed weight; `unpack_linear` gives `weight` back. On a GPU a dense one is a copy of it.
 
     Raises:
         InputError: a shape, dtype, format or group size does not fit.
