@@ -91,15 +91,18 @@ class _Call:
         self.limit = inf if limit is None else limit
         self.tokens = tokens.clone()
         given = [getattr(sequences, name) for name in ARGUMENTS]
-        self.host, self.hosts = _side_by_side(given, torch.device("cpu"))
-        self.there, copies = (self.host, self.hosts) if tokens.is_cpu else _side_by_side(given, tokens.device)
+        self.host, copies = _side_by_side(given, torch.device("cpu"))
+        self.arrays = [t.numpy() for t in copies]
+        self.there = self.host
+        if not tokens.is_cpu:
+            self.there, copies = _side_by_side(given, tokens.device)
         fixed = replace(sequences, **dict(zip(ARGUMENTS, copies, strict=True)))
         self.columns = np.arange(tokens.shape[1])
         self.recording = Recording(lambda: function(self.tokens.flatten(), fixed), tokens.device)
 
     def __call__(self, tokens, held):
         self.tokens.copy_(tokens)
-        positions, before, after = (t.numpy() for t in self.hosts)
+        positions, before, after = self.arrays
         positions.reshape(len(held), -1)[:] = held[:, None] + self.columns
         before[:] = held
         after[:] = held + len(self.columns)
