@@ -73,9 +73,7 @@ class Lap:
         """Seconds per call, once they are steady."""
         end = perf_counter() + WARM_UP_SECONDS
         for _ in range(2 * self.count):
-            start = perf_counter()
-            self.call(1)
-            seconds = perf_counter() - start
+            seconds = self.seconds(1)
             if perf_counter() > end:
                 break
         return seconds

@@ -29,7 +29,6 @@ TOOLS = ("roofline", "linear_sweep", "model_memory", "decode_step")
 CPU_ONLY = (
     "encoder",
     "engine",
-    "grouped_linear",
     "mixture_of_experts",
     "patch_",
     "sample",

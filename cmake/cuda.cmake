@@ -35,7 +35,7 @@ if(BUILD_CUDA)
   set_target_properties(cuda_sm90 PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_ARCHITECTURES 90a-real)
   target_compile_definitions(cuda_sm90 PRIVATE $<TARGET_PROPERTY:_C,COMPILE_DEFINITIONS>)
   target_sources(_C PRIVATE ${CUDA_SOURCES} $<TARGET_OBJECTS:cuda_sm90>)
-  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)  # a tenth of the bytes; drivers of CUDA 13 read it
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)  # the drivers that CUDA 13 needs read it
     foreach(target _C cuda_sm90)
       target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>)
     endforeach()

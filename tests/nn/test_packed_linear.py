@@ -131,3 +131,12 @@ def test_gradient_of_the_input(gated):
     grad = torch.randn_like(out)
     found, truth = (torch.autograd.grad(y, x, grad)[0] for y in (out, expected))
     torch.testing.assert_close(found, truth)
+
+
+def test_wrong_epilogues():
+    x, packed = torch.randn(3, 20), wf.nn.PackedLinear(20, 30).packed_weight
+    with pytest.raises(wf.InputError, match=r"linear.*bias"):
+        wf.ops.linear(x, packed, torch.randn(1))
+    for shape in ((30,), (1, 30), (3, 1)):
+        with pytest.raises(wf.InputError, match=r"linear.*residual"):
+            wf.ops.linear(x, packed, residual=torch.randn(shape))

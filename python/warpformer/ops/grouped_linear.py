@@ -94,6 +94,7 @@ def _grouped_linear(
     if out_features < 0:
         raise _C.InputError(f"grouped_linear: out_features = {out_features} is negative")
     if is_plain(data):
+        _check_bias(bias, data)
         return _runs.linear(input, data, offsets, bias, activation, gated)
     out = _empty_product(input, out_features // (2 if gated else 1))
     layout = (format, group_size, zero_points, gated, activation)

@@ -354,6 +354,11 @@ def _dense_linear(input, weight, bias, residual, activation, begin, end, dtype, 
 
 
 def _product_by_torch(input, weight, bias=None, residual=None, activation="none", gated=False):
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise _C.InputError(f"linear: bias = {_show(bias)} does not fit weight = {_show(weight)}")
+    shape = *input.shape[:-1], len(weight) // (2 if gated else 1)
+    if residual is not None and residual.shape != shape:
+        raise _C.InputError(f"linear: residual = {_show(residual)} is not {list(shape)}")
     dtype = torch.promote_types(input.dtype, weight.dtype)
     out = F.linear(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     if gated or activation != "none":
