@@ -33,21 +33,23 @@ constexpr int64_t kUnits = 24;     // of a thread, about: so many wait for the l
 constexpr int64_t kPartTiles = 2;  // of a unit, at least
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
-/// Panels beside whose products memory is fetched, `step` bytes for every k and panel, `share` for
-/// every tile.
+/// Panels beside whose products the next tile's rows are fetched, and the next stretch of W, its
+/// panels `apart` bytes apart and `share` of each for every tile.
 struct FetchingPanels : Panels {
-  const uint8_t* memory;  // for the first panel
-  int64_t apart;          // from one panel's to the next one's
-  int64_t step, share;
+  const uint8_t* memory;
+  int64_t apart, step, share;
+  const uint8_t* rows;
+  int64_t rows_step, words;
 
-  WF_INLINE void end_tile() { memory += share; }
   template <int kPanels>
   WF_INLINE void prefetch(int64_t p, int64_t k) const {
     __builtin_prefetch(memory + p * apart + k * step);
+    if (p == 0) __builtin_prefetch(rows + k * kPanels * rows_step);
   }
   WF_INLINE void skip(int64_t panels) {
     Panels::skip(panels);
     memory += panels * apart;
+    rows += panels * words * rows_step;
   }
 };
 
@@ -256,11 +258,12 @@ class Product {
         const bool last = end == depth_ && half + 1 == halves_;
         source_.words(panel, u.panels, first, n, has_few_rows(), scratch, Word{},
                       [&](const auto& words) {
-                        auto b = fetching(words, u, ahead, end < depth_ ? end : 0);
+                        const int64_t next = end < depth_ ? end : 0;
+                        auto b = fetching(words, u, n, ahead, next);
                         for (int64_t i = u.tile; i < u.tile + u.tiles; ++i) {
+                          fetch_rows(b, u, i, first, next);
                           if (last) fetch_residual(u, i, row);
                           multiply_tile(u, panel, i, b, first, n, to, stride);
-                          if constexpr (__is_same(decltype(b), FetchingPanels)) b.end_tile();
                           if (last) finish(u, i, row, c, stride);
                         }
                       });
@@ -274,17 +277,33 @@ class Product {
     return half + 1 < halves_ ? (half + 1) * panels_of_half() + u.panel : u.next;
   }
 
-  /// b, and the stretch at word `first` of panels of W, which is fetched while the tiles of a unit
+  /// b, and the stretch at word `next` of panels of W, which is fetched while the tiles of a unit
   /// are multiplied; values that are unpacked as they are multiplied fetch what follows them.
   template <class B>
-  auto fetching(const B& b, const Unit& u, int64_t panel, int64_t first) const {
-    if constexpr (__is_same(B, Panels) && Source::kIsPacked) {
-      const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - first));
-      const uint8_t* memory = w_.data + panel * w_.size + source_.template bytes<Word>(first);
-      const int64_t share = size / u.tiles;
-      return FetchingPanels{b, memory, w_.size, share / kDepth + 1, share};
+  auto fetching(const B& b, const Unit& u, int64_t n, int64_t panel, int64_t next) const {
+    if constexpr (__is_same(B, Panels)) {
+      FetchingPanels f{b, reinterpret_cast<const uint8_t*>(b.data), 0, 0, 0, nullptr, 0, n};
+      if constexpr (Source::kIsPacked) {
+        const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - next));
+        f.memory = w_.data + panel * w_.size + source_.template bytes<Word>(next);
+        f.apart = w_.size;
+        f.share = size / u.tiles;
+        f.step = f.share / kDepth + 1;
+      }
+      f.rows_step = kTileRows * kParts * kStride * 4 / (u.panels * kDepth) + 1;
+      return f;
     } else {
       return b;
+    }
+  }
+  /// Has b fetch the rows that are multiplied after those of a tile.
+  template <class B>
+  void fetch_rows(B& b, const Unit& u, int64_t tile, int64_t first, int64_t next) const {
+    if constexpr (__is_same(B, FetchingPanels)) {
+      const bool more = tile + 1 < u.tile + u.tiles;
+      b.rows = reinterpret_cast<const uint8_t*>(more ? tiles_.words(tile + 1, first)
+                                                     : tiles_.words(u.tile, next));
+      if (tile > u.tile) b.memory += b.share;
     }
   }
 
