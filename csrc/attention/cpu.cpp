@@ -354,7 +354,6 @@ class Attention {
     for (int64_t r = 0; r < t.rows; ++r) {
       float* s = at(sizes_.scores) + r * kStride + begin;
       scores.finish(t.query + r, key + begin, end - begin, s, at(sizes_.bias));
-      for (int64_t j = end - begin; j < n; ++j) s[j] = -INFINITY;
       high[r] = highest(s, n);
     }
     raise(high, scale, state, rescale, shift);
@@ -403,9 +402,9 @@ class Attention {
       }
       float* o = out + r * sizes_.value_width;
       const Vec times = set(total == 0.0f ? 0.0f : factor / total);
-      for (int64_t d = 0; d < sizes_.value_width; d += Vec::kWidth)
-        store(o + d, load(o + d) * times);
-      write_span(o, to, t.query + r, 0, to.n);
+      float* written = row_out(to, t.query + r, o);
+      for_lanes(to.n, [&](int64_t d, auto k) { store(written + d, load(o + d, k) * times, k); });
+      finish_row(to, t.query + r, written);
       if (p_.lse.data) {
         float* lse = reinterpret_cast<float*>(p_.lse.data) + s.batch * p_.lse.stride[0] +
                      t.head * p_.lse.stride[1] + (s.first_query + t.query + r) * p_.lse.stride[2];

@@ -309,7 +309,6 @@ class AttentionBackward {
   void differentiate_row(const Scores& scores, int64_t head, int64_t query, int64_t key, int64_t n,
                          int64_t columns, float lse, float delta, float* s, float* ds) {
     scores.finish(query, key, n, s, bias_, derivative_);
-    for (int64_t j = n; j < columns; ++j) s[j] = -INFINITY;
     const bool dropout = f_.dropout.seed;
     if (dropout) scores.draw(query, key, columns, kept_);
     const Vec scale = set(scores.softmax_scale()), shift = set(lse == -INFINITY ? lse : -lse);

@@ -24,11 +24,15 @@ int64_t chain_of_scores(int64_t width) {
 #endif
   return chain(width);
 }
-inline int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
 /// Part of a row as words: floats, or Pairs with 0 after an odd end. `times` is 1, -1 or 0.
 inline void pack_row(const Rows& rows, int64_t r, int64_t first, int64_t n, float times,
                      float* to) {
+  if (rows.dtype == DType::f32 && rows.step == 1) {
+    const float* from = static_cast<const float*>(rows.data) + row_offset(rows, r) + first;
+    for_lanes(n, [&](int64_t i, auto k) { store(to + i, load(from + i, k) * set(times), k); });
+    return;
+  }
   read_span(rows, r, first, n, to);
   if (times != 1.0f)
     for (int64_t i = 0; i < n; ++i) to[i] *= times;
@@ -47,22 +51,38 @@ inline void pack_row(const Rows& rows, int64_t r, int64_t first, int64_t n, floa
   if (n % 2) half[n] = {};
 }
 
+/// Whether rows are words where they lie, whole registers of them.
+template <class Word>
+bool are_words(const Rows& rows) {
+  constexpr int64_t kPerWord = words<Word>(2) == 1 ? 2 : 1;
+  return rows.dtype == (kPerWord == 1 ? DType::f32 : DType::bf16) && rows.step == 1 &&
+         rows.n % (kPerWord * kPanel) == 0 && rows.stride[0] % kPerWord == 0;
+}
+
 /// Keys [first, first + count) -> [keys / 16][width][16] words. `buffer` has room for kPanel rows.
 template <class Word>
 void pack_keys(const Rows& k, int64_t first, int64_t count, int64_t width, float* buffer,
                float* panels) {
+  constexpr int64_t kPerWord = words<Word>(2) == 1 ? 2 : 1;
   const int64_t apart = padded(width);
   for (int64_t j = 0; j < count; j += kPanel) {
-    for (int64_t r = 0; r < kPanel; ++r) {
-      float* row = buffer + r * apart;
-      if (j + r < count) {
-        pack_row(k, first + j + r, 0, k.n, 1.0f, reinterpret_cast<Word*>(row));
-      } else {
-        memset(row, 0, width * sizeof(float));
+    const float* from = buffer;
+    int64_t row = apart;
+    if (are_words<Word>(k) && j + kPanel <= count) {
+      row = k.stride[0] / kPerWord;
+      from = static_cast<const float*>(k.data) + (first + j) * row;
+    } else {
+      for (int64_t r = 0; r < kPanel; ++r) {
+        float* copy = buffer + r * apart;
+        if (j + r < count) {
+          pack_row(k, first + j + r, 0, k.n, 1.0f, reinterpret_cast<Word*>(copy));
+        } else {
+          memset(copy, 0, width * sizeof(float));
+        }
       }
     }
     for (int64_t r = 0; r < kPanel; r += Vec::kWidth)
-      transpose(buffer + r * apart, apart, width, panels + j * width + r, kPanel);
+      transpose(from + r * row, row, width, panels + j * width + r, kPanel);
   }
 }
 
@@ -70,7 +90,7 @@ void pack_keys(const Rows& k, int64_t first, int64_t count, int64_t width, float
 /// finite: 0 * v is then 0, and the product P v may be used as it is.
 inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t panel_rows,
                         float* buffer, float* panels, float) {
-  Sum zeros;
+  Ints largest = set(int32_t{0});  // without sign, floats are in the order of their bits
   for (int64_t j = 0; j < count; ++j) {
     const float* row = row_in(v, first + j, buffer);
     for (int64_t i = v.n; i < padded(v.n); ++i)
@@ -78,10 +98,10 @@ inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t pan
     for_lanes(v.n, [&](int64_t i, auto k) {
       const Vec value = load(row + i, k);
       store(panels + (i / kPanel * panel_rows + j) * kPanel + i % kPanel, value, k);
-      zeros.add(value * set(0.0f));
+      largest = max(largest, bits_of(value) & set(INT32_MAX));
     });
   }
-  return zeros.total() == 0.0f;
+  return max_lane(largest) < 0x7F800000;
 }
 #if defined(__AVX512BF16__)
 WF_INLINE __m512i load_halves(const bf16* p, Full) {

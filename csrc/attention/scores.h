@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/op.h"
+#include "core/gemm.h"
 #include "core/philox.h"
 
 namespace warpformer::cpu::WF_ISA {
@@ -70,6 +71,17 @@ inline Range unpadded(const AttentionParams& p, const Sequence& s) {
   return kept;
 }
 
+/// s[begin, end) = -inf, `end` a multiple of 16: by whole registers, as one that is stored in part
+/// and then read whole waits for its memory.
+inline void hide(float* s, int64_t begin, int64_t end) {
+  int64_t j = begin / Vec::kWidth * Vec::kWidth;
+  if (j < begin) {
+    store(s + j, pad(load(s + j), Tail{begin - j}, -INFINITY));
+    j += Vec::kWidth;
+  }
+  for (; j < end; j += Vec::kWidth) store(s + j, set(-INFINITY));
+}
+
 /// The rows of scores of one head, and what they go through.
 struct Scores {
   const AttentionParams& p;
@@ -114,7 +126,8 @@ struct Scores {
   float softmax_scale() const { return is_scaled ? 1.0f : scale; }
 
   /// s[0, n): products of query and the keys from `key` on -> scores, -inf where not seen, even if
-  /// s is NaN. `bias` has room for n floats. With a softcap, `derivative` (if given) gets its own.
+  /// s is NaN, and up to padded(n). `bias` has room for n floats. With a softcap, `derivative` (if
+  /// given) gets its own.
   void finish(int64_t query, int64_t key, int64_t n, float* s, float* bias,
               float* derivative = nullptr) const {
     if (is_scaled) add_biases(query, key, n, s, bias, derivative);
@@ -131,7 +144,7 @@ struct Scores {
     }
     const Range seen = visible(p, sequence, query);
     for (int64_t j = 0; j < at_most(n, seen.begin - key); ++j) s[j] = -INFINITY;
-    for (int64_t j = seen.end > key ? seen.end - key : 0; j < n; ++j) s[j] = -INFINITY;
+    hide(s, seen.end > key ? at_most(n, seen.end - key) : 0, padded(n));
   }
 
  private:

@@ -36,6 +36,9 @@ constexpr int kTileRows = 6, kVecRegisters = 16;
 constexpr int kTileRows = 2, kVecRegisters = 16;
 #endif
 
+/// n columns in whole panels.
+WF_INLINE int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+
 /// Stretches of kDepth that [0, depth) has; one even where it is empty, so that C is written as 0.
 WF_INLINE int64_t stretches(int64_t depth) { return depth ? (depth + kDepth - 1) / kDepth : 1; }
 
