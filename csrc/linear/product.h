@@ -9,7 +9,8 @@
 //
 // Few rows take wide chunks and unpack words as they multiply them: several panels at once are as
 // many streams from memory. Many take narrow ones, whose words stay in L1 or close to it, while the
-// next stretch comes from memory line by line.
+// next stretch comes from memory line by line, and the next tile of rows from L3: at the ends of
+// rows, what the hardware fetches by itself comes too late.
 //
 // `Source` is the weight: words(panel, count, first, n, few, scratch, f) calls f(B) for words
 // [first, first + n) of `count` panels. Included by cpu files only.
@@ -23,8 +24,8 @@
 
 namespace warpformer::cpu::WF_ISA {
 
-constexpr int64_t kBlockRows = 528;        // of x, at most: a multiple of every ISA's tile
-constexpr int64_t kBlockFloats = 4 << 20;  // that they take, about
+constexpr int64_t kBlockRows = 768;        // of x, of a thread at most: a multiple of every tile
+constexpr int64_t kBlockFloats = 4 << 20;  // that those of all threads take, about
 // Panels of a chunk. Of fewer, a row of out gets so few neighbouring lines at a time that the
 // stores wait for each of them to come from memory.
 constexpr int64_t kWide = 8, kNarrow = 4;
@@ -152,7 +153,8 @@ class Product {
   void run(int threads) {
     const int64_t row_size = tiles_.size(1), panels = source_.panels();
     int64_t block = kBlockFloats / row_size / kTileRows * kTileRows;
-    block = at_most(p_.rows, block < 8 * kTileRows ? 8 * kTileRows : at_most(block, kBlockRows));
+    block = at_most(p_.rows,
+                    block < 8 * kTileRows ? 8 * kTileRows : at_most(block, kBlockRows * threads));
     // As many rows in each: a small one left over would wait for threads and W as long.
     const int64_t blocks = (p_.rows + block - 1) / block, even = (p_.rows + blocks - 1) / blocks;
     block = at_most(p_.rows, (even + kTileRows - 1) / kTileRows * kTileRows);
@@ -229,6 +231,9 @@ class Product {
     const int64_t most = chunks_ * groups_ < threads ? count : count / (kPartTiles * groups_);
     parts_ = at_most((kUnits * threads + chunks_ * groups_ - 1) / (chunks_ * groups_),
                      threads > 1 && most > 1 ? most : 1);
+    constexpr int64_t kMost = kBlockRows / decltype(tiles_)::kRows;  // tiles that C has room for
+    const int64_t least = (count + groups_ * kMost - 1) / (groups_ * kMost);
+    if (parts_ < least) parts_ = least;
     const Units units(groups_ * chunks_ * parts_, threads, counters);
     parallel(threads, [&](int t) {
       for (int64_t i = units.take(t); i >= 0; i = units.take(t))

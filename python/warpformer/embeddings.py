@@ -25,7 +25,7 @@ from warpformer.save import save, write_json
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-CPU_TOKENS = 768  # of a step, about: the activations of more fall out of the caches
+CPU_TOKENS = 1536  # of a step, about: the activations of more fall out of the caches
 SHARED_TEXTS = 8  # of a thread, at most: so few are embedded one step after the other, by all threads
 READ_AHEAD = 1024  # sentences that are tokenized at a time
 UNLIMITED = 1 << 30  # tokens of a sentence
@@ -131,8 +131,8 @@ class SentenceEncoder:
             prompt_name: which of `prompts` to put before each; the checkpoint's default if None.
             prompt: text to put before each, instead of a named one.
             batch_size: most sentences of a step. They are sorted by length and packed without padding: the
-                result does not depend on it. On the CPU a step also ends at some 768 tokens, and every thread
-                of torch's takes steps of its own.
+                result does not depend on it. On the CPU a step also ends at some 1536 tokens, and every
+                thread of torch's takes steps of its own.
             show_progress_bar: if None, where there are several batches and stderr is a terminal.
             convert_to_numpy: an array; else a list of tensors.
             convert_to_tensor: one tensor, whatever convert_to_numpy says.

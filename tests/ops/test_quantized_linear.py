@@ -146,6 +146,15 @@ def test_a_row_is_the_same_in_every_batch(device, dtype, format, group_size, k):
         assert same_bits(ops.linear(x[-m:], packed, bias, activation="gelu"), batch[-m:])
 
 
+@pytest.mark.parametrize(("format", "group_size"), FORMATS)
+@pytest.mark.parametrize(("n", "k"), [(16, 16), (40, 600)])
+def test_more_rows_than_a_block_has(format, group_size, n, k):
+    """On the CPU: for each thread, and of so few columns that one of them multiplies all."""
+    packed, x = ops.pack_linear(random_weight(n, k, format, group_size)), torch.randn(1700, k)
+    parts = [ops.linear(rows, packed) for rows in x.split(100)]
+    assert same_bits(ops.linear(x, packed), torch.cat(parts))
+
+
 @pytest.mark.parametrize(("format", "group_size"), [*FORMATS, ("int4", 64), ("int4", 128)])
 def test_a_row_is_the_same_in_every_tile(device, dtype, format, group_size):
     """Kernels have tiles of other sizes for other numbers of rows, up to 256 of them."""
