@@ -1,6 +1,7 @@
 import gc
 import io
 import os
+import signal
 import sys
 import zlib
 from unittest import mock
@@ -18,6 +19,8 @@ except ImportError:  # not built; tests/emulator fails then
 pytest.register_assert_rewrite("tests.check")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
     torch.set_num_threads(2)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a job in the background, which tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")  # worst to best
 BEST = _C.isa()
