@@ -304,9 +304,9 @@ class Attention {
     const Rows q = queries(t, s);
     for (int64_t r = 0; r < t.rows; ++r)
       for (int64_t d = 0; d < stretches(sizes_.width); ++d) {
-        constexpr int64_t kPerWord = words<Word>(2) == 1 ? 2 : 1;
-        const int64_t first = d * kDepth * kPerWord;
-        pack_row(q, t.query + r, first, at_most(kDepth * kPerWord, p_.width - first),
+        constexpr int64_t kElements = kDepth * kPerWord<Word>;
+        const int64_t first = d * kElements;
+        pack_row(q, t.query + r, first, at_most(kElements, p_.width - first),
                  p_.scale / scores.scale, as_words(sizes_.q) + (d * kQueries + r) * kStride);
       }
     for (int64_t block = 0; block < span.count; block += kBlock) {

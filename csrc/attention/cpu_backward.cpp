@@ -292,12 +292,11 @@ class AttentionBackward {
   void multiply(const Rows& x, int64_t first, int64_t rows, float times, float* buffer,
                 const float* panels, int64_t depth, int64_t chain, int64_t begin, int64_t columns,
                 float* product) {
-    constexpr int64_t kPerWord = __is_same(Word, float) ? 1 : 2;
+    constexpr int64_t kElements = kDepth * kPerWord<Word>;
     for (int64_t d = 0; d < stretches(depth); ++d) {
       Word* tile = as_words(buffer) + d * kTileRows * kStride;
       for (int64_t r = 0; r < rows; ++r)
-        pack_row(x, first + r, d * kDepth * kPerWord,
-                 at_most(kDepth * kPerWord, x.n - d * kDepth * kPerWord), times,
+        pack_row(x, first + r, d * kElements, at_most(kElements, x.n - d * kElements), times,
                  tile + r * kStride);
       gemm(static_cast<int>(rows), columns / kPanel, tile,
            {panels + begin * depth + d * kDepth * kPanel, depth * kPanel, kPanel},

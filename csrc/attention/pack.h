@@ -11,7 +11,7 @@ namespace warpformer::cpu::WF_ISA {
 /// Words that n elements take.
 template <class Word>
 constexpr int64_t words(int64_t n) {
-  return __is_same(Word, float) ? n : (n + 1) / 2;
+  return (n + kPerWord<Word> - 1) / kPerWord<Word>;
 }
 /// Products q k summed in one chain. The error of the softmax and of its sums hides that of longer
 /// chains than chain(width), unless each product is rounded, too (scalar); with bf16 operands the
@@ -54,22 +54,20 @@ inline void pack_row(const Rows& rows, int64_t r, int64_t first, int64_t n, floa
 /// Whether rows are words where they lie, whole registers of them.
 template <class Word>
 bool are_words(const Rows& rows) {
-  constexpr int64_t kPerWord = words<Word>(2) == 1 ? 2 : 1;
-  return rows.dtype == (kPerWord == 1 ? DType::f32 : DType::bf16) && rows.step == 1 &&
-         rows.n % (kPerWord * kPanel) == 0 && rows.stride[0] % kPerWord == 0;
+  return rows.dtype == (__is_same(Word, float) ? DType::f32 : DType::bf16) && rows.step == 1 &&
+         rows.n % (kPerWord<Word> * kPanel) == 0 && rows.stride[0] % kPerWord<Word> == 0;
 }
 
 /// Keys [first, first + count) -> [keys / 16][width][16] words. `buffer` has room for kPanel rows.
 template <class Word>
 void pack_keys(const Rows& k, int64_t first, int64_t count, int64_t width, float* buffer,
                float* panels) {
-  constexpr int64_t kPerWord = words<Word>(2) == 1 ? 2 : 1;
   const int64_t apart = padded(width);
   for (int64_t j = 0; j < count; j += kPanel) {
     const float* from = buffer;
     int64_t row = apart;
     if (are_words<Word>(k) && j + kPanel <= count) {
-      row = k.stride[0] / kPerWord;
+      row = k.stride[0] / kPerWord<Word>;
       from = static_cast<const float*>(k.data) + (first + j) * row;
     } else {
       for (int64_t r = 0; r < kPanel; ++r) {

@@ -54,6 +54,16 @@ struct Quad {
   int8_t byte[4];
 };
 
+/// Elements along the depth that a word holds.
+template <class Word>
+constexpr int64_t kPerWord = 1;
+template <>
+inline constexpr int64_t kPerWord<Pair> = 2;
+template <>
+inline constexpr int64_t kPerWord<Shorts> = 2;
+template <>
+inline constexpr int64_t kPerWord<Quad> = 4;
+
 WF_INLINE int32_t word_at(const void* word) {
   int32_t bits;
   memcpy(&bits, word, 4);

@@ -287,6 +287,7 @@ class Product {
   template <class B>
   auto fetching(const B& b, const Unit& u, int64_t n, int64_t panel, int64_t next) const {
     if constexpr (__is_same(B, Panels)) {
+      // Of a weight that is not packed, what is fetched again and again is in L1 already.
       FetchingPanels f{b, reinterpret_cast<const uint8_t*>(b.data), 0, 0, 0, nullptr, 0, n};
       if constexpr (Source::kIsPacked) {
         const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - next));

@@ -11,16 +11,6 @@
 
 namespace warpformer::cpu::WF_ISA {
 
-/// Elements along the depth that a word holds.
-template <class Word>
-constexpr int64_t kPerWord = 1;
-template <>
-inline constexpr int64_t kPerWord<Pair> = 2;
-template <>
-inline constexpr int64_t kPerWord<Shorts> = 2;
-template <>
-inline constexpr int64_t kPerWord<Quad> = 4;
-
 /// What the ISA multiplies the bytes of tokens and of blocks by; and what it adds to one of the
 /// weight, which in a Quad has no sign.
 #if defined(__AVX512VNNI__)
