@@ -34,23 +34,29 @@ constexpr int64_t kUnits = 24;     // of a thread, about: so many wait for the l
 constexpr int64_t kPartTiles = 2;  // of a unit, at least
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
-/// Panels beside whose products the next tile's rows are fetched, and the next stretch of W, its
-/// panels `apart` bytes apart and `share` of each for every tile.
+/// Panels beside whose products others are fetched, line by line: the next tile's rows, of `words`
+/// words a row; the next stretch of W, its panels `apart` bytes apart and `share` of each for every
+/// tile; and 16 rows of what the sums are added or written to, `out_row` bytes apart.
 struct FetchingPanels : Panels {
   const uint8_t* memory;
   int64_t apart, step, share;
   const uint8_t* rows;
   int64_t rows_step, words;
+  const uint8_t* out;
+  int64_t out_row, out_panel;
 
   template <int kPanels>
   WF_INLINE void prefetch(int64_t p, int64_t k) const {
     __builtin_prefetch(memory + p * apart + k * step);
-    if (p == 0) __builtin_prefetch(rows + k * kPanels * rows_step);
+    if (p > 0) return;
+    __builtin_prefetch(rows + k * kPanels * rows_step);
+    __builtin_prefetch(out + (k & 15) * out_row + (k >> 4 & (kPanels - 1)) * out_panel);
   }
   WF_INLINE void skip(int64_t panels) {
     Panels::skip(panels);
     memory += panels * apart;
     rows += panels * words * rows_step;
+    out += panels * out_panel;
   }
 };
 
@@ -267,6 +273,7 @@ class Product {
                         auto b = fetching(words, u, n, ahead, next);
                         for (int64_t i = u.tile; i < u.tile + u.tiles; ++i) {
                           fetch_rows(b, u, i, first, next);
+                          fetch_out(b, u, i, last ? row : -1, to, stride);
                           if (last) fetch_residual(u, i, row);
                           multiply_tile(u, panel, i, b, first, n, to, stride);
                           if (last) finish(u, i, row, c, stride);
@@ -288,7 +295,8 @@ class Product {
   auto fetching(const B& b, const Unit& u, int64_t n, int64_t panel, int64_t next) const {
     if constexpr (__is_same(B, Panels)) {
       // Of a weight that is not packed, what is fetched again and again is in L1 already.
-      FetchingPanels f{b, reinterpret_cast<const uint8_t*>(b.data), 0, 0, 0, nullptr, 0, n};
+      FetchingPanels f{
+          b, reinterpret_cast<const uint8_t*>(b.data), 0, 0, 0, nullptr, 0, n, nullptr, 0, 0};
       if constexpr (Source::kIsPacked) {
         const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - next));
         f.memory = w_.data + panel * w_.size + source_.template bytes<Word>(next);
@@ -296,7 +304,7 @@ class Product {
         f.share = size / u.tiles;
         f.step = f.share / kDepth + 1;
       }
-      f.rows_step = kTileRows * kParts * kStride * 4 / (u.panels * kDepth) + 1;
+      f.rows_step = decltype(tiles_)::kRows * kParts * kStride * 4 / (u.panels * (n + !n)) + 1;
       return f;
     } else {
       return b;
@@ -310,6 +318,25 @@ class Product {
       b.rows = reinterpret_cast<const uint8_t*>(more ? tiles_.words(tile + 1, first)
                                                      : tiles_.words(u.tile, next));
       if (tile > u.tile) b.memory += b.share;
+    }
+  }
+
+  /// Has b fetch C of a tile or, where that is finished next, out: of the tile at `row` of x.
+  template <class B>
+  void fetch_out(B& b, const Unit& u, int64_t tile, int64_t row, const float* c,
+                 int64_t stride) const {
+    if constexpr (__is_same(B, FetchingPanels)) {
+      if (row >= 0 && p_.out.ndim == 1 && p_.out.step == 1) {
+        const int64_t size = p_.out.dtype == DType::f32 ? 4 : 2;
+        const int64_t at = row_offset(p_.out, p_.first + row + tiles_.first(tile));
+        b.out = static_cast<const uint8_t*>(p_.out.data) + (at + u.panel * kPanel) * size;
+        b.out_row = p_.out.stride[0] * size;
+        b.out_panel = kPanel * size;
+      } else {
+        b.out = reinterpret_cast<const uint8_t*>(c + row_of_c(u, tile) * stride);
+        b.out_row = stride * 4;
+        b.out_panel = kPanel * 4;
+      }
     }
   }
 
@@ -450,7 +477,8 @@ class Product {
     if (kKind == Kind::tokens) return kDepth;
     if (kKind == Kind::blocks) return kBlock / kPerWord<Word>;
     if (kKind == Kind::grouped) return w_.group / kPerWord<Word>;
-    return __is_same(Word, float) ? warpformer::cpu::WF_ISA::chain(depth_) : kChain;
+    if (!__is_same(Word, float)) return kDepth;
+    return depth_ < 6 * kChain ? warpformer::cpu::WF_ISA::chain(depth_) : 2 * kChain;
   }
 
   const LinearParams& p_;

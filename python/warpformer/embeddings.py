@@ -156,14 +156,14 @@ class SentenceEncoder:
                 f"batch_size = {batch_size} and truncate_dim = {truncate_dim} must be at least 1"
             )
         before = self._prompt(prompt_name, prompt)
-        rows = torch.empty(len(texts), self.get_embedding_dimension())
+        rows = np.empty((len(texts), self.get_embedding_dimension()), np.float32)
         if show_progress_bar is None:
             show_progress_bar = len(texts) > batch_size and sys.stderr.isatty()
         with tqdm(total=len(texts), desc="Encoding", unit="sentence", disable=not show_progress_bar) as bar:
             for chosen, embeddings in self._embed_all(texts, before, batch_size):
-                rows[chosen] = embeddings
+                rows[chosen] = embeddings.cpu()  # by numpy: torch would wake threads that then spin
                 bar.update(len(chosen))
-        rows = rows[:, :truncate_dim]
+        rows = torch.from_numpy(rows[:, :truncate_dim])
         if normalize_embeddings:
             rows = F.normalize(rows, dim=1)
         result = rows[0] if single else rows
