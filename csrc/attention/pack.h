@@ -131,42 +131,74 @@ inline bool pack_values(const Rows& v, int64_t first, int64_t count, int64_t pan
 }
 #endif
 
-/// Rows that are brought nearer ahead of their use, a few lines between products: many at once
-/// would wait for each other.
+/// Panels beside whose products, each with `depth` words, lines of rows are fetched that are read
+/// later: many at once would wait for each other.
+struct PanelsAhead : Panels {
+  const char* row;
+  int64_t apart, last;  // bytes from one row to the next; the last line
+  int shift;            // lines of a row, as a power of two
+  int64_t depth;
+
+  template <int kPanels>
+  WF_INLINE void prefetch(int64_t p, int64_t k) const {
+    fetch_line(at_most(k * kPanels + p, last));
+  }
+  WF_INLINE void fetch_line(int64_t line) const {
+    const int64_t column = line & ((int64_t{1} << shift) - 1);
+    __builtin_prefetch(row + (line >> shift) * apart + column * kLine, 0, 2);
+  }
+  WF_INLINE void skip(int64_t panels) {
+    Panels::skip(panels);
+    skip_lines(panels * depth);
+  }
+  WF_INLINE void skip_lines(int64_t lines) {
+    const int64_t rows = at_most(lines, last) >> shift;
+    row += rows * apart;
+    last -= rows << shift;
+  }
+  static constexpr int64_t kLine = 64;  // bytes of a line of the cache
+};
+
+/// Rows to fetch beside products.
 class RowFetcher {
  public:
   /// Rows [begin, end); of at most four calls, up to the next fetch_all().
   void append(const Rows& rows, int64_t begin, int64_t end) {
     if (rows.step != 1 || begin >= end || rows.n == 0) return;
     const int64_t size = rows.dtype == DType::f32 ? 4 : 2;
-    parts_[count_++] = {static_cast<const char*>(rows.data) + row_offset(rows, begin) * size,
-                        rows.n * size, rows.stride[0] * size, end - begin};
+    int shift = 0;
+    while (PanelsAhead::kLine << shift < rows.n * size) ++shift;
+    parts_[count_++] = {{},
+                        static_cast<const char*>(rows.data) + row_offset(rows, begin) * size,
+                        rows.stride[0] * size,
+                        ((end - begin) << shift) - 1,
+                        shift,
+                        0};
   }
-  WF_INLINE void fetch(int64_t lines) {
-    while (lines > 0 && count_ > 0) {
-      Part& part = parts_[count_ - 1];
-      for (; lines > 0 && at_ < part.size; at_ += kLine, --lines)
-        __builtin_prefetch(part.row + at_, 0, 2);
-      if (at_ < part.size) return;
-      at_ = 0;
-      part.row += part.apart;
-      if (--part.rows == 0) --count_;
+  bool is_empty() const { return count_ == 0; }
+  /// `panels` of b, beside whose products the next lines are fetched.
+  PanelsAhead beside(const Panels& b, int64_t panels, int64_t depth) {
+    PanelsAhead &part = parts_[count_ - 1], now = part;
+    static_cast<Panels&>(now) = b;
+    now.depth = depth;
+    if (panels * depth > part.last) {
+      --count_;
+    } else {
+      part.skip_lines(panels * depth);
+    }
+    return now;
+  }
+  void fetch_all() {
+    while (count_ > 0) {
+      const PanelsAhead& part = parts_[--count_];
+      for (int64_t line = 0; line <= part.last; ++line) part.fetch_line(line);
     }
   }
-  void fetch_all() { fetch(INT64_MAX); }
 
  private:
-  static constexpr int64_t kLine = 64;  // bytes of a line of the cache
-  struct Part {
-    const char* row;
-    int64_t size, apart, rows;  // bytes of a row, and from one to the next
-  };
-  Part parts_[4];
+  PanelsAhead parts_[4];
   int count_ = 0;
-  int64_t at_ = 0;  // in the row of the last part
 };
-
-constexpr int64_t kLinesAhead = 8;  // with every tile of a product
 
 /// What a tile of rows takes of a product.
 struct Extent {
@@ -176,28 +208,34 @@ struct Extent {
 /// gemm for more rows than one tile has, with an extent for each tile, none below the one before:
 /// they pass panels of B one after the other, while these are in the first cache.
 template <class Word>
-void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b, int64_t chain,
-               float* c, int64_t c_row, bool add, RowFetcher& ahead) {
+WF_INLINE void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b,
+                         int64_t chain, float* c, int64_t c_row, bool add, RowFetcher& ahead) {
   constexpr int kPanels = tile_panels(kTileRows);
   const int64_t whole = rows / kTileRows, rest = rows % kTileRows;
-  for (int64_t p = 0; whole > 0 && p < extents[whole - 1].panels; p += kPanels)
-    for (int64_t i = 0; i < whole; ++i) {
-      const Extent& extent = extents[i];
-      const Word* rows_of_a = a + i * kTileRows * kStride;
-      float* to = c + i * kTileRows * c_row + p * kPanel;
-      ahead.fetch(kLinesAhead);
-      if (extent.panels - p >= kPanels) {
-        gemm_tile<kTileRows, kPanels, 1, Layout::rows>(rows_of_a,
-                                                       Panels{b.data + p * b.panel, b.panel, b.row},
-                                                       extent.depth, chain, Add{to, c_row, add});
-      } else if (extent.panels > p) {
-        gemm(kTileRows, extent.panels - p, rows_of_a, {b.data + p * b.panel, b.panel, b.row},
-             extent.depth, chain, to, c_row, add);
+  const auto multiply = [&](int64_t tile, int64_t first,
+                            int64_t panels) __attribute__((always_inline)) {
+    const int64_t row = tile * kTileRows, depth = extents[tile].depth;
+    const Word* rows_of_a = a + row * kStride;
+    const Add sink{c + row * c_row + first * kPanel, c_row, add};
+    const auto by = [&](const auto& from) __attribute__((always_inline)) {
+      if (tile < whole && panels == kPanels) {
+        gemm_tile<kTileRows, kPanels, 1, Layout::rows>(rows_of_a, from, depth, chain, sink);
+      } else {
+        const int height = static_cast<int>(tile < whole ? kTileRows : rest);
+        gemm_rows<1, Layout::rows>(height, panels, rows_of_a, from, depth, chain, sink);
       }
+    };
+    const Panels from{b.data + first * b.panel, b.panel, b.row};
+    if (ahead.is_empty()) {
+      by(from);
+    } else {
+      by(ahead.beside(from, panels, depth));
     }
-  if (rest)
-    gemm(static_cast<int>(rest), extents[whole].panels, a + whole * kTileRows * kStride, b,
-         extents[whole].depth, chain, c + whole * kTileRows * c_row, c_row, add);
+  };
+  for (int64_t p = 0; whole > 0 && p < extents[whole - 1].panels; p += kPanels)
+    for (int64_t i = 0; i < whole; ++i)
+      if (extents[i].panels > p) multiply(i, p, at_most(kPanels, extents[i].panels - p));
+  if (rest) multiply(whole, 0, extents[whole].panels);
 }
 
 /// Clears what is not finite in `n` words: 0 times it is then 0.
