@@ -34,29 +34,35 @@ constexpr int64_t kUnits = 24;     // of a thread, about: so many wait for the l
 constexpr int64_t kPartTiles = 2;  // of a unit, at least
 constexpr int64_t kScratchWords = kWide * kDepth * kPanel;
 
+/// Up to 16 rows of a matrix, from a column on.
+struct Corner {
+  const uint8_t* data;
+  int64_t row, panel;  // bytes from a row, and from 16 columns, to the next
+};
+
 /// Panels beside whose products others are fetched, line by line: the next tile's rows, of `words`
 /// words a row; the next stretch of W, its panels `apart` bytes apart and `share` of each for every
-/// tile; and 16 rows of what the sums are added or written to, `out_row` bytes apart.
+/// tile; and two matrices that the sums are added to or written to.
 struct FetchingPanels : Panels {
   const uint8_t* memory;
   int64_t apart, step, share;
   const uint8_t* rows;
   int64_t rows_step, words;
-  const uint8_t* out;
-  int64_t out_row, out_panel;
+  Corner results[2];
 
   template <int kPanels>
   WF_INLINE void prefetch(int64_t p, int64_t k) const {
     __builtin_prefetch(memory + p * apart + k * step);
     if (p > 0) return;
     __builtin_prefetch(rows + k * kPanels * rows_step);
-    __builtin_prefetch(out + (k & 15) * out_row + (k >> 4 & (kPanels - 1)) * out_panel);
+    const Corner& c = results[k & 1];
+    __builtin_prefetch(c.data + (k >> 1 & 15) * c.row + (k >> 5 & (kPanels - 1)) * c.panel);
   }
   WF_INLINE void skip(int64_t panels) {
     Panels::skip(panels);
     memory += panels * apart;
     rows += panels * words * rows_step;
-    out += panels * out_panel;
+    for (Corner& c : results) c.data += panels * c.panel;
   }
 };
 
@@ -273,8 +279,7 @@ class Product {
                         auto b = fetching(words, u, n, ahead, next);
                         for (int64_t i = u.tile; i < u.tile + u.tiles; ++i) {
                           fetch_rows(b, u, i, first, next);
-                          fetch_out(b, u, i, last ? row : -1, to, stride);
-                          if (last) fetch_residual(u, i, row);
+                          fetch_results(b, u, i, last ? row : -1, to, stride);
                           multiply_tile(u, panel, i, b, first, n, to, stride);
                           if (last) finish(u, i, row, c, stride);
                         }
@@ -295,8 +300,7 @@ class Product {
   auto fetching(const B& b, const Unit& u, int64_t n, int64_t panel, int64_t next) const {
     if constexpr (__is_same(B, Panels)) {
       // Of a weight that is not packed, what is fetched again and again is in L1 already.
-      FetchingPanels f{
-          b, reinterpret_cast<const uint8_t*>(b.data), 0, 0, 0, nullptr, 0, n, nullptr, 0, 0};
+      FetchingPanels f{b, reinterpret_cast<const uint8_t*>(b.data), 0, 0, 0, nullptr, 0, n, {}};
       if constexpr (Source::kIsPacked) {
         const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - next));
         f.memory = w_.data + panel * w_.size + source_.template bytes<Word>(next);
@@ -321,22 +325,23 @@ class Product {
     }
   }
 
-  /// Has b fetch C of a tile or, where that is finished next, out: of the tile at `row` of x.
+  /// Has b fetch C of a tile or, where that is finished next, out and the residual: of the tile at
+  /// `row` of x.
   template <class B>
-  void fetch_out(B& b, const Unit& u, int64_t tile, int64_t row, const float* c,
-                 int64_t stride) const {
+  void fetch_results(B& b, const Unit& u, int64_t tile, int64_t row, const float* c,
+                     int64_t stride) const {
     if constexpr (__is_same(B, FetchingPanels)) {
-      if (row >= 0 && p_.out.ndim == 1 && p_.out.step == 1) {
-        const int64_t size = p_.out.dtype == DType::f32 ? 4 : 2;
-        const int64_t at = row_offset(p_.out, p_.first + row + tiles_.first(tile));
-        b.out = static_cast<const uint8_t*>(p_.out.data) + (at + u.panel * kPanel) * size;
-        b.out_row = p_.out.stride[0] * size;
-        b.out_panel = kPanel * size;
-      } else {
-        b.out = reinterpret_cast<const uint8_t*>(c + row_of_c(u, tile) * stride);
-        b.out_row = stride * 4;
-        b.out_panel = kPanel * 4;
-      }
+      const Corner sums{reinterpret_cast<const uint8_t*>(c + row_of_c(u, tile) * stride),
+                        stride * 4, kPanel * 4};
+      const auto corner = [&](const Rows& rows) -> Corner {
+        if (row < 0 || !rows.data || rows.ndim != 1 || rows.step != 1) return sums;
+        const int64_t size = rows.dtype == DType::f32 ? 4 : 2;
+        const int64_t at = row_offset(rows, p_.first + row + tiles_.first(tile));
+        return {static_cast<const uint8_t*>(rows.data) + (at + u.panel * kPanel) * size,
+                rows.stride[0] * size, kPanel * size};
+      };
+      b.results[0] = corner(p_.out);
+      b.results[1] = corner(p_.residual);
     }
   }
 
@@ -463,15 +468,6 @@ class Product {
   static float* row_at(const Rows& rows, int64_t r, int64_t column) {
     return static_cast<float*>(rows.data) + row_offset(rows, r) + column;
   }
-  /// Brings the residual of a tile into the cache while the tile is multiplied.
-  void fetch_residual(const Unit& u, int64_t tile, int64_t row) const {
-    if (!p_.residual.data || !fits(p_.residual)) return;
-    const int64_t first = p_.first + row + tiles_.first(tile);
-    for (int64_t i = 0; i < tiles_.height(tile); ++i)
-      for (int64_t p = 0; p < u.panels; ++p)
-        __builtin_prefetch(row_at(p_.residual, first + i, (u.panel + p) * kPanel));
-  }
-
   /// Words that are summed in one chain.
   int64_t chain() const {
     if (kKind == Kind::tokens) return kDepth;
