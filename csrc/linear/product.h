@@ -468,7 +468,8 @@ class Product {
   static float* row_at(const Rows& rows, int64_t r, int64_t column) {
     return static_cast<float*>(rows.data) + row_offset(rows, r) + column;
   }
-  /// Words that are summed in one chain.
+  /// Words that are summed in one chain. C is read and written after each, so they are as long as
+  /// rounding allows: that of bf16 hides theirs.
   int64_t chain() const {
     if (kKind == Kind::tokens) return kDepth;
     if (kKind == Kind::blocks) return kBlock / kPerWord<Word>;
