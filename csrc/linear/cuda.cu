@@ -471,11 +471,11 @@ void choose_format(Product w, Stream stream) {
   x.row = input_row(p.weight.format, p.x.n);
   if (p.workspace) {
     T* to = static_cast<T*>(p.workspace);
-    LAUNCH(spread_kernel<T>, p.rows, kInputThreads, 0, stream, p.x, p.first, to, x.row, x.parts);
+    LAUNCH(spread_kernel<T>, p.rows, kInputThreads, 0, stream, p.x, to, x.row, x.parts);
     x.data = to;
   } else {
     if (p.x.ndim) x.row = p.x.stride[0];
-    x.data = static_cast<const T*>(p.x.data) + p.first * x.row;
+    x.data = static_cast<const T*>(p.x.data);
   }
   if (runs_sm90(p, stream)) return linear_sm90(p, w.x, stream);
   switch (p.weight.format) {
@@ -500,11 +500,11 @@ void multiply_integers(Product w, Stream stream) {
   q.scales = reinterpret_cast<float*>(q.values + p.rows * q.row);
   q.offsets = reinterpret_cast<int32_t*>(q.scales + q.tokens * (by_token ? 1 : q.row / kBlock));
   if (by_token) {
-    LAUNCH(quantize_tokens_kernel, p.rows, kInputThreads, kTeamScratch, stream, p.x, p.first, q);
+    LAUNCH(quantize_tokens_kernel, p.rows, kInputThreads, kTeamScratch, stream, p.x, q);
     if (runs_sm90(p, stream)) return linear_sm90(p, w.x, stream);
     choose_tiles<Format::int8_dynamic, int8_t>(w, stream);
   } else {
-    LAUNCH(quantize_blocks_kernel, p.rows, kInputThreads, 0, stream, p.x, p.first, q);
+    LAUNCH(quantize_blocks_kernel, p.rows, kInputThreads, 0, stream, p.x, q);
     choose_tiles<Format::int4_dynamic, int8_t>(w, stream);
   }
 }

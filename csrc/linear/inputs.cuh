@@ -22,11 +22,11 @@ inline int64_t input_row(Format format, int64_t depth) {
 /// A row of x as two rows of bf16, whose sum is x to 2^-17, or as one of T.
 template <class T>
 KERNEL(kInputThreads)
-spread_kernel(Rows x, int64_t first, T* to, int64_t row, int parts) {
+spread_kernel(Rows x, T* to, int64_t row, int parts) {
   to += block_index() * parts * row;
   by_float(x.dtype, [&](auto type) {
     using X = decltype(type);
-    const X* from = static_cast<const X*>(x.data) + row_offset(x, first + block_index());
+    const X* from = static_cast<const X*>(x.data) + row_offset(x, block_index());
     for (int64_t k = thread_index(); k < row; k += kInputThreads) {
       const float value = k < x.n ? to_float(load(from + k * x.step)) : 0.0f;
       const T high = from_float<T>(value);
@@ -52,12 +52,12 @@ DEVICE float input_at(const Rows& x, int64_t r, int64_t k) {
 }
 
 /// A block of threads a row.
-KERNEL(kInputThreads) quantize_tokens_kernel(Rows x, int64_t first, Quantized to) {
+KERNEL(kInputThreads) quantize_tokens_kernel(Rows x, Quantized to) {
   const Shared<float> scratch = shared_memory<float>();
-  const int64_t token = block_index(), r = first + token;
+  const int64_t token = block_index();
   float high = 0, low = 0;
   for (int64_t k = thread_index(); k < x.n; k += kInputThreads) {
-    const float value = input_at(x, r, k);
+    const float value = input_at(x, token, k);
     high = nan_max(high, value);
     low = nan_max(low, -value);
   }
@@ -67,7 +67,7 @@ KERNEL(kInputThreads) quantize_tokens_kernel(Rows x, int64_t first, Quantized to
   const bool any = is_scale(scale);
   const float zero = any ? round_even(low * factor) - 128.0f : 0.0f;
   for (int64_t k = thread_index(); k < to.row; k += kInputThreads) {
-    const float q = min(round_even(input_at(x, r, k) * factor) + zero, 127.0f);
+    const float q = min(round_even(input_at(x, token, k) * factor) + zero, 127.0f);
     store(to.values + token * to.row + k, static_cast<int8_t>(any && k < x.n ? q : 0.0f));
   }
   if (thread_index() > 0) return;
@@ -76,11 +76,11 @@ KERNEL(kInputThreads) quantize_tokens_kernel(Rows x, int64_t first, Quantized to
 }
 
 /// A warp a block of 32.
-KERNEL(kInputThreads) quantize_blocks_kernel(Rows x, int64_t first, Quantized to) {
-  const int64_t token = block_index(), r = first + token;
+KERNEL(kInputThreads) quantize_blocks_kernel(Rows x, Quantized to) {
+  const int64_t token = block_index();
   const int lane = lane_index();
   for (int64_t block = warp_index(); block < to.row / kWarp; block += kInputThreads / kWarp) {
-    const float value = input_at(x, r, block * kWarp + lane);
+    const float value = input_at(x, token, block * kWarp + lane);
     const float scale = warp_max(abs(value)) / 127.0f;
     const float q = is_scale(scale) ? round_even(value * (1.0f / scale)) : 0.0f;
     const float sum = warp_sum(q);

@@ -136,7 +136,7 @@ struct LinearParams {
   Activation activation;
   int64_t bias_row;
   int64_t first, rows;  // of x and out
-  // of CUDA, where `first` is 0:
+  // of CUDA, where `first` is 0 and not read:
   Experts experts;
   void* workspace = nullptr;  // of workspace_size() bytes
 };
