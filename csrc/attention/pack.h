@@ -206,7 +206,8 @@ struct Extent {
 };
 
 /// gemm for more rows than one tile has, with an extent for each tile, none below the one before:
-/// they pass panels of B one after the other, while these are in the first cache.
+/// they pass panels of B one after the other, while these are in the first cache. Inlined, so that
+/// q k and P v have tile kernels of their own: GCC makes faster ones where it knows what is added.
 template <class Word>
 WF_INLINE void gemm_tall(int64_t rows, const Extent* extents, const Word* a, Panels b,
                          int64_t chain, float* c, int64_t c_row, bool add, RowFetcher& ahead) {
