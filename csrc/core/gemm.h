@@ -113,6 +113,7 @@ struct Panels {
   template <int kPanels>
   WF_INLINE void prefetch(int64_t, int64_t) const {}
   WF_INLINE void skip(int64_t panels) { data += panels * panel; }
+  WF_INLINE void skip_scales(int64_t) {}  // there are none between the words
 };
 
 template <int kValue>
@@ -158,6 +159,7 @@ struct Add {
   static constexpr int kChain = 0;  // words of a chain, of which the depth has whole ones; 0: any
   WF_INLINE None held(int, int) const { return {}; }
   WF_INLINE None scale(int64_t, int) const { return {}; }
+  WF_INLINE int64_t lines_before(int64_t) const { return 0; }  // of scales in B, before a chain
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
   WF_INLINE None finish(int64_t chain, int i, int j, Vec sum, None, None) const {
     float* to = c + i * c_row + j * Vec::kWidth;
@@ -188,16 +190,18 @@ __attribute__((noinline)) void gemm_tile(const Word* a, const B& b, int64_t dept
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) acc[i][j] = sink.start(chains, i, j);
+    B of_chain = b;
+    of_chain.skip_scales(sink.lines_before(chains));
     const auto multiply = [&](int64_t k) __attribute__((always_inline)) {
       decltype(b.fetch(0, 0, 0)) fetched[kVecs];
 #pragma GCC unroll 16
-      for (int j = 0; j < kVecs; ++j) fetched[j] = b.fetch(j / kPerPanel, k, j % kPerPanel);
+      for (int j = 0; j < kVecs; ++j) fetched[j] = of_chain.fetch(j / kPerPanel, k, j % kPerPanel);
 #pragma GCC unroll 16
-      for (int p = 0; p < kPanels; ++p) b.template prefetch<kPanels>(p, k);
+      for (int p = 0; p < kPanels; ++p) of_chain.template prefetch<kPanels>(p, k);
       unrolled<B::kWords>([&](auto word) __attribute__((always_inline)) {
         Vec row[kVecs];
 #pragma GCC unroll 16
-        for (int j = 0; j < kVecs; ++j) row[j] = b.template word<word.value>(fetched[j]);
+        for (int j = 0; j < kVecs; ++j) row[j] = of_chain.template word<word.value>(fetched[j]);
         const Word* column = a + (k + word.value) * kColumn;
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i)

@@ -19,9 +19,10 @@ struct Packed {
     return words_of<Word>(w.format, w.depth);
   }
 
+  /// Where in a panel a word lies.
   template <class Word>
-  int64_t bytes(int64_t words) const {
-    return words * kPerWord<Word> * kPanel * bits_of(w.format) / 8;
+  int64_t place(int64_t word) const {
+    return values_at(w, word * kPerWord<Word>);
   }
 
   template <class Word, class F>
@@ -33,7 +34,10 @@ struct Packed {
       if constexpr (kWords || decltype(b)::kWords > 1 || !__is_same(Word, float))
         if (few) return f(b);
       if constexpr (kWords) return f(Panels{b.template at<float>(0, 0, 0), w.size / 4, kPanel});
-      for (int64_t p = 0; p < count; ++p) unpack(b, p, n, scratch + p * kDepth * kPanel);
+      const int64_t part = w.groups ? 2 * w.group / kPerWord<Word> : n;
+      for (int64_t k = 0; k < n; k += part, b.skip_scales(1))
+        for (int64_t p = 0; p < count; ++p)
+          unpack(b, p, k, at_most(n, k + part), scratch + (p * kDepth + k) * kPanel);
       f(Panels{scratch, kDepth * kPanel, kPanel});
     });
   }

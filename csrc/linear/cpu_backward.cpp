@@ -35,13 +35,13 @@ struct Transposed {
     const uint8_t* data = w.data + panel * w.size;
     float block[(kPanel + 8) * kPanel], scales[kPanel], zeros[kPanel];
     const int64_t n = at_most(kPanel, w.depth - k), group = w.groups ? k / w.group : 0;
-    with_values<Kind::plain>(w, data, k, 0.0f, [&](const auto& b) { unpack(b, 0, n, block); });
+    with_values<Kind::plain>(w, data, k, 0.0f, [&](const auto& b) { unpack(b, 0, 0, n, block); });
     const auto* factors = reinterpret_cast<const float*>(data + w.factors);
-    const auto* of_group = reinterpret_cast<const f16*>(data + w.scales) + group * kPanel;
+    const f16* of_group = w.groups ? scales_of(w, data, group) : nullptr;
     if (w.zeros) unpack_zeros(w, data, group, zeros);
     for (int64_t j = 0; j < kPanel; ++j) {
       const float factor = w.factors ? factors[j] : 1.0f;
-      scales[j] = w.groups ? factor * to_float(of_group[j]) : factor;
+      scales[j] = of_group ? factor * to_float(of_group[j]) : factor;
       zeros[j] = w.zeros ? factor * zeros[j] : 0.0f;
     }
     for (int64_t i = 0; i < kPanel; ++i)

@@ -35,20 +35,30 @@ T* row_at(const Rows& rows, int64_t r) {
   return static_cast<T*>(rows.data) + row_offset(rows, r);
 }
 
-/// Elements [begin, end) of a row.
+/// f(k, end, values) of elements [k, end) between which there are no scales: two groups, or all.
+template <class T, class F>
+void for_parts(const Weight& w, T* panel, const F& f) {
+  const int64_t part = w.groups ? 2 * w.group : w.depth;
+  for (int64_t k = 0; k < w.depth; k += part)
+    f(k, at_most(w.depth, k + part), panel + values_at(w, k));
+}
+
+/// Elements [begin, end) of a row; the panel has them from `first` on.
 template <class T>
 void pack_values(const PackLinearParams& p, int64_t row, int64_t j, int64_t begin, int64_t end,
-                 uint8_t* panel) {
+                 uint8_t* values, int64_t first = 0) {
   const T* from = row_at<T>(p.values, row);
-  T* to = reinterpret_cast<T*>(panel);
-  for (int64_t k = begin; k < end; ++k) to[place(p.weight.format, k, j)] = from[k * p.values.step];
+  T* to = reinterpret_cast<T*>(values);
+  for (int64_t k = begin; k < end; ++k)
+    to[place(p.weight.format, k - first, j)] = from[k * p.values.step];
 }
 template <class T>
-void unpack_values(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t* panel) {
-  const T* from = reinterpret_cast<const T*>(panel);
+void unpack_values(const PackLinearParams& p, int64_t row, int64_t j, int64_t begin, int64_t end,
+                   const uint8_t* values) {
+  const T* from = reinterpret_cast<const T*>(values);
   T* to = row_at<T>(p.values, row);
-  for (int64_t k = 0; k < p.weight.depth; ++k)
-    to[k * p.values.step] = from[place(p.weight.format, k, j)];
+  for (int64_t k = begin; k < end; ++k)
+    to[k * p.values.step] = from[place(p.weight.format, k - begin, j)];
 }
 
 template <class F>
@@ -65,22 +75,23 @@ void by_value(Format format, const F& f) {
   }
 }
 
-void pack_codes(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel) {
+void pack_codes(const PackLinearParams& p, int64_t row, int64_t j, int64_t begin, int64_t end,
+                uint8_t* values) {
   const uint8_t* from = row_at<uint8_t>(p.values, row);
-  auto* words = reinterpret_cast<uint32_t*>(panel);
-  for (int64_t k = 0; k < p.weight.depth; ++k) {
+  auto* words = reinterpret_cast<uint32_t*>(values);
+  for (int64_t k = begin; k < end; ++k) {
     const uint32_t code = from[k / 2 * p.values.step] >> k % 2 * 4 & 15;
-    words[k / 8 * kPanel + j] |= code << code_shift(p.weight.format, k);
+    words[(k - begin) / 8 * kPanel + j] |= code << code_shift(p.weight.format, k);
   }
 }
-void unpack_codes(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t* panel) {
-  const auto* words = reinterpret_cast<const uint32_t*>(panel);
+void unpack_codes(const PackLinearParams& p, int64_t row, int64_t j, int64_t begin, int64_t end,
+                  const uint8_t* values) {
+  const auto* words = reinterpret_cast<const uint32_t*>(values);
   uint8_t* to = row_at<uint8_t>(p.values, row);
-  for (int64_t k = 0; k < p.weight.depth; k += 2) {
-    const uint32_t word = words[k / 8 * kPanel + j];
+  for (int64_t k = begin; k < end; k += 2) {
+    const uint32_t word = words[(k - begin) / 8 * kPanel + j];
     const uint32_t low = word >> code_shift(p.weight.format, k) & 15;
-    const uint32_t high =
-        k + 1 < p.weight.depth ? word >> code_shift(p.weight.format, k + 1) & 15 : 0;
+    const uint32_t high = k + 1 < end ? word >> code_shift(p.weight.format, k + 1) & 15 : 0;
     to[k / 2 * p.values.step] = static_cast<uint8_t>(low | high << 4);
   }
 }
@@ -98,11 +109,13 @@ float power_of_two(const Rows& scales, int64_t row, int64_t n) {
 
 void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel) {
   const Weight& w = p.weight;
-  if (is_4_bit(w.format)) {
-    pack_codes(p, row, j, panel);
-  } else {
-    pack_values<int8_t>(p, row, j, 0, w.depth, panel);
-  }
+  for_parts(w, panel, [&](int64_t k, int64_t end, uint8_t* values) {
+    if (is_4_bit(w.format)) {
+      pack_codes(p, row, j, k, end, values);
+    } else {
+      pack_values<int8_t>(p, row, j, k, end, values, k);
+    }
+  });
   if (w.format == Format::int8_dynamic) {
     int32_t sum = 0;
     for (int64_t k = 0; k < w.depth; ++k) {
@@ -118,11 +131,10 @@ void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel)
   } else {
     read_span(p.scales, row, 0, 1, factor);
   }
-  auto* scales = reinterpret_cast<f16*>(panel + w.scales);
   for (int64_t g = 0; g < w.groups; ++g) {
     float scale;
     read_span(p.scales, row, g, 1, &scale);
-    scales[g * kPanel + j] = from_float<f16>(scale / *factor);
+    const_cast<f16*>(scales_of(w, panel, g))[j] = from_float<f16>(scale / *factor);
   }
   for (int64_t g = 0; p.zeros.data && g < p.zeros.n; ++g)
     panel[w.zeros + g * kPanel + j] = row_at<uint8_t>(p.zeros, row)[g * p.zeros.step];
@@ -130,18 +142,20 @@ void pack_row(const PackLinearParams& p, int64_t row, int64_t j, uint8_t* panel)
 
 void unpack_row(const PackLinearParams& p, int64_t row, int64_t j, const uint8_t* panel) {
   const Weight& w = p.weight;
-  if (is_4_bit(w.format)) {
-    unpack_codes(p, row, j, panel);
-  } else {
-    by_value(w.format, [&](auto type) { unpack_values<decltype(type)>(p, row, j, panel); });
-  }
+  for_parts(w, panel, [&](int64_t k, int64_t end, const uint8_t* values) {
+    if (is_4_bit(w.format)) {
+      unpack_codes(p, row, j, k, end, values);
+    } else {
+      by_value(w.format,
+               [&](auto type) { unpack_values<decltype(type)>(p, row, j, k, end, values); });
+    }
+  });
   if (w.format == Format::int8_dynamic)
     for (int64_t k = 0; k < w.depth; ++k) row_at<uint8_t>(p.values, row)[k * p.values.step] ^= 0x80;
   if (!p.scales.data) return;
   const float factor = reinterpret_cast<const float*>(panel + w.factors)[j];
-  const auto* scales = reinterpret_cast<const f16*>(panel + w.scales);
   for (int64_t g = 0; g < p.scales.n; ++g) {
-    const float scale = w.groups ? factor * to_float(scales[g * kPanel + j]) : factor;
+    const float scale = w.groups ? factor * to_float(scales_of(w, panel, g)[j]) : factor;
     write_span(&scale, p.scales, row, g, 1);
   }
   for (int64_t g = 0; p.zeros.data && g < p.zeros.n; ++g)

@@ -20,8 +20,8 @@
 //            int4_dynamic      [K / 8][16] words, k = 0 4 1 5 2 6 3 7: as bytes, the low halves are
 //                              four neighbours, the high ones the next four
 //   scales   f16 [groups][16]  of groups of `group` neighbours along K; none where a group is a
-//   row,
-//                              as in int8_dynamic it always is
+//                              row, as in int8_dynamic it always is. On the CPU those of two
+//                              groups lie before their values: one stream from memory
 //   zeros    u8 [groups][16]   of int4 with zero points
 //   sums     i32 [16]          of the values of int8_dynamic
 //   factors  f32 [16]          w = factor scale (code - zero); 2^n where there are scales, so that
@@ -105,7 +105,7 @@ struct Weight {
   int64_t depth = 0, panels = 0;
   int64_t group = 0, groups = 0;  // elements of a group; 0 groups where it is a whole row
   int64_t scales = 0, zeros = 0, sums = 0, factors = 0,
-          size = 0;  // of a panel, in bytes; 0: there are none
+          size = 0;  // of a panel, in bytes; 0: there are none. `scales` is that of CUDA
 };
 /// Whether a weight can be quantized in such groups; those of the depth or more are whole rows.
 bool is_group(Format format, int64_t group, int64_t depth);

@@ -70,27 +70,29 @@ struct FetchingPanels : Panels {
 struct AddGroups {
   float* c;
   int64_t c_row;
-  const f16* scales;  // [panel][group][16]
-  int64_t scales_panel;
-  int chain_shift;  // chains of a group, as a power of two
+  const f16* scales;                  // [group % 2][16]
+  int64_t scales_panel, scales_line;  // from one panel, and two groups, to the next
+  int chain_shift;                    // chains of a group, as a power of two
 
   static constexpr int kRegisters = 1, kChain = 0;
   WF_INLINE Add::None held(int, int) const { return {}; }
   WF_INLINE Vec start(int64_t, int, int) const { return set(0.0f); }
   WF_INLINE Vec scale(int64_t chain, int j) const {
     constexpr int kPerPanel = kPanel / Vec::kWidth;
-    const f16* at = scales + j / kPerPanel * scales_panel + (chain >> chain_shift) * kPanel +
-                    j % kPerPanel * Vec::kWidth;
-    fetch_line(at + kGroupsAhead * kPanel);
+    const f16* at = scales + j / kPerPanel * scales_panel + lines_before(chain) * scales_line +
+                    (chain >> chain_shift & 1) * kPanel + j % kPerPanel * Vec::kWidth;
+    __builtin_prefetch(at + kAhead / 2, 0, 0);
     return load(at);
   }
+  WF_INLINE int64_t lines_before(int64_t chain) const { return chain >> chain_shift >> 1; }
   WF_INLINE Add::None finish(int64_t, int i, int j, Vec sum, Vec scale, Add::None) const {
     store(at(i, j), fma(sum, scale, load(at(i, j))));
     return {};
   }
   WF_INLINE void release(int, int, Add::None) const {}
   WF_INLINE AddGroups from(int64_t panel) const {
-    return {c + panel * kPanel, c_row, scales + panel * scales_panel, scales_panel, chain_shift};
+    return {c + panel * kPanel, c_row,       scales + panel * scales_panel,
+            scales_panel,       scales_line, chain_shift};
   }
   WF_INLINE float* at(int i, int j) const { return c + i * c_row + j * Vec::kWidth; }
 };
@@ -110,6 +112,7 @@ struct AddBlocks {
     return set(sums_halves() ? 0 : offsets[chain * rows + i]);
   }
   WF_INLINE Vec scale(int64_t chain, int j) const { return groups.scale(chain, j); }
+  WF_INLINE int64_t lines_before(int64_t chain) const { return groups.lines_before(chain); }
   WF_INLINE Vec finish(int64_t chain, int i, int, Ints sum, Vec scale, Vec held) const {
     if (sums_halves())  // of 8 words with 2 products each, which are 15 * 127 at most
       sum = add_products_of_halves(sum, set(int32_t{0x00010001}), set(offsets[chain * rows + i]));
@@ -134,6 +137,7 @@ struct AddIntegers {
   static constexpr int kRegisters = 1, kChain = 0;
   WF_INLINE Add::None held(int, int) const { return {}; }
   WF_INLINE Add::None scale(int64_t, int) const { return {}; }
+  WF_INLINE int64_t lines_before(int64_t) const { return 0; }
   WF_INLINE Ints start(int64_t, int i, int j) const {
     return add ? load(c + i * c_row + j * Vec::kWidth) : set(int32_t{0});
   }
@@ -302,10 +306,11 @@ class Product {
       // Of a weight that is not packed, what is fetched again and again is in L1 already.
       FetchingPanels f{b, reinterpret_cast<const uint8_t*>(b.data), 0, 0, 0, nullptr, 0, n, {}};
       if constexpr (Source::kIsPacked) {
-        const int64_t size = source_.template bytes<Word>(at_most(kDepth, depth_ - next));
-        f.memory = w_.data + panel * w_.size + source_.template bytes<Word>(next);
+        const int64_t end = at_most(depth_, next + kDepth);
+        const int64_t place = source_.template place<Word>(next);
+        f.memory = w_.data + panel * w_.size + place;
         f.apart = w_.size;
-        f.share = size / u.tiles;
+        f.share = (source_.template place<Word>(end) - place) / u.tiles;
         f.step = f.share / kDepth + 1;
       }
       f.rows_step = decltype(tiles_)::kRows * kParts * kStride * 4 / (u.panels * (n + !n)) + 1;
@@ -366,11 +371,11 @@ class Product {
     } else if constexpr (kKind == Kind::tokens) {
       multiply(AddIntegers{reinterpret_cast<int32_t*>(c), stride, first > 0});
     } else {
-      AddGroups groups{c, stride, kOnes, 0, 63};
+      AddGroups groups{c, stride, kOnes, 0, 0, 63};
       if (w_.groups) {
-        const uint8_t* scales = w_.data + panel * w_.size + w_.scales;
-        groups.scales = reinterpret_cast<const f16*>(scales) + group_of(first) * kPanel;
+        groups.scales = scales_of(w_, w_.data + panel * w_.size, group_of(first));
         groups.scales_panel = w_.size / 2;
+        groups.scales_line = (values_at(w_, 2 * w_.group) - values_at(w_, 0)) / 2;
         groups.chain_shift = __builtin_ctzll(w_.group / (chain_ * kPerWord<Word>));
       }
       if constexpr (kKind == Kind::grouped) {

@@ -45,9 +45,22 @@ constexpr int code_shift(Format format, int64_t k) {
   return format == Format::int4_dynamic ? at % 4 * 8 + at / 4 * 4 : at % 2 * 16 + at / 2 * 4;
 }
 
-/// Bytes, and groups of scales, by which memory is fetched ahead: beside their products, the loads
-/// of several panels would not keep it busy.
-constexpr int64_t kAhead = 512, kFarAhead = 1024, kGroupsAhead = 8;
+constexpr int64_t kScalesLine = 64;  // bytes of the scales of two groups of a panel
+
+/// Where in a panel the values of element k begin, behind the scales of its two groups.
+inline int64_t values_at(const Weight& w, int64_t k) {
+  const int64_t lines = w.groups ? k / (2 * w.group) + 1 : 0;
+  return k * kPanel * bits_of(w.format) / 8 + lines * kScalesLine;
+}
+/// The scales of group g of a panel that has groups.
+inline const f16* scales_of(const Weight& w, const uint8_t* panel, int64_t g) {
+  const uint8_t* line = panel + values_at(w, g / 2 * 2 * w.group) - kScalesLine;
+  return reinterpret_cast<const f16*>(line) + g % 2 * kPanel;
+}
+
+/// Bytes by which memory is fetched ahead: beside their products, the loads of several panels would
+/// not keep it busy.
+constexpr int64_t kAhead = 576, kFarAhead = 1152;
 
 /// Brings a line into L2, which waits for more lines at a time than L1 does.
 WF_INLINE void fetch_line(const void* at) { __builtin_prefetch(at, 0, 2); }
@@ -74,6 +87,7 @@ struct Values {
     kPanels > 2 ? fetch_line(line + kFarAhead) : __builtin_prefetch(line + kAhead, 0, 0);
   }
   WF_INLINE void skip(int64_t panels) { data += panels * panel; }
+  WF_INLINE void skip_scales(int64_t lines) { data += lines * kScalesLine; }
 };
 
 /// Words as they are.
@@ -205,57 +219,59 @@ struct CodeShorts : Values<4, 4> {
   }
 };
 
-/// f(B) with the B of a format for a word, from word `first` of the panels at `data` on. Sums by
+/// f(B) with the B of a format for a word, from word `first` of the panels at `panel` on. Sums by
 /// groups are those of codes and of int8, sums by blocks those of codes, sums by tokens of bytes.
 template <Kind kKind, class F>
-void with_values(const Weight& w, const uint8_t* data, int64_t first, float, const F& f) {
-  const auto at = [&](int64_t bits) { return data + first * bits * kPanel / 8; };
+void with_values(const Weight& w, const uint8_t* panel, int64_t first, float, const F& f) {
+  const uint8_t* data = panel + values_at(w, first);
   if (w.format == Format::int4_dynamic)
-    return f(CodeFloats<Format::int4_dynamic>{{at(4), w.size}, kCentred});
+    return f(CodeFloats<Format::int4_dynamic>{{data, w.size}, kCentred});
   if (is_4_bit(w.format))
-    return f(CodeFloats<Format::int4>{{at(4), w.size},
+    return f(CodeFloats<Format::int4>{{data, w.size},
                                       w.format == Format::nf4 ? kNormalFloat : kCentred});
-  if (w.format == Format::int8) return f(ByteFloats<2>{{at(8), w.size}});
+  if (w.format == Format::int8) return f(ByteFloats<2>{{data, w.size}});
   if constexpr (kKind == Kind::plain) {
-    if (w.format == Format::f16) return f(HalfFloats{{at(16), w.size}});
-    if (w.format == Format::bf16) return f(BrainFloats{{at(16), w.size}});
-    if (w.format == Format::int8_dynamic) return f(ByteFloats<4>{{at(8), w.size}});
-    f(Words{{at(32), w.size}});
+    if (w.format == Format::f16) return f(HalfFloats{{data, w.size}});
+    if (w.format == Format::bf16) return f(BrainFloats{{data, w.size}});
+    if (w.format == Format::int8_dynamic) return f(ByteFloats<4>{{data, w.size}});
+    f(Words{{data, w.size}});
   }
 }
 #if defined(__AVX512BF16__)
 template <Kind kKind, class F>
-void with_values(const Weight& w, const uint8_t* data, int64_t first, Pair, const F& f) {
-  const auto at = [&](int64_t bytes) { return data + first * bytes * kPanel; };
+void with_values(const Weight& w, const uint8_t* panel, int64_t first, Pair, const F& f) {
+  const uint8_t* data = panel + values_at(w, first * kPerWord<Pair>);
   if (is_4_bit(w.format))
     return f(
-        CodePairs{{at(1), w.size}, w.format == Format::nf4 ? kNormalFloatPairs : kCentredPairs});
-  if (w.format == Format::int8) return f(BytePairs{{at(2), w.size}});
-  if constexpr (kKind == Kind::plain) f(Words{{at(4), w.size}});
+        CodePairs{{data, w.size}, w.format == Format::nf4 ? kNormalFloatPairs : kCentredPairs});
+  if (w.format == Format::int8) return f(BytePairs{{data, w.size}});
+  if constexpr (kKind == Kind::plain) f(Words{{data, w.size}});
 }
 #endif
 template <Kind kKind, class F>
-void with_values(const Weight& w, const uint8_t* data, int64_t first, Quad, const F& f) {
+void with_values(const Weight& w, const uint8_t* panel, int64_t first, Quad, const F& f) {
+  const uint8_t* data = panel + values_at(w, first * kPerWord<Quad>);
   if constexpr (kKind == Kind::blocks) {
-    f(CodeQuads{{data + first * 2 * kPanel, w.size}});
+    f(CodeQuads{{data, w.size}});
   } else {
-    f(Words{{data + first * 4 * kPanel, w.size}});
+    f(Words{{data, w.size}});
   }
 }
 template <Kind kKind, class F>
-void with_values(const Weight& w, const uint8_t* data, int64_t first, Shorts, const F& f) {
+void with_values(const Weight& w, const uint8_t* panel, int64_t first, Shorts, const F& f) {
+  const uint8_t* data = panel + values_at(w, first * kPerWord<Shorts>);
   if constexpr (kKind == Kind::blocks) {
-    f(CodeShorts{{data + first * kPanel, w.size}});
+    f(CodeShorts{{data, w.size}});
   } else {
-    f(ByteShorts{{data + first * 2 * kPanel, w.size}});
+    f(ByteShorts{{data, w.size}});
   }
 }
 
-/// Words [0, n) of panel p, n up to a whole fetch, -> [n][16].
+/// Words [begin, end) of panel p, with no scales between, up to a whole fetch -> [words][16].
 template <class B>
-void unpack(const B& b, int64_t p, int64_t n, float* to) {
+void unpack(const B& b, int64_t p, int64_t begin, int64_t end, float* to) {
   constexpr int kPerPanel = kPanel / Vec::kWidth;
-  for (int64_t k = 0; k < n; k += B::kWords, to += B::kWords * kPanel) {
+  for (int64_t k = begin; k < end; k += B::kWords, to += B::kWords * kPanel) {
     b.template prefetch<1>(p, k);
     for (int v = 0; v < kPerPanel; ++v) {
       const auto fetched = b.fetch(p, k, v);
@@ -269,10 +285,10 @@ void unpack(const B& b, int64_t p, int64_t n, float* to) {
 /// Scales of group g of a panel, times (8 - zero): what a sum of x is multiplied by, as codes are
 /// centred at 8. Without groups, the scale is in the factors.
 inline void unpack_zeros(const Weight& w, const uint8_t* panel, int64_t g, float* to) {
-  const auto* scales = reinterpret_cast<const f16*>(panel + w.scales) + g * kPanel;
+  const f16* scales = w.groups ? scales_of(w, panel, g) : nullptr;
   const uint8_t* zeros = panel + w.zeros + g * kPanel;
   for (int64_t j = 0; j < kPanel; j += Vec::kWidth)
-    store(to + j, w.groups ? load(scales + j) : set(1.0f));
+    store(to + j, scales ? load(scales + j) : set(1.0f));
   for (int64_t j = 0; j < kPanel; ++j) to[j] *= static_cast<float>(8 - zeros[j]);
 }
 
