@@ -201,9 +201,9 @@ def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, comp
 
     def run_others():
         sleep(rest)
-        # Where threads of a peer have run, those of OpenMP may share a core for seconds: then the limit is
-        # the best that the process began with.
-        times = {"limit": work / (roofline.best_rate if rest else roofline.rate)(limit, threads)}
+        for _ in range(waking):
+            roofline.rate(limit, threads)
+        times = {"limit": work / roofline.rate(limit, threads)}
         for name, peer in peers.items():
             peer.rest(rest)
             times[name] = peer.seconds(calls)
