@@ -26,6 +26,7 @@ POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "
 SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 CPU_TOKENS = 1536  # of a step, about: the activations of more fall out of the caches
+LAST_TOKENS = 256  # of the last steps
 SHARED_TEXTS = 8  # of a thread, at most: so few are embedded one step after the other, by all threads
 READ_AHEAD = 1024  # sentences that are tokenized at a time
 UNLIMITED = 1 << 30  # tokens of a sentence
@@ -230,24 +231,25 @@ class SentenceEncoder:
         return threads if is_direct(weight) and autocast_dtype(weight) is None else 1
 
     def _steps(self, texts, prompt, batch_size, threads):
-        """The sentences that are embedded together: their indices, and the token ids of each. On the CPU as
-        many, about, for every thread."""
+        """The sentences that are embedded together: their indices, and the token ids of each. On the CPU the
+        last steps are shorter, so that all threads end at about the same time."""
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.max_seq_length)
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         ahead = max(READ_AHEAD, batch_size)
+        on_cpu = next(self.model.parameters()).is_cpu
         for begin in range(0, len(order), ahead):
             chosen = order[begin : begin + ahead]
             tokens = self._tokenize([prompt + texts[i] for i in chosen])
-            enough = sys.maxsize
-            if next(self.model.parameters()).is_cpu:
-                total = sum(map(len, tokens))
-                enough = total / (threads * max(1, round(total / (threads * CPU_TOKENS))))
+            is_last = threads > 1 and begin + ahead >= len(order)
+            left = sum(map(len, tokens)) if is_last else sys.maxsize
             start = count = 0
             for i, ids in enumerate(tokens, 1):
                 count += len(ids)
+                enough = max(LAST_TOKENS, min(CPU_TOKENS, left / (2 * threads))) if on_cpu else sys.maxsize
                 if count >= enough or i in (start + batch_size, len(tokens)):
                     yield chosen[start:i], tokens[start:i]
+                    left -= count
                     start, count = i, 0
 
     def _tokenize(self, texts):
