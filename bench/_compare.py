@@ -15,7 +15,8 @@ MAX_SETS = 256
 WARM_UP_SECONDS = 0.3
 LAP_SECONDS = 0.005
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
-WAKING_CALLS = 2  # of a lap whose threads have slept
+# Of calls of what has slept: until then its threads, which woke on one core, may share it.
+WAKING_SECONDS = 0.1
 
 
 class Lap:
@@ -64,10 +65,7 @@ class Lap:
         return (perf_counter() - start) / calls
 
     def rest(self, seconds):
-        """Until the threads of others have ceased to spin; then has its own wake on their cores."""
-        if seconds:
-            sleep(seconds)
-            self.call(WAKING_CALLS)
+        rest(seconds, lambda: self.call(1))
 
     def warm_up(self):
         """Seconds per call, once they are steady."""
@@ -77,6 +75,16 @@ class Lap:
             if perf_counter() > end:
                 break
         return seconds
+
+
+def rest(seconds, call):
+    """Until the threads of others have ceased to spin; then has those of `call` wake, on cores of their
+    own."""
+    if seconds:
+        sleep(seconds)
+        end = perf_counter() + WAKING_SECONDS
+        while perf_counter() < end:
+            call()
 
 
 class Graph:
@@ -178,7 +186,7 @@ class Recorder:
         self.errors.append(f"{node.name}: {call.excinfo.exconly()}")
 
 
-def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, compute, rest, graph):
+def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, compute, pause, graph):
     threads = torch.get_num_threads()
     limit, work = roofline.binding(moved, flops, compute, threads, memory)
     count = min(MAX_SETS, -(-roofline.past_cache() // moved))
@@ -193,22 +201,19 @@ def _measure(benchmark, seconds, inputs, ours, peers, moved, flops, memory, comp
         calls = -(-calls // count) * count  # all sets, so that none is in a cache when it comes again
         for lap in (ours, *peers.values()):
             lap.capture(calls)
-    waking = WAKING_CALLS if rest else 0
-    round_seconds = (calls + waking) * (own + others) + rest * (1 + len(peers))
+    round_seconds = calls * (own + others) + (pause and pause + WAKING_SECONDS) * (2 + len(peers))
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / round_seconds)))
 
     beside = []  # seconds per call of the limit and of each peer, round by round
 
     def run_others():
-        sleep(rest)
-        for _ in range(waking):
-            roofline.rate(limit, threads)
-        times = {"limit": work / roofline.rate(limit, threads)}
+        rest(pause, lambda: roofline.rate(limit, threads))
+        times = {"limit": work / roofline.rate_now(limit, threads)}
         for name, peer in peers.items():
-            peer.rest(rest)
+            peer.rest(pause)
             times[name] = peer.seconds(calls)
         beside.append(times)
-        ours.rest(rest)
+        ours.rest(pause)
 
     benchmark.pedantic(ours, (calls,), setup=run_others, rounds=rounds, iterations=1)
     times = [t / calls for t in benchmark.stats.stats.data]

@@ -82,8 +82,63 @@ struct Silu {
   }
 };
 
+#if defined(WF_ISA) && defined(__AVX512F__)
+/// Phi(-a) by polynomials around 32 points, which interpolate it between them to 7e-9.
+struct NormalTail {
+  static constexpr int kPoints = 32, kDegree = 4;
+  static constexpr float kStep = 0.2f, kEnd = kStep * (kPoints - 1);  // where it is 0
+  alignas(64) float coefficients[kDegree + 1][kPoints] = {};
+
+  constexpr NormalTail() {
+    // Chebyshev's nodes; divided differences of the values there make the polynomial.
+    constexpr double kNodes[] = {-0.47552825814757678, -0.29389262614623657, 0,
+                                 0.29389262614623657, 0.47552825814757678};
+    for (int i = 0; i + 1 < kPoints; ++i) {
+      double d[kDegree + 1] = {}, c[kDegree + 1] = {};
+      for (int k = 0; k <= kDegree; ++k) d[k] = exact((i + kNodes[k]) * double{kStep});
+      for (int j = 1; j <= kDegree; ++j)
+        for (int k = kDegree; k >= j; --k) d[k] = (d[k] - d[k - 1]) / (kNodes[k] - kNodes[k - j]);
+      for (int k = kDegree; k >= 0; --k) {
+        for (int j = kDegree; j > 0; --j) c[j] = c[j - 1] - kNodes[k] * c[j];
+        c[0] = d[k] - kNodes[k] * c[0];
+      }
+      for (int j = 0; j <= kDegree; ++j) coefficients[j][i] = static_cast<float>(c[j]);
+    }
+  }
+  /// 1/2 - phi(a) (a + a^3 / 3 + a^5 / (3 5) + ..)
+  static constexpr double exact(double a) {
+    double power = 1, exponential = 1, term = a, sum = a;
+    for (int n = 1; n < 100; ++n) {
+      exponential += power *= a * a / 2 / n;
+      sum += term *= a * a / (2 * n + 1);
+    }
+    return 0.5 - 0.39894228040143268 / exponential * sum;
+  }
+
+  WF_INLINE Vec operator()(Vec a) const {
+    const Vec shift = set(0x1.8p23f), scale = set(1 / kStep);
+    const Vec place = fma(a, scale, shift);  // the nearest point, in its lowest bits
+    const Vec t = fma(a, scale, shift - place);
+    Vec p = at(kDegree, place);
+    for (int j = kDegree - 1; j >= 0; --j) p = fma(p, t, at(j, place));
+    return p;
+  }
+  WF_INLINE Vec at(int j, Vec place) const {
+    return {_mm512_permutex2var_ps(load(coefficients[j]).v, _mm512_castps_si512(place.v),
+                                   load(coefficients[j] + Vec::kWidth).v)};
+  }
+};
+constexpr NormalTail kNormalTail;
+#endif
+
 // gelu(z) = max(z, 0) - |z| Phi(-|z|): no cancellation on either side.
 struct Gelu {
+#if defined(WF_ISA) && defined(__AVX512F__)
+  static WF_INLINE Vec value(Vec z) {
+    const Vec a = min(set(NormalTail::kEnd), abs(z));
+    return max(set(0.0f), z) - a * kNormalTail(a);
+  }
+#else
   // Phi(-a) = exp(-a^2 / 2 + R(a)), R a minimax polynomial on [0, 6] (beyond, the term is below
   // 6e-9).
   static WF_INLINE Vec value(Vec z) {
@@ -103,6 +158,7 @@ struct Gelu {
     const Vec tail = exp(fma(a * a, set(-0.5f), r));
     return max(set(0.0f), z) - a * tail;
   }
+#endif
   // The slope at -a is Phi(-a) - a phi(a) = e^(-a^2 / 2) D(a), at a 1 less that. D is a minimax
   // polynomial on [0, 6] and linear beyond, where Phi(-a) no longer counts.
   static WF_INLINE ValueAndSlope both(Vec z) {
@@ -128,6 +184,9 @@ struct Gelu {
   }
 };
 
+#if defined(WF_ISA) && defined(__AVX512F__)
+using GeluHalf = Gelu;
+#else
 /// Gelu for a result of 16 bits, whose rounding hides relative errors of 1e-4: shorter polynomials.
 struct GeluHalf {
   static WF_INLINE Vec value(Vec z) {
@@ -143,6 +202,7 @@ struct GeluHalf {
   }
   static WF_INLINE ValueAndSlope both(Vec z) { return Gelu::both(z); }
 };
+#endif
 
 struct GeluTanh {
   static constexpr float kScale = 2 * 0.7978845608f, kCubic = 0.044715f;
