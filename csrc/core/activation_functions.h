@@ -91,8 +91,8 @@ struct NormalTail {
 
   constexpr NormalTail() {
     // Chebyshev's nodes; divided differences of the values there make the polynomial.
-    constexpr double kNodes[] = {-0.47552825814757678, -0.29389262614623657, 0,
-                                 0.29389262614623657, 0.47552825814757678};
+    constexpr double kNodes[] = {-0.47552825814757678, -0.29389262614623657, 0, 0.29389262614623657,
+                                 0.47552825814757678};
     for (int i = 0; i + 1 < kPoints; ++i) {
       double d[kDegree + 1] = {}, c[kDegree + 1] = {};
       for (int k = 0; k <= kDegree; ++k) d[k] = exact((i + kNodes[k]) * double{kStep});
@@ -184,9 +184,6 @@ struct Gelu {
   }
 };
 
-#if defined(WF_ISA) && defined(__AVX512F__)
-using GeluHalf = Gelu;
-#else
 /// Gelu for a result of 16 bits, whose rounding hides relative errors of 1e-4: shorter polynomials.
 struct GeluHalf {
   static WF_INLINE Vec value(Vec z) {
@@ -202,7 +199,6 @@ struct GeluHalf {
   }
   static WF_INLINE ValueAndSlope both(Vec z) { return Gelu::both(z); }
 };
-#endif
 
 struct GeluTanh {
   static constexpr float kScale = 2 * 0.7978845608f, kCubic = 0.044715f;
