@@ -91,8 +91,12 @@ def _gpu_operands(limit):
     return tuple(torch.randn(3, 8192, 8192).to(dtype))
 
 
-def rate_now(limit, threads, seconds=NOW_SECONDS):
-    """The best of the runs of so many seconds: one is so short that waking its threads counts."""
+def rate_now(limit, threads):
+    """The best of a few runs: one is so short that waking its threads counts."""
+    return _best_within(NOW_SECONDS, limit, threads)
+
+
+def _best_within(seconds, limit, threads):
     best, end = rate(limit, threads), perf_counter() + seconds
     while best and perf_counter() < end:
         best = max(best, rate(limit, threads))
@@ -106,7 +110,7 @@ def best_rate(limit, threads):
 
 @functools.cache
 def _best_rate(limit, threads, _isa):
-    return rate_now(limit, threads, BEST_SECONDS)
+    return _best_within(BEST_SECONDS, limit, threads)
 
 
 def binding(moved, flops, compute, threads, memory=None):

@@ -59,7 +59,8 @@ inline const f16* scales_of(const Weight& w, const uint8_t* panel, int64_t g) {
 }
 
 /// Bytes by which memory is fetched ahead: beside their products, the loads of several panels would
-/// not keep it busy.
+/// not keep it busy. Two groups of int4_dynamic with their scales, or four: then values fetch all
+/// values, and scales all scales.
 constexpr int64_t kAhead = 576, kFarAhead = 1152;
 
 /// Brings a line into L2, which waits for more lines at a time than L1 does.
